@@ -3,20 +3,20 @@
 ::
 
     TwinmeshError                gRPC status          typical reasons
-    ├── InvalidArgument          INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHANNEL, MALFORMED_MESSAGE
+    ├── InvalidArgument          INVALID_ARGUMENT     INVALID_FIELD, INCOMPATIBLE_UNIT, MALFORMED_MESSAGE
     ├── OutOfRange               OUT_OF_RANGE         COMPACTED, FUTURE_OFFSET
     ├── Unauthenticated          UNAUTHENTICATED      UNAUTHENTICATED
     ├── PermissionDenied         PERMISSION_DENIED    PERMISSION_DENIED
-    ├── NotFound                 NOT_FOUND            UNKNOWN_TWIN, UNKNOWN_TWIN_TYPE, ...
+    ├── NotFound                 NOT_FOUND            TWIN_NOT_FOUND, CHANNEL_NOT_FOUND, MODEL_NOT_FOUND
     ├── AlreadyExists            ALREADY_EXISTS       ALREADY_EXISTS
     ├── Conflict                 ABORTED              REVISION_CONFLICT
-    ├── FailedPrecondition       FAILED_PRECONDITION  FENCED, SEQUENCE_GAP, LOG_REWOUND
+    ├── FailedPrecondition       FAILED_PRECONDITION  PRODUCER_FENCED, SEQUENCE_GAP, LOG_REWOUND
     ├── ResourceExhausted        RESOURCE_EXHAUSTED   OVERLOADED, MESSAGE_TOO_LARGE     (retryable when told when)
-    ├── Unavailable              UNAVAILABLE          UNAVAILABLE, DRAINING             (retryable)
-    ├── DeadlineExceeded         DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
+    ├── Unavailable              UNAVAILABLE          DEPENDENCY_UNAVAILABLE, DRAINING  (retryable)
+    ├── DeadlineExceeded         DEADLINE_EXCEEDED    DEADLINE
     ├── Unimplemented            UNIMPLEMENTED        UNIMPLEMENTED
     ├── Internal                 INTERNAL             INTERNAL
-    └── DataLoss                 DATA_LOSS            DATA_LOSS
+    └── DataLoss                 DATA_LOSS            CHECKSUM_MISMATCH
 
 A class says how a program should react (it is the status code); a reason says what happened (it is frozen in
 ``twinmesh.type.v1.ErrorReason`` and may be matched by callers); a message says to a person what is wrong and what
@@ -42,31 +42,40 @@ class Reason(StrEnum):
     UNSPECIFIED = "UNSPECIFIED"
     INVALID_FIELD = "INVALID_FIELD"
     MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
-    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
-    EMPTY_BATCH = "EMPTY_BATCH"
-    COLUMN_LENGTH_MISMATCH = "COLUMN_LENGTH_MISMATCH"
-    UNKNOWN_TWIN = "UNKNOWN_TWIN"
-    UNKNOWN_TWIN_TYPE = "UNKNOWN_TWIN_TYPE"
-    UNKNOWN_CHANNEL = "UNKNOWN_CHANNEL"
-    UNKNOWN_UNIT = "UNKNOWN_UNIT"
-    REVISION_CONFLICT = "REVISION_CONFLICT"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    INCOMPATIBLE_UNIT = "INCOMPATIBLE_UNIT"
+    UNEQUAL_COLUMNS = "UNEQUAL_COLUMNS"
+    SEQUENCE_REUSED = "SEQUENCE_REUSED"
+    TWIN_TYPE_NOT_FOUND = "TWIN_TYPE_NOT_FOUND"
+    TWIN_NOT_FOUND = "TWIN_NOT_FOUND"
+    CHANNEL_NOT_FOUND = "CHANNEL_NOT_FOUND"
+    COMMAND_NOT_FOUND = "COMMAND_NOT_FOUND"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    RUN_NOT_FOUND = "RUN_NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
-    NOT_FOUND = "NOT_FOUND"
-    FENCED = "FENCED"
+    REVISION_CONFLICT = "REVISION_CONFLICT"
+    PRODUCER_FENCED = "PRODUCER_FENCED"
     SEQUENCE_GAP = "SEQUENCE_GAP"
-    DUPLICATE = "DUPLICATE"
     LOG_REWOUND = "LOG_REWOUND"
+    NOT_SEQUENCER = "NOT_SEQUENCER"
+    COMMAND_STATE = "COMMAND_STATE"
+    NOT_CONTROLLABLE = "NOT_CONTROLLABLE"
+    NOT_ENOUGH_HISTORY = "NOT_ENOUGH_HISTORY"
+    RUN_ENDED = "RUN_ENDED"
     COMPACTED = "COMPACTED"
     FUTURE_OFFSET = "FUTURE_OFFSET"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     OVERLOADED = "OVERLOADED"
-    UNAVAILABLE = "UNAVAILABLE"
+    WATCHER_TOO_SLOW = "WATCHER_TOO_SLOW"
+    DEPENDENCY_UNAVAILABLE = "DEPENDENCY_UNAVAILABLE"
     DRAINING = "DRAINING"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    MODEL_NOT_READY = "MODEL_NOT_READY"
+    DEADLINE = "DEADLINE"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
-    UNIMPLEMENTED = "UNIMPLEMENTED"
     INTERNAL = "INTERNAL"
-    DATA_LOSS = "DATA_LOSS"
+    CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +129,9 @@ class TwinmeshError(Exception):
 
     def __str__(self) -> str:
         """The message, then the violated fields and the reason: what a person should read first comes first."""
-        fields = "".join(f"; {v.field}: {v.description}" for v in self.field_violations)
+        fields = "".join(
+            f"; {v.field}: {v.description}" for v in self.field_violations if v.description not in self.message
+        )
         return f"{self.message}{fields} [{self.reason}]"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -166,7 +177,6 @@ class NotFound(TwinmeshError):
     """The thing named does not exist; the message says what would create it."""
 
     code: ClassVar[str] = "NOT_FOUND"
-    default_reason: ClassVar[Reason] = Reason.NOT_FOUND
 
 
 class AlreadyExists(TwinmeshError):
@@ -200,7 +210,7 @@ class Unavailable(TwinmeshError):
     """The service, or something it needs, cannot answer now; the same call may succeed later."""
 
     code: ClassVar[str] = "UNAVAILABLE"
-    default_reason: ClassVar[Reason] = Reason.UNAVAILABLE
+    default_reason: ClassVar[Reason] = Reason.DEPENDENCY_UNAVAILABLE
 
     @property
     def retryable(self) -> bool:
@@ -212,7 +222,7 @@ class DeadlineExceeded(TwinmeshError):
     """Time ran out; whether a mutation took effect is unknown unless its `request_id` is asked again."""
 
     code: ClassVar[str] = "DEADLINE_EXCEEDED"
-    default_reason: ClassVar[Reason] = Reason.DEADLINE_EXCEEDED
+    default_reason: ClassVar[Reason] = Reason.DEADLINE
 
 
 class Unimplemented(TwinmeshError):
@@ -233,7 +243,7 @@ class DataLoss(TwinmeshError):
     """Stored data failed its checksum or is missing; an operator must act."""
 
     code: ClassVar[str] = "DATA_LOSS"
-    default_reason: ClassVar[Reason] = Reason.DATA_LOSS
+    default_reason: ClassVar[Reason] = Reason.CHECKSUM_MISMATCH
 
 
 ERROR_TYPES: Mapping[str, type[TwinmeshError]] = MappingProxyType(
