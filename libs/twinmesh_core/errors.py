@@ -24,6 +24,8 @@ would be right, and never carries Python text, a path or SQL. Cancellation is no
 ``asyncio.CancelledError`` passes through everything.
 """
 
+# ruff: noqa: N818  the names are the status codes; a suffix on each would say less
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
