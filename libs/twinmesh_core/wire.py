@@ -1,0 +1,311 @@
+"""The columnar codec: `ObservationBatch` to and from the bytes of its protobuf message, without protobuf.
+
+Building a typed message from numpy costs 50 to 95 ns per value and reading one back some 30 to 300; a walk over the
+tags costs less than 1, because a packed fixed-width column on the wire *is* a little-endian array. So columns are
+read as views of the received bytes (read-only; they keep the message alive) and written by joining buffers.
+
+The walk accepts the canonical form only: every column one packed record, no field twice, nothing unknown. What else
+is legal protobuf (a packed field split over several records, unpacked values, fields of a newer release, merged
+messages) is *not* an error: `walk` returns None, and the caller parses with the typed message, serialises that anew
+(which is canonical) and walks again. `decode` does this, given the typed step. Property tests hold both ways equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from twinmesh_core.errors import InvalidArgument
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import (
+    BYTE,
+    END_OFFSET,
+    FLOAT64,
+    HANDLE,
+    INT64,
+    QUALITY,
+    TIME,
+    ObservationBatch,
+    Section,
+    SeriesKey,
+    TextSection,
+)
+
+VARINT: Final = 0
+FIXED64: Final = 1
+LEN: Final = 2
+FIXED32: Final = 5
+
+Canonicalise = Callable[[bytes], bytes]
+"""Parses with the typed message and serialises anew, unknown fields dropped; raises `InvalidArgument` for bad bytes."""
+
+
+class NotCanonical(Exception):  # noqa: N818 -- not a failure: a signal to take the other path
+    """The bytes are not in the form that can be walked; they may still be a valid message."""
+
+
+def decode(data: bytes, canonicalise: Canonicalise) -> ObservationBatch:
+    """Return the batch that the bytes hold, by the fast walk where possible.
+
+    Args:
+        data: a serialized ``twinmesh.type.v1.ObservationBatch``.
+        canonicalise: the typed step for encodings that are legal but not canonical.
+
+    Raises:
+        InvalidArgument: not such a message (MALFORMED_MESSAGE), or columns that contradict each other.
+    """
+    batch = walk(data)
+    if batch is not None:
+        return batch
+    batch = walk(canonicalise(data))
+    if batch is None:
+        raise InvalidArgument("the bytes are not an ObservationBatch", reason="MALFORMED_MESSAGE")
+    return batch
+
+
+def walk(data: bytes) -> ObservationBatch | None:
+    """Return the batch if the bytes are canonical, None if only the typed parser can tell.
+
+    Raises:
+        InvalidArgument: the bytes are canonical and their columns contradict each other (UNEQUAL_COLUMNS).
+    """
+    try:
+        columns = _walk_batch(data)
+    except NotCanonical:
+        return None
+    return ObservationBatch(**columns)
+
+
+def encode(batch: ObservationBatch) -> bytes:
+    """Return the canonical bytes: equal to what protobuf serialises for the same content, at memcpy speed.
+
+    Sections without rows are left out; so is a quality column in which no row states a quality.
+    """
+    parts: list[Any] = []
+    for key in batch.series:
+        _put_record(parts, 1, [_encode_key(key)])
+    for number, (_, section) in enumerate(batch.sections(), start=2):
+        if len(section):
+            _put_record(parts, number, _encode_section(section))
+    return b"".join(parts)
+
+
+def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (field number, wire type, value, end) for each field of a message.
+
+    For VARINT `value` is the number (0 to 2**64 - 1); for the others it is the position where the payload starts, and
+    `end` where it ends.
+
+    Raises:
+        NotCanonical: truncated, a group, a field number above 15 or zero, or an over-long varint.
+    """
+    position = start
+    stop = len(data) if end is None else end
+    while position < stop:
+        tag = data[position]
+        position += 1
+        number, wire_type = tag >> 3, tag & 7
+        if tag > 0x7F or number == 0:
+            raise NotCanonical
+        if wire_type == VARINT:
+            value, position = _varint(data, position, stop)
+            yield number, wire_type, value, position
+            continue
+        if wire_type == LEN:
+            length, position = _varint(data, position, stop)
+        elif wire_type == FIXED64:
+            length = 8
+        elif wire_type == FIXED32:
+            length = 4
+        else:
+            raise NotCanonical
+        if length > stop - position:
+            raise NotCanonical
+        yield number, wire_type, position, position + length
+        position += length
+
+
+def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < stop:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value > 0xFFFF_FFFF_FFFF_FFFF:
+                raise NotCanonical
+            return value, position
+        shift += 7
+        if shift >= 70:
+            raise NotCanonical
+    raise NotCanonical
+
+
+def _walk_batch(data: bytes) -> dict[str, Any]:
+    keys: list[SeriesKey] = []
+    columns: dict[str, Any] = {}
+    for number, wire_type, start, end in fields(data):
+        if wire_type != LEN:
+            raise NotCanonical
+        if number == 1:
+            keys.append(_walk_key(data, start, end))
+            continue
+        reader = _SECTIONS.get(number)
+        if reader is None or reader[0] in columns:
+            raise NotCanonical
+        columns[reader[0]] = reader[1](data, start, end)
+    columns["series"] = tuple(keys)
+    return columns
+
+
+def _walk_key(data: bytes, start: int, end: int) -> SeriesKey:
+    seen: dict[int, Any] = {}
+    for number, wire_type, value, stop in fields(data, start, end):
+        if number in seen or _KEY_WIRE_TYPES.get(number) != wire_type:
+            raise NotCanonical
+        if wire_type == LEN:
+            try:
+                seen[number] = data[value:stop].decode()
+            except UnicodeDecodeError:
+                raise NotCanonical from None
+        else:
+            seen[number] = _signed(value, 64 if number == 4 else 32)
+    return SeriesKey(
+        twin_id=seen.get(1, ""),
+        channel=seen.get(2, ""),
+        unit=seen.get(3, ""),
+        series_id=seen.get(4, 0),
+        twin_type_id=seen.get(5, ""),
+        twin_type_version=seen.get(6, 0),
+        kind=ChannelKind.of(seen.get(7, 0)),
+    )
+
+
+_KEY_WIRE_TYPES: Final = {1: LEN, 2: LEN, 3: LEN, 4: VARINT, 5: LEN, 6: VARINT, 7: VARINT}
+
+
+def _signed(value: int, bits: int) -> int:
+    signed = value - (1 << 64) if value >> 63 else value
+    if not -(1 << (bits - 1)) <= signed < 1 << (bits - 1):
+        raise NotCanonical  # protobuf cuts such a number to 32 bits; let it
+    return signed
+
+
+def _columns(data: bytes, start: int, end: int, allowed: int) -> dict[int, tuple[int, int]]:
+    """Return the span of each column of a section; refuses what a view could not show faithfully."""
+    spans: dict[int, tuple[int, int]] = {}
+    for number, wire_type, value, stop in fields(data, start, end):
+        if wire_type != LEN or number > allowed or number in spans:
+            raise NotCanonical
+        spans[number] = (value, stop)
+    return spans
+
+
+def _view(data: bytes, span: tuple[int, int] | None, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    start, stop = span or (0, 0)
+    count, odd = divmod(stop - start, dtype.itemsize)
+    if odd:
+        raise NotCanonical
+    return np.frombuffer(data, dtype, count, start) if count else np.empty(0, dtype)
+
+
+def _quality_view(data: bytes, span: tuple[int, int] | None, rows: int) -> npt.NDArray[np.uint8]:
+    quality = _view(data, span, QUALITY)
+    return quality if len(quality) else np.zeros(rows, QUALITY)
+
+
+def _section_reader(dtype: np.dtype[Any]) -> Callable[[bytes, int, int], Section]:
+    def read(data: bytes, start: int, end: int) -> Section:
+        spans = _columns(data, start, end, 4)
+        series = _view(data, spans.get(1), HANDLE)
+        return Section(
+            series=series,
+            time_unix_us=_view(data, spans.get(2), TIME),
+            quality=_quality_view(data, spans.get(3), len(series)),
+            values=_view(data, spans.get(4), dtype),
+        )
+
+    return read
+
+
+def _read_texts(data: bytes, start: int, end: int) -> TextSection:
+    spans = _columns(data, start, end, 5)
+    series = _view(data, spans.get(1), HANDLE)
+    heap_start, heap_end = spans.get(5, (0, 0))
+    return TextSection(
+        series=series,
+        time_unix_us=_view(data, spans.get(2), TIME),
+        quality=_quality_view(data, spans.get(3), len(series)),
+        end_offset=_view(data, spans.get(4), END_OFFSET),
+        heap=data[heap_start:heap_end],
+    )
+
+
+_SECTIONS: Final[dict[int, tuple[str, Callable[[bytes, int, int], Section | TextSection]]]] = {
+    2: ("doubles", _section_reader(FLOAT64)),
+    3: ("int64s", _section_reader(INT64)),
+    4: ("bools", _section_reader(BYTE)),
+    5: ("texts", _read_texts),
+    6: ("jsons", _read_texts),
+}
+
+
+def _encode_key(key: SeriesKey) -> bytes:
+    parts: list[bytes] = []
+    for number, text in ((1, key.twin_id), (2, key.channel), (3, key.unit)):
+        _put_text(parts, number, text)
+    _put_number(parts, 4, key.series_id)
+    _put_text(parts, 5, key.twin_type_id)
+    _put_number(parts, 6, key.twin_type_version)
+    _put_number(parts, 7, int(key.kind))
+    return b"".join(parts)
+
+
+def _encode_section(section: Section | TextSection) -> list[Any]:
+    parts: list[Any] = []
+    _put_array(parts, 1, section.series, HANDLE)
+    _put_array(parts, 2, section.time_unix_us, TIME)
+    if section.quality.any():
+        _put_array(parts, 3, section.quality, QUALITY)
+    if isinstance(section, TextSection):
+        _put_array(parts, 4, section.end_offset, END_OFFSET)
+        if section.heap:
+            _put_record(parts, 5, [section.heap])
+    else:
+        _put_array(parts, 4, section.values, section.values.dtype.newbyteorder("<"))
+    return parts
+
+
+def _put_array(parts: list[Any], number: int, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    column = np.ascontiguousarray(array, dtype)
+    parts.append(bytes([number << 3 | LEN]) + encode_varint(column.nbytes))
+    parts.append(column.view(np.uint8).data)
+
+
+def _put_record(parts: list[Any], number: int, payload: list[Any]) -> None:
+    parts.append(bytes([number << 3 | LEN]) + encode_varint(sum(len(p) for p in payload)))
+    parts.extend(payload)
+
+
+def _put_text(parts: list[bytes], number: int, text: str) -> None:
+    if text:
+        encoded = text.encode()
+        parts.append(bytes([number << 3 | LEN]) + encode_varint(len(encoded)) + encoded)
+
+
+def _put_number(parts: list[bytes], number: int, value: int) -> None:
+    if value:
+        parts.append(bytes([number << 3 | VARINT]) + encode_varint(value & 0xFFFF_FFFF_FFFF_FFFF))
+
+
+def encode_varint(value: int) -> bytes:
+    """Return the base-128 varint of a number from 0 to 2**64 - 1."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
