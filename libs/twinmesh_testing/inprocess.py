@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from twinmesh_runtime.server import ServiceServer
 from twinmesh_runtime.service import Service
@@ -56,7 +57,8 @@ async def serve_server(
     # A task of its own, since a fixture's two halves may run in different ones and a TaskGroup belongs to one.
     life = asyncio.get_running_loop().create_task(live())
     try:
-        await asyncio.wait({life, serving}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {life, serving}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if life.done():
             life.result()
         yield server, serving.result()
