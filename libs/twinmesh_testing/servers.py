@@ -18,6 +18,7 @@ import pytest
 
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian
+from twinmesh_local.triton import TritonServer
 from twinmesh_local.valkey import ValkeyServer
 
 
@@ -71,3 +72,12 @@ def redis_url(valkey_server: ValkeyServer) -> str:
     """URL of the run's Valkey, emptied for this test."""
     valkey_server.flush()
     return valkey_server.url()
+
+
+@pytest.fixture(scope="session")
+def triton_server(guardian: Guardian, servers_dir: Path) -> Iterator[TritonServer]:
+    """The run's Triton on CPU: ``grpc_url``, and ``model_repository`` to put models into (name them uniquely)."""
+    server = TritonServer(guardian, servers_dir, log_dir=servers_dir)
+    server.start()
+    yield server
+    server.stop()
