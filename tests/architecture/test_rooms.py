@@ -14,9 +14,12 @@ FILES = {"__init__.py", "__main__.py", "main.py", "settings.py"}
 MOST_LINES = 400
 
 
-def our_modules() -> Iterator[Path]:
+SHIPPED = ("libs", "services", "tools", "benchmarks", "examples")
+
+
+def our_modules(*tops: str) -> Iterator[Path]:
     """Yield every Python file of ours; generated code is not ours."""
-    for top in ("libs", "services", "tools", "benchmarks", "examples", "tests"):
+    for top in tops or (*SHIPPED, "tests"):
         for path in sorted((ROOT / top).rglob("*.py")):
             if (ROOT / "libs" / "twinmesh") not in path.parents and "__pycache__" not in path.parts:
                 yield path
@@ -69,10 +72,10 @@ def test_a_module_fits_in_one_reading() -> None:
 
 
 def test_nothing_is_left_for_later_in_the_code() -> None:
-    words = ("TO" + "DO", "FIX" + "ME", "Not" + "ImplementedError", "X" + "XX")
+    words = ("TO" + "DO", "FIX" + "ME", "raise Not" + "ImplementedError", "X" + "XX")
     found = [
         f"{name_of(path)}: {word}"
-        for path in our_modules()
+        for path in our_modules(*SHIPPED)
         for word in words
         if word in path.read_text(encoding="utf-8")
     ]
