@@ -134,7 +134,7 @@ def _unreachable(text: str) -> str:
     """Say who cannot be reached, without the transport's own wording, which names sockets and errno values."""
     address = re.search(r"ipv[46]:(?:%5B|\[)?[0-9a-fA-F.:]+(?:%5D|\])?:\d+", text)
     where = f" at {address.group().split(':', 1)[1]}" if address is not None else ""
-    if "name resolution" in text.lower() or "DNS" in text:
+    if "resolving" in text or "resolution" in text:
         return "The service's host name cannot be resolved; check the endpoint."
     return f"The service{where} cannot be reached, or is not ready yet; it is asked again when you call again."
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
@@ -41,6 +42,9 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """Default bound of one message in either direction; equal to the services' default."""
+# gRPC's core writes connection notices to standard error by itself; who wants them sets the variable.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 READY_SERVICE: Final = "ready"
 """Name under which a server's health says whether it should be sent calls."""
 TENANT_KEY: Final = "twinmesh-tenant"
@@ -48,6 +52,23 @@ TENANT_KEY: Final = "twinmesh-tenant"
 
 IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "twinmesh.mesh.v1.MeshService": ("GetMesh",),
+    "twinmesh.storage.v1.StorageService": (
+        "GetHead",
+        "ReadRange",
+        "ReadLatest",
+        "ReadWindow",
+        "Aggregate",
+        "ListSeries",
+        "ListQuarantine",
+        "GetStatistics",
+    ),
+    "twinmesh.statesync.v1.TwinService": ("GetTwinType", "ListTwinTypes", "GetTwin", "ListTwins"),
+    "twinmesh.statesync.v1.ReplicaService": ("GetReplica",),
+    "twinmesh.statesync.v1.CommandService": ("GetCommand", "ListCommands"),
+    "twinmesh.statesync.v1.EventService": ("ListEvents",),
+    "twinmesh.training.v1.TrainingService": ("GetTrainingRun", "ListTrainingRuns"),
+    "twinmesh.training.v1.ModelService": ("ListModels", "ListModelVersions", "GetModelVersion", "DownloadArtifact"),
+    "twinmesh.inference.v1.InferenceService": ("ListDeployments",),
 }
 """Service to the reads that a channel repeats by itself when a server is UNAVAILABLE. Writes are not here: their
 callers repeat them, knowingly, with the same `request_id` or producer stamp."""
