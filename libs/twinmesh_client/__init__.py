@@ -1,4 +1,95 @@
-"""The Twinmesh SDK: typed, asynchronous access to a mesh from one of its endpoints.
+"""The Twinmesh SDK: ``with tm.connect() as mesh``, or ``async with tm.connect_async() as mesh``.
 
-`twinmesh_client.transport` is the part that services use too: channels, deadlines and errors.
+Sync and async have the same names; the sync one is generated from the async one. Every failure is a `TwinmeshError`
+with a reason, the field that is wrong where one is, and the remedy.
 """
+
+from typing import TYPE_CHECKING, Any
+
+from twinmesh_core.errors import (
+    AlreadyExists,
+    Conflict,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResourceExhausted,
+    TwinmeshError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.quality import FlagReason, Quality
+from twinmesh_core.registry import CommandSpec, PropertySpec, TwinType
+
+if TYPE_CHECKING:
+    from twinmesh_client.acks import WriteAck
+    from twinmesh_client.aio.device import Refused
+    from twinmesh_client.aio.mesh import connect_async
+    from twinmesh_client.aio.watcher import GapDetected
+    from twinmesh_client.connect import connect
+    from twinmesh_client.modelling import channel, command, twin_type
+    from twinmesh_client.replicas import NotConverged, Position
+
+_LAZY = {
+    "GapDetected": "twinmesh_client.aio.watcher",
+    "NotConverged": "twinmesh_client.replicas",
+    "Position": "twinmesh_client.replicas",
+    "Refused": "twinmesh_client.aio.device",
+    "WriteAck": "twinmesh_client.acks",
+    "channel": "twinmesh_client.modelling",
+    "command": "twinmesh_client.modelling",
+    "connect": "twinmesh_client.connect",
+    "connect_async": "twinmesh_client.aio.mesh",
+    "twin_type": "twinmesh_client.modelling",
+}
+"""Loaded on first use: services import this package for its transport alone, and start without the rest."""
+
+__all__ = [
+    "AlreadyExists",
+    "ChannelKind",
+    "CommandSpec",
+    "Conflict",
+    "DataLoss",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FlagReason",
+    "GapDetected",
+    "Internal",
+    "InvalidArgument",
+    "NotConverged",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "Position",
+    "PropertySpec",
+    "Quality",
+    "Refused",
+    "ResourceExhausted",
+    "TwinType",
+    "TwinmeshError",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "WriteAck",
+    "channel",
+    "command",
+    "connect",
+    "connect_async",
+    "twin_type",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'twinmesh_client' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(module), name)

@@ -1,0 +1,1 @@
+"""The SDK, async: the source from which `twinmesh_client.sync` is generated."""

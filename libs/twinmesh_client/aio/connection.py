@@ -1,0 +1,83 @@
+"""One mesh as a client sees it: dial one endpoint, find the others, one channel for each service."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import grpc.aio
+
+from twinmesh.inference.v1 import inference_pb2_grpc
+from twinmesh.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from twinmesh.statesync.v1 import statesync_pb2_grpc
+from twinmesh.storage.v1 import storage_pb2_grpc
+from twinmesh.training.v1 import training_pb2_grpc
+from twinmesh_client.transport import call, open_channel
+from twinmesh_core.errors import DeadlineExceeded, Unavailable
+
+SERVICES: Final = ("ingestion", "storage", "statesync", "training", "inference")
+DISCOVERY_TIMEOUT_S: Final = 10.0
+
+
+class Connection:
+    """Channels and stubs of one mesh; made by `open_connection`.
+
+    Attributes:
+        endpoints: target of each service by token.
+        timeout_s: deadline of each call that is not told otherwise.
+    """
+
+    def __init__(self, endpoints: dict[str, str], channels: dict[str, grpc.aio.Channel], timeout_s: float) -> None:
+        self.endpoints = endpoints
+        self.channels = channels
+        self.timeout_s = timeout_s
+        self.storage = storage_pb2_grpc.StorageServiceStub(channels["storage"])
+        self.twins = statesync_pb2_grpc.TwinServiceStub(channels["statesync"])
+        self.replicas = statesync_pb2_grpc.ReplicaServiceStub(channels["statesync"])
+        self.commands = statesync_pb2_grpc.CommandServiceStub(channels["statesync"])
+        self.events = statesync_pb2_grpc.EventServiceStub(channels["statesync"])
+        self.training = training_pb2_grpc.TrainingServiceStub(channels["training"])
+        self.models = training_pb2_grpc.ModelServiceStub(channels["training"])
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channels["inference"])
+
+
+@asynccontextmanager
+async def open_connection(target: str, *, timeout_s: float) -> AsyncIterator[Connection]:
+    """Dial `target` (any service of the mesh), find the others, and close everything at the end.
+
+    Raises:
+        Unavailable: nothing answers there; the message says how to start a mesh.
+    """
+    async with AsyncExitStack() as stack:
+        endpoints = await discover(target)
+        channels = {service: await stack.enter_async_context(open_channel(endpoints[service])) for service in SERVICES}
+        yield Connection(endpoints, channels, timeout_s)
+
+
+async def discover(target: str) -> dict[str, str]:
+    """Return the endpoints of the mesh that `target` belongs to, by service token; raises `Unavailable`."""
+    async with open_channel(target) as channel:
+        stub = mesh_pb2_grpc.MeshServiceStub(channel)
+        try:
+            answer = await call(stub.GetMesh, mesh_pb2.GetMeshRequest(), timeout_s=DISCOVERY_TIMEOUT_S)
+        except (Unavailable, DeadlineExceeded) as error:
+            raise Unavailable(
+                f"No mesh answers at {target}. Start one with `twinmesh up`, or say where it is: "
+                "connect('host:7400'), or `twinmesh --target host:7400 ...`.",
+                metadata={"target": target},
+            ) from error
+    endpoints = {e.service: e.target for e in answer.endpoints}
+    missing = [s for s in SERVICES if s not in endpoints]
+    if missing:
+        raise Unavailable(
+            f"The mesh at {target} does not say where its {', '.join(missing)} service is; "
+            "set TWINMESH_MESH_* on its services."
+        )
+    return endpoints
+
+
+def new_request_id() -> str:
+    """Return a fresh idempotency key."""
+    return str(uuid.uuid4())

@@ -1,0 +1,108 @@
+"""A connected mesh: the door to everything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import observation_pb2
+from twinmesh_client import accounting
+from twinmesh_client.accounting import Quarantine, Statistics
+from twinmesh_client.acks import WriteAck
+from twinmesh_client.aio.connection import Connection, open_connection
+from twinmesh_client.aio.device import Device, Handler
+from twinmesh_client.aio.models import Models
+from twinmesh_client.aio.twins import Twins, TwinTypes
+from twinmesh_client.aio.writer import Writer
+from twinmesh_client.limits import DEFAULT_TIMEOUT_S, PATIENCE_S
+from twinmesh_client.targets import resolve_target
+from twinmesh_client.transport import call
+from twinmesh_client.values import enum_name
+
+
+class Mesh:
+    """A connected mesh; made by `connect`.
+
+    Attributes:
+        twins: twins, and their state.
+        types: twin types.
+        models: training runs, the model registry, deployments.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.twins = Twins(connection)
+        self.types = TwinTypes(connection)
+        self.models = Models(connection)
+
+    @property
+    def endpoints(self) -> Mapping[str, str]:
+        """Target of each service by token."""
+        return dict(self._connection.endpoints)
+
+    async def head(self) -> int:
+        """Return the newest durable offset of the log."""
+        answer = await call(
+            self._connection.storage.GetHead, storage_pb2.GetHeadRequest(), timeout_s=self._connection.timeout_s
+        )
+        return answer.position.offset
+
+    async def quarantine(self, *, twin_id: str = "", reason: str = "", limit: int = 100) -> Quarantine:
+        """Return quarantined rows, newest first.
+
+        Args:
+            twin_id: only those sent for this twin.
+            reason: only this one, e.g. ``unknown_twin``.
+            limit: most rows returned; the total is counted in any case.
+        """
+        request = storage_pb2.ListQuarantineRequest(twin_id=twin_id, page_size=limit)
+        if reason:
+            names = observation_pb2.FlagReason.keys()
+            request.reason = observation_pb2.FlagReason.Value(enum_name(names, "FLAG_REASON", reason, "reason"))
+        answer = await call(self._connection.storage.ListQuarantine, request, timeout_s=self._connection.timeout_s)
+        return accounting.quarantine(answer)
+
+    async def statistics(self, twin_id: str = "") -> Statistics:
+        """Return counts of everything, or of one twin."""
+        request = storage_pb2.GetStatisticsRequest(twin_id=twin_id)
+        answer = await call(self._connection.storage.GetStatistics, request, timeout_s=self._connection.timeout_s)
+        return accounting.statistics(answer)
+
+    def writer(
+        self,
+        producer_id: str,
+        *,
+        backfill: bool = False,
+        on_ack: Callable[[WriteAck], None] | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> Writer:
+        """Return a producer session (``async with``): many batches, each stored exactly once through any failure.
+
+        Args:
+            producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
+            backfill: declares recorded history: times back to 1970 are accepted.
+            on_ack: called after each acknowledgement.
+            patience_s: how long the mesh may be away before it gives up.
+        """
+        channel = self._connection.channels["ingestion"]
+        return Writer(channel, producer_id, backfill=backfill, on_ack=on_ack, patience_s=patience_s)
+
+    def device(self, twin_ids: Sequence[str], handlers: Mapping[str, Handler]) -> Device:
+        """Return the device side of twins: `run` it to obey their commands by the handlers, by command name."""
+        return Device(self._connection, twin_ids, handlers)
+
+
+@asynccontextmanager
+async def connect_async(target: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Mesh]:
+    """Connect to a mesh: ``async with connect_async() as mesh``.
+
+    Args:
+        target: ``host:port`` of any one service; None = ``TWINMESH_TARGET``, else the saved context.
+        timeout_s: deadline of each call that is not told otherwise.
+
+    Raises:
+        Unavailable: no mesh there; the message says how to start one.
+    """
+    async with open_connection(resolve_target(target), timeout_s=timeout_s) as connection:
+        yield Mesh(connection)

@@ -1,0 +1,401 @@
+"""One twin: write its facts, read its history, forecast it, direct it, watch it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from twinmesh.inference.v1 import inference_pb2
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import event_pb2
+from twinmesh_client import history
+from twinmesh_client.acks import WriteAck, total
+from twinmesh_client.aio import watcher
+from twinmesh_client.aio.connection import Connection, new_request_id
+from twinmesh_client.aio.history import read_buckets, read_latest, read_rows
+from twinmesh_client.aio.write import write_batch
+from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
+from twinmesh_client.forecasts import Decision, Forecast, decision
+from twinmesh_client.frames import frame_batches
+from twinmesh_client.readings import Buckets, Reading
+from twinmesh_client.replicas import (
+    Command,
+    DesiredWrite,
+    Event,
+    Position,
+    Replica,
+    WatchEvent,
+    command,
+    delta_items,
+    event,
+    position,
+    replica,
+)
+from twinmesh_client.transport import call
+from twinmesh_client.values import map_to_proto
+from twinmesh_core.errors import NotFound, invalid_field
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.registry import TwinType
+from twinmesh_runtime.registry_mapping import twin_type_from_message
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Twin:
+    """A handle on one twin; it costs nothing until something is asked of it."""
+
+    def __init__(self, connection: Connection, twin_id: str) -> None:
+        self._connection = connection
+        self.twin_id = twin_id
+        self._type: TwinType | None = None
+
+    def __repr__(self) -> str:
+        return f"Twin({self.twin_id!r})"
+
+    async def get(self, *, min_offset: int = 0) -> Replica:
+        """Return the replica, at least as new as `min_offset`; raises `NotFound`."""
+        request = statesync_pb2.GetReplicaRequest(twin_id=self.twin_id, min_offset=min_offset)
+        answer = await call(self._connection.replicas.GetReplica, request, timeout_s=self._connection.timeout_s)
+        return replica(answer.replica, position(answer.as_of))
+
+    async def type(self) -> TwinType:
+        """Return the twin's type (asked once); raises `NotFound`."""
+        if self._type is None:
+            timeout_s = self._connection.timeout_s
+            twin = await call(
+                self._connection.twins.GetTwin, statesync_pb2.GetTwinRequest(twin_id=self.twin_id), timeout_s=timeout_s
+            )
+            request = statesync_pb2.GetTwinTypeRequest(
+                twin_type_id=twin.twin.twin_type_id, version=twin.twin.twin_type_version
+            )
+            answer = await call(self._connection.twins.GetTwinType, request, timeout_s=timeout_s)
+            self._type = twin_type_from_message(answer.twin_type)
+        return self._type
+
+    async def write(
+        self,
+        frame: pd.DataFrame | pd.Series[Any],
+        *,
+        time_zone: str | None = None,
+        units: Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None,
+        backfill: bool = False,
+    ) -> WriteAck:
+        """Write a pandas frame: a row per time, a column per channel; empty cells are absent. Returns after the commit.
+
+        Args:
+            frame: the index (or a column ``time``) is the event time.
+            time_zone: zone of naive times; required for them.
+            units: unit of columns that are not in their channel's own, e.g. ``{"oil": "degF"}``.
+            columns: channel of columns that are named otherwise.
+            backfill: declares recorded history: times back to 1970 are accepted.
+
+        Raises:
+            InvalidArgument: times or cells that cannot be read, or clocks that changed; names the row and the remedy.
+        """
+        kinds = await self._kinds()
+        acks = [
+            await self.write_batch(batch, backfill=backfill)
+            for batch in frame_batches(
+                frame, twin_id=self.twin_id, kinds=kinds, time_zone=time_zone, units=units, columns=columns
+            )
+            if batch.point_count()
+        ]
+        if not acks:
+            raise invalid_field("frame", "holds no value; give at least one cell that is not empty")
+        return total(acks)
+
+    async def write_values(
+        self, values: Mapping[str, Any], *, time: Moment | None = None, units: Mapping[str, str] | None = None
+    ) -> WriteAck:
+        """Write one value each of several channels, at one time (None = when the server receives it)."""
+        from twinmesh_client.aio.write import write_values
+
+        return await write_values(self._connection, self.twin_id, values, time=time, units=units)
+
+    async def write_batch(self, batch: ObservationBatch, *, backfill: bool = False) -> WriteAck:
+        """Write one columnar batch; returns after the commit. Repeated safely by itself while the mesh restarts."""
+        return await write_batch(self._connection, batch, backfill=backfill)
+
+    async def read(
+        self,
+        *channels: str,
+        last: Span | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        at: Moment | None = None,
+        every: Span | None = None,
+        agg: str | Sequence[str] = "mean",
+        min_offset: int = 0,
+        min_quality: str = "bad",
+        time_zone: str = "",
+    ) -> Reading | Buckets:
+        """Read history: rows, or with `every` aggregates on a grid.
+
+        Args:
+            channels: which; none = all channels of the twin's type.
+            last: a span that ends at `at`.
+            start: from here on (included); instead of `last`.
+            end: up to here (excluded).
+            at: the end of `last`; None = the newest event time of these channels: recorded twins read as live ones.
+            every: bucket length; None = the rows themselves.
+            agg: count, min, max, mean, sum, first, last or stddev; one or several.
+            min_offset: waits until the answer reflects it, e.g. the offset of a `WriteAck`.
+            min_quality: rows only: ``good``, ``uncertain`` or ``bad`` (all).
+            time_zone: aligns buckets of whole days; empty = UTC.
+        """
+        names = channels or tuple(c.name for c in (await self.type()).channels)
+        window = await history.resolve_window(
+            lambda: read_latest(self._connection, self.twin_id, names, min_offset=min_offset),
+            last=last,
+            start=start,
+            end=end,
+            at=at,
+        )
+        if every is None:
+            return await read_rows(
+                self._connection, self.twin_id, names, window, min_offset=min_offset, min_quality=min_quality
+            )
+        return await read_buckets(
+            self._connection,
+            self.twin_id,
+            names,
+            window,
+            every=every,
+            functions=[agg] if isinstance(agg, str) else list(agg),
+            min_offset=min_offset,
+            time_zone=time_zone,
+        )
+
+    async def latest(self, *channels: str, min_offset: int = 0) -> Reading:
+        """Return the newest observation of each channel (none named = all); channels never heard from are absent."""
+        return await read_latest(self._connection, self.twin_id, channels, min_offset=min_offset)
+
+    async def forecast(
+        self,
+        channel: str,
+        *,
+        horizon: Span | None = None,
+        quantiles: Sequence[float] = (),
+        at: Moment | None = None,
+        model: str = "",
+        record: bool = False,
+        min_offset: int = 0,
+        as_of_offset: int = 0,
+        max_staleness: Span | None = None,
+    ) -> Forecast:
+        """Forecast a channel from the twin's own window.
+
+        Args:
+            channel: which.
+            horizon: at most the model's; None = all of it.
+            quantiles: levels among the model's; empty = all.
+            at: nothing later is seen; None = the newest event time of the inputs.
+            model: ``name`` or ``name@version``; empty = the one that serves this channel.
+            record: write it to the predicted facet.
+            min_offset: waits until the inputs reflect it.
+            as_of_offset: reads the inputs as of this log offset.
+            max_staleness: refuse when the newest input is older than this by the wall clock.
+
+        Raises:
+            NotFound: no model predicts this channel: train one.
+            Unavailable: the model is being loaded, or Triton is away.
+            FailedPrecondition: NOT_ENOUGH_HISTORY.
+        """
+        name, _, version = model.partition("@")
+        request = inference_pb2.ForecastRequest(
+            twin_id=self.twin_id,
+            channel=channel,
+            model_id=name,
+            model_version=int(version or 0),
+            quantile_levels=quantiles,
+            record=record,
+            min_offset=min_offset,
+            as_of_offset=as_of_offset,
+        )
+        if horizon is not None:
+            request.horizon.CopyFrom(proto_span(horizon, "horizon"))
+        if at is not None:
+            request.at.CopyFrom(proto_moment(moment_us(at, "at")))
+        if max_staleness is not None:
+            request.max_staleness.CopyFrom(proto_span(max_staleness, "max_staleness"))
+        answer = await call(self._connection.inference.Forecast, request, timeout_s=self._connection.timeout_s)
+        return Forecast.from_response(answer)
+
+    async def optimize(
+        self,
+        control: str,
+        *,
+        options: Mapping[float, float],
+        limit: float,
+        model: str = "",
+        limit_quantile: float = 0.9,
+        target: float | None = None,
+        target_weight: float = 0.0,
+        switch_cost: float = 0.0,
+        max_switches: int = 0,
+        min_dwell: Span | None = None,
+        at: Moment | None = None,
+        as_of_offset: int = 0,
+    ) -> Decision:
+        """Choose the planned values of a control so that the predicted channel keeps `limit` at the lowest cost.
+
+        Args:
+            control: the channel to plan.
+            options: what each possible value costs per hour.
+            limit: in the predicted channel's unit, held at `limit_quantile`.
+            model: a dynamics model; empty = the one that serves this control.
+            limit_quantile: e.g. 0.9: the upper edge of the forecast band.
+            target: soft target of the median; None = the limit.
+            target_weight: of the squared excess over the target, per hour.
+            switch_cost: of one change.
+            max_switches: changes allowed over the horizon, 0 to 3.
+            min_dwell: shortest time between changes.
+            at: nothing later is seen; None = the newest event time of the inputs.
+            as_of_offset: reads the inputs as of this log offset.
+        """
+        request = inference_pb2.OptimizeRequest(
+            twin_id=self.twin_id,
+            model_id=model,
+            control=control,
+            options=[inference_pb2.ControlOption(value=v, cost_per_hour=c) for v, c in options.items()],
+            limit=limit,
+            limit_quantile=limit_quantile,
+            target_weight=target_weight,
+            switch_cost=switch_cost,
+            max_switches=max_switches,
+            as_of_offset=as_of_offset,
+        )
+        if target is not None:
+            request.target = target
+        if min_dwell is not None:
+            request.min_dwell.CopyFrom(proto_span(min_dwell, "min_dwell"))
+        if at is not None:
+            request.at.CopyFrom(proto_moment(moment_us(at, "at")))
+        return decision(await call(self._connection.inference.Optimize, request, timeout_s=self._connection.timeout_s))
+
+    async def set_desired(
+        self,
+        values: Mapping[str, Any] | None = None,
+        *,
+        remove: Sequence[str] = (),
+        if_revision: int | None = None,
+        deadline: Span | None = None,
+    ) -> DesiredWrite:
+        """Set targets, all or nothing.
+
+        Args:
+            values: targets by channel.
+            remove: channels whose target is taken away.
+            if_revision: only if the desired facet still has this revision (0 = nothing was ever desired).
+            deadline: time by which the facts should meet them; a missed one is an event.
+
+        Raises:
+            Conflict: somebody else was first; metadata holds the current revision.
+            FailedPrecondition: NOT_CONTROLLABLE.
+        """
+        request = statesync_pb2.SetDesiredRequest(
+            twin_id=self.twin_id,
+            values=map_to_proto(values or {}, "values"),
+            remove=remove,
+            if_revision=if_revision,
+            request_id=new_request_id(),
+        )
+        if deadline is not None:
+            request.deadline.CopyFrom(proto_span(deadline, "deadline"))
+        answer = await call(self._connection.replicas.SetDesired, request, timeout_s=self._connection.timeout_s)
+        written = position(answer.position)
+        return DesiredWrite(
+            twin_id=self.twin_id,
+            before=Position(incarnation=written.incarnation, offset=written.offset - 1),
+            offset=written.offset,
+            channels=frozenset(values or {}),
+            revision=answer.desired.revision,
+            delta=delta_items(answer.delta),
+            commands=tuple(command(c) for c in answer.commands),
+        )
+
+    async def watch(
+        self, *, resume_after: Position | None = None, policy: str = "reliable", resync: bool = False
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Yield this twin's changes for ever; reconnects and resumes by itself.
+
+        Args:
+            resume_after: continue after this position; None = begin with a snapshot.
+            policy: when you are slow: ``reliable`` (every change), ``latest`` (merged), ``close`` (an error).
+            resync: when the server can no longer resume, yield an event of kind RESET and a new snapshot, not an error.
+
+        Raises:
+            GapDetected: the revisions prove that something was missed; never passes silently.
+            OutOfRange: `resume_after` is too old to resume from (and `resync` is not set).
+        """
+        events = watcher.watch(
+            self._connection, twin_ids=[self.twin_id], resume_after=resume_after, policy=policy, resync=resync
+        )
+        try:
+            async for change in events:
+                yield change
+        finally:
+            await events.aclose()
+
+    async def send_command(
+        self, name: str, args: Mapping[str, Any] | None = None, *, time_to_live: Span | None = None
+    ) -> Command:
+        """Queue an order for the entity; it is kept until the device takes it or it expires."""
+        request = statesync_pb2.SendCommandRequest(
+            twin_id=self.twin_id, name=name, args=map_to_proto(args or {}, "args"), request_id=new_request_id()
+        )
+        if time_to_live is not None:
+            request.time_to_live.CopyFrom(proto_span(time_to_live, "time_to_live"))
+        answer = await call(self._connection.commands.SendCommand, request, timeout_s=self._connection.timeout_s)
+        return command(answer.command)
+
+    async def command(self, command_id: str) -> Command:
+        """Return a command; raises `NotFound`."""
+        request = statesync_pb2.GetCommandRequest(twin_id=self.twin_id, command_id=command_id)
+        answer = await call(self._connection.commands.GetCommand, request, timeout_s=self._connection.timeout_s)
+        return command(answer.command)
+
+    async def commands(self, *, limit: int = 100) -> list[Command]:
+        """Return the newest commands."""
+        request = statesync_pb2.ListCommandsRequest(twin_id=self.twin_id, page_size=limit)
+        answer = await call(self._connection.commands.ListCommands, request, timeout_s=self._connection.timeout_s)
+        return [command(c) for c in answer.commands]
+
+    async def record_event(
+        self, kind: str, *, start: datetime, end: datetime | None = None, mode: str = "", message: str = ""
+    ) -> Event:
+        """Record a dated fact: ``failure``, ``maintenance``, ``replacement``, ``operating_mode`` or ``note``."""
+        name = f"EVENT_KIND_{kind.upper()}"
+        if name not in event_pb2.EventKind.keys():  # noqa: SIM118  the enum wrapper is no dict
+            raise invalid_field(
+                "kind", f"{kind!r} is unknown; failure, maintenance, replacement, operating_mode or note"
+            )
+        body = event_pb2.Event(
+            twin_id=self.twin_id,
+            kind=event_pb2.EventKind.Value(name),
+            start_time=proto_moment(moment_us(start, "start")),
+            mode=mode,
+            message=message,
+        )
+        if end is not None:
+            body.end_time.CopyFrom(proto_moment(moment_us(end, "end")))
+        request = statesync_pb2.RecordEventRequest(event=body, request_id=new_request_id())
+        answer = await call(self._connection.events.RecordEvent, request, timeout_s=self._connection.timeout_s)
+        return event(answer.event)
+
+    async def events(self, *, limit: int = 100) -> list[Event]:
+        """Return events, newest first."""
+        request = statesync_pb2.ListEventsRequest(twin_id=self.twin_id, page_size=limit)
+        answer = await call(self._connection.events.ListEvents, request, timeout_s=self._connection.timeout_s)
+        return [event(e) for e in answer.events]
+
+    async def _kinds(self) -> dict[str, ChannelKind]:
+        try:
+            return {c.name: c.kind for c in (await self.type()).channels}
+        except NotFound:
+            # The server says so for every row, with the command that creates the twin: nothing is refused unseen.
+            return {}

@@ -1,0 +1,152 @@
+"""Twin types and twins of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh_client.aio import watcher
+from twinmesh_client.aio.connection import Connection, new_request_id
+from twinmesh_client.aio.twin import Twin
+from twinmesh_client.replicas import Position, TwinSummary, WatchEvent, twin_summary
+from twinmesh_client.transport import call
+from twinmesh_core import registry
+from twinmesh_core.errors import invalid_field
+from twinmesh_runtime.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
+
+PAGE = 1_000
+
+
+class TwinTypes:
+    """The versioned models of kinds of entities."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def create(self, twin_type: registry.TwinType) -> registry.TwinType:
+        """Create a version of a twin type; creating it again with equal content changes nothing.
+
+        Raises:
+            InvalidArgument: names every field that is wrong.
+            AlreadyExists: this version exists with other content.
+        """
+        request = statesync_pb2.CreateTwinTypeRequest(
+            twin_type=twin_type_to_message(twin_type), request_id=new_request_id()
+        )
+        answer = await call(self._connection.twins.CreateTwinType, request, timeout_s=self._connection.timeout_s)
+        return twin_type_from_message(answer.twin_type)
+
+    async def get(self, reference: str) -> registry.TwinType:
+        """Return a twin type by ``id`` (the newest version) or ``id@version``; raises `NotFound`."""
+        name, version = split_reference(reference)
+        request = statesync_pb2.GetTwinTypeRequest(twin_type_id=name, version=version)
+        answer = await call(self._connection.twins.GetTwinType, request, timeout_s=self._connection.timeout_s)
+        return twin_type_from_message(answer.twin_type)
+
+    async def list(self) -> list[registry.TwinType]:
+        """Return the newest version of each twin type."""
+        found: list[registry.TwinType] = []
+        token = ""
+        while True:
+            request = statesync_pb2.ListTwinTypesRequest(page_size=PAGE, page_token=token)
+            answer = await call(self._connection.twins.ListTwinTypes, request, timeout_s=self._connection.timeout_s)
+            found.extend(twin_type_from_message(t) for t in answer.twin_types)
+            token = answer.next_page_token
+            if not token:
+                return found
+
+
+class Twins:
+    """The twins of a mesh; ``twins["T1"]`` is a handle on one, whether it exists or not."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getitem__(self, twin_id: str) -> Twin:
+        return Twin(self._connection, twin_id)
+
+    async def create(
+        self,
+        twin_id: str,
+        *,
+        type: str,  # noqa: A002  the word of the field, and of `twinmesh twins create --type`
+        time_zone: str = "",
+        display_name: str = "",
+        attributes: Mapping[str, str] | None = None,
+        relationships: Iterable[tuple[str, str]] = (),
+        if_absent: bool = False,
+    ) -> Twin:
+        """Create a twin and return its handle.
+
+        Args:
+            twin_id: chosen by you, kept for the entity's life.
+            type: its twin type, ``id`` (the newest version) or ``id@version``.
+            time_zone: IANA zone of the entity; empty = UTC.
+            display_name: for people.
+            attributes: free facts such as site and serial.
+            relationships: edges as (name, target twin).
+            if_absent: an existing twin of the same type is fine.
+
+        Raises:
+            NotFound: no such twin type.
+            AlreadyExists: the twin exists (and `if_absent` is not set, or it is of another type).
+        """
+        name, version = split_reference(type)
+        twin = registry.Twin(
+            twin_id=twin_id,
+            twin_type_id=name,
+            twin_type_version=version,
+            time_zone=time_zone,
+            display_name=display_name,
+            attributes=dict(attributes or {}),
+            relationships=tuple(registry.Relationship(name=n, target_twin_id=t) for n, t in relationships),
+        )
+        request = statesync_pb2.CreateTwinRequest(
+            twin=twin_to_message(twin), if_absent=if_absent, request_id=new_request_id()
+        )
+        await call(self._connection.twins.CreateTwin, request, timeout_s=self._connection.timeout_s)
+        return self[twin_id]
+
+    async def delete(self, twin_id: str) -> None:
+        """Delete a twin: watchers are told, its history stays; raises `NotFound`."""
+        request = statesync_pb2.DeleteTwinRequest(twin_id=twin_id, request_id=new_request_id())
+        await call(self._connection.twins.DeleteTwin, request, timeout_s=self._connection.timeout_s)
+
+    async def list(self, *, type: str = "") -> list[TwinSummary]:  # noqa: A002  as in `create`
+        """Return all twins, or those of one type, by id."""
+        found: list[TwinSummary] = []
+        token = ""
+        while True:
+            request = statesync_pb2.ListTwinsRequest(twin_type_id=type, page_size=PAGE, page_token=token)
+            answer = await call(self._connection.twins.ListTwins, request, timeout_s=self._connection.timeout_s)
+            found.extend(twin_summary(t) for t in answer.twins)
+            token = answer.next_page_token
+            if not token:
+                return found
+
+    async def watch(
+        self,
+        twin_ids: Sequence[str] = (),
+        *,
+        type: str = "",  # noqa: A002  as in `create`
+        resume_after: Position | None = None,
+        policy: str = "reliable",
+        resync: bool = False,
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Yield changes of many twins for ever; see `Twin.watch`."""
+        events = watcher.watch(
+            self._connection, twin_ids=twin_ids, twin_type=type, resume_after=resume_after, policy=policy, resync=resync
+        )
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+
+def split_reference(reference: str) -> tuple[str, int]:
+    """Split ``id@version``; version 0 = the newest. Raises `InvalidArgument` for a version that is no number."""
+    name, _, version = reference.partition("@")
+    if version and not version.isdigit():
+        raise invalid_field("type", f"{reference!r}: the version after @ must be a number, e.g. {name}@1")
+    return name, int(version or 0)

@@ -1,0 +1,10 @@
+"""Bounds of the SDK that its users may want to know."""
+
+from typing import Final
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+"""Deadline of each call that is not told otherwise."""
+PATIENCE_S: Final = 120.0
+"""How long a producer session waits for a mesh that is away before it gives up."""
+MAX_UNACKED_POINTS: Final = 400_000
+"""Points of a producer session that may wait for their acknowledgement; `write` waits beyond it."""

@@ -1,0 +1,92 @@
+"""Twin types written by hand, in few words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twinmesh_client.durations import Span, span_us
+from twinmesh_core.errors import invalid_field
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.registry import ChannelSpec, CommandSpec, PropertySpec, TwinType
+
+
+def channel(
+    name: str,
+    unit: str = "",
+    *,
+    kind: str = "gauge",
+    every: Span | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    max_rate_per_s: float | None = None,
+    stuck_after: Span | None = None,
+    spike_threshold: float = 0.0,
+    tolerance: float = 0.0,
+    controllable: bool = False,
+    set_command: str = "",
+    upper_limit: float | None = None,
+    description: str = "",
+) -> ChannelSpec:
+    """Return one channel of a twin type.
+
+    Args:
+        name: ``[a-z][a-z0-9_]*``, unique in the type.
+        unit: UCUM code or alias, e.g. ``Cel``, ``kW``, ``%``; empty = dimensionless.
+        kind: gauge, counter, state, bool, text or json.
+        every: how often a value is expected.
+        minimum: values below are flagged BAD.
+        maximum: values above are flagged BAD.
+        max_rate_per_s: faster changes are flagged UNCERTAIN.
+        stuck_after: unchanged for longer is flagged UNCERTAIN.
+        spike_threshold: Hampel test in scaled median absolute deviations; 0 = off.
+        tolerance: desired and reported within this distance count as equal.
+        controllable: a desired value may be set.
+        set_command: the command that carries a desired value to the device.
+        upper_limit: planning limit shown in forecasts.
+        description: for people.
+    """
+    if kind.upper() not in ChannelKind.__members__ or kind.upper() == "UNSPECIFIED":
+        raise invalid_field("kind", f"{kind!r} is unknown; choose gauge, counter, state, bool, text or json")
+    return ChannelSpec(
+        name=name,
+        kind=ChannelKind[kind.upper()],
+        unit=unit,
+        description=description,
+        min_value=minimum,
+        max_value=maximum,
+        max_rate_per_s=max_rate_per_s,
+        expected_interval_us=0 if every is None else span_us(every, "every"),
+        stuck_after_us=0 if stuck_after is None else span_us(stuck_after, "stuck_after"),
+        spike_threshold=spike_threshold,
+        tolerance=tolerance,
+        controllable=controllable,
+        set_command=set_command,
+        upper_limit=upper_limit,
+    )
+
+
+def command(name: str, *required_args: str, description: str = "") -> CommandSpec:
+    """Return one command of a twin type, with the names of the arguments it requires."""
+    return CommandSpec(name=name, description=description, required_args=required_args)
+
+
+def twin_type(
+    reference: str,
+    channels: Sequence[ChannelSpec],
+    *,
+    commands: Sequence[CommandSpec] = (),
+    properties: Sequence[PropertySpec] = (),
+    display_name: str = "",
+) -> TwinType:
+    """Return a version of a twin type; `reference` is ``id`` (version 1) or ``id@version``."""
+    name, _, version = reference.partition("@")
+    if version and not version.isdigit():
+        raise invalid_field("reference", f"{reference!r}: the version after @ must be a number, e.g. {name}@1")
+    return TwinType(
+        twin_type_id=name,
+        version=int(version or 1),
+        display_name=display_name,
+        channels=tuple(channels),
+        properties=tuple(properties),
+        commands=tuple(commands),
+    )
