@@ -38,7 +38,7 @@ class Clock(Protocol):
         """Return the wall clock: microseconds since the Unix epoch, UTC. It may jump."""
         ...
 
-    def monotonic(self) -> float:
+    def monotonic_s(self) -> float:
         """Return seconds of a clock that never runs backwards; for time-outs, not for dates."""
         ...
 
@@ -50,7 +50,7 @@ class SystemClock:
         """Return the wall clock in microseconds since the Unix epoch, UTC."""
         return time.time_ns() // 1_000
 
-    def monotonic(self) -> float:
+    def monotonic_s(self) -> float:
         """Return the monotonic clock in seconds."""
         return time.monotonic()
 
