@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[setup]    installing into $(VENV) with $(PYTHON), pinned by constraints.txt (minutes the first time)"
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: Python's venv module does not work; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(RUN)/python -m pip install $(PIP_FLAGS) --upgrade pip
 	@$(RUN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
