@@ -223,7 +223,7 @@ class Guardian:
             # What it started is of no use without it, and would hold its ports.
             _kill(pid, signal.SIGKILL, group=True)
             self._kill_strays()
-            _tidy_up(child.spec)
+            tidy_up(child.spec)
             for reply_to in child.stop_replies:
                 self._send({"id": reply_to, "found": True})
             self._send({"event": "exit", "name": child.name, "pid": pid, "code": child.process.returncode})
@@ -249,7 +249,7 @@ class Guardian:
             self._reap()
             time.sleep(0.01)
         for spec in self.specs.values():
-            _tidy_up(spec)
+            tidy_up(spec)
         for reply_to in self.stop_all_replies:
             self._send({"id": reply_to, "found": True})
 
@@ -309,8 +309,8 @@ def _bound_log(path: Path, max_bytes: int) -> None:
         return
 
 
-def _tidy_up(spec: dict[str, Any]) -> None:
-    """Remove what a server that could not clean up after itself leaves in the kernel and on disk."""
+def tidy_up(spec: dict[str, Any]) -> None:
+    """Remove what a server that could not clean up after itself leaves in the kernel and on disk; repeatable."""
     prefix = spec["shm_prefix"]
     if prefix:
         for leftover in _SHM_DIR.glob(prefix + "*"):

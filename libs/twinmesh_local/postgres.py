@@ -99,8 +99,12 @@ class PostgresServer:
         """The connection URL of one database, password included."""
         return f"postgresql://{SUPERUSER}:{self._password}@{LOOPBACK}:{self.port}/{database}"
 
-    def start(self, *, timeout_s: float = 60.0) -> None:
+    def start(self, *, timeout_s: float = 60.0, port: int | None = None) -> None:
         """Initialise the data directory if it is new, start the server, return once it accepts connections.
+
+        Args:
+            timeout_s: longest wait for initdb, and again for the server.
+            port: insist on this port, as for a restart; None takes a free one.
 
         Raises:
             ServerFailedError: it ended or was not ready in time; the error shows the end of its log.
@@ -114,13 +118,14 @@ class PostgresServer:
         if not data.exists():
             self._initialise(home, binaries, account, timeout_s=timeout_s)
         self._check_version(data)
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            self._port = free_port()
+        attempts = _PORT_ATTEMPTS if port is None else 1
+        for attempt in range(1, attempts + 1):
+            self._port = port or free_port()
             self.pid = self._guardian.spawn(self._spec(data, binaries, account))
             if self._wait_until_ready(data, timeout_s=timeout_s):
                 break
             # Somebody may have taken the port between our look and PostgreSQL's bind.
-            if attempt == _PORT_ATTEMPTS or "could not bind" not in log_tail(self._log, lines=10):
+            if attempt == attempts or "could not bind" not in log_tail(self._log, lines=10):
                 raise ServerFailedError(f"PostgreSQL did not start:{log_tail(self._log)}", remedy=f"see {self._log}")
         self.create_database(DATABASE, if_absent=True)
 

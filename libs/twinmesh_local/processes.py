@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from twinmesh_local.errors import LocalMeshError, ServerFailedError
+from twinmesh_local.guardian import tidy_up
 
 _GUARDIAN_SCRIPT = Path(__file__).with_name("guardian.py")
 _REPLY_TIMEOUT_S = 10.0
+_LOST_GRACE_S = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,7 @@ class Guardian:
     Args:
         log: file for the guardian's own complaints; normally stays empty.
         on_exit: called with each `ProcessExit`, from a thread of the guardian's client.
+        on_lost: called, from that thread, when the guardian itself is gone without being closed.
         keep_open: file descriptors that the guardian holds until the last server is gone, e.g. a lock.
     """
 
@@ -114,15 +118,19 @@ class Guardian:
         *,
         log: Path,
         on_exit: Callable[[ProcessExit], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
         keep_open: Sequence[int] = (),
     ) -> None:
         self._log = log
         self._on_exit = on_exit
+        self._on_lost = on_lost
         self._keep_open = tuple(keep_open)
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._exits: dict[int, ProcessExit] = {}
+        self._specs: dict[int, ProcessSpec] = {}
+        self._closing = False
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -182,6 +190,8 @@ class Guardian:
         process, self._process = self._process, None
         if process is None or self._socket is None or self._reader is None:
             return
+        self._closing = True
+        lost = process.poll() is not None
         # The guardian that was killed answers nothing, and one that hangs must not hang us: then it is ended.
         with contextlib.suppress(LocalMeshError, TimeoutError):
             self._call({"op": "stop_all"}, timeout_s=timeout_s)
@@ -190,8 +200,11 @@ class Guardian:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            lost = True
         self._socket.close()
         self._reader.join(timeout=5)
+        if lost:
+            self._tidy_up_for_the_lost()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -234,6 +247,8 @@ class Guardian:
             waiting, self._waiting = list(self._waiting.values()), {}
         for answer in waiting:
             answer.set_exception(self._lost())
+        if not self._closing and self._on_lost is not None:
+            self._on_lost()
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         if message.get("event") == "exit":
@@ -248,8 +263,25 @@ class Guardian:
         if answer is not None:
             answer.set_result(message)
 
+    def _tidy_up_for_the_lost(self) -> None:
+        """Do what the guardian can no longer: wait for the servers, which its death ends, and remove their leftovers."""
+        running = {pid: spec for pid, spec in self._specs.items() if pid not in self._exits}
+        deadline = time.monotonic() + _LOST_GRACE_S
+        while any(_runs(pid) for pid in running) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for spec in running.values():
+            tidy_up(spec.to_json())
+
     def _lost(self) -> LocalMeshError:
         return LocalMeshError(
             "the guardian of the local servers is gone, and so are they",
             remedy=f"start the mesh again; if it repeats, see {self._log}",
         )
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process exists and has not ended; one that was not yet waited for counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False

@@ -75,9 +75,14 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """``host:port`` of its gRPC endpoint, as tritonclient wants it; an error before `start`."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The loopback port of its gRPC endpoint; an error before `start`."""
         if self._port is None:
             raise LocalMeshError("Triton is not running", remedy="start it first")
-        return f"{LOOPBACK}:{self._port}"
+        return self._port
 
     @property
     def metrics_url(self) -> str:
@@ -86,8 +91,12 @@ class TritonServer:
             raise LocalMeshError("Triton is not running", remedy="start it first")
         return f"http://{LOOPBACK}:{self._metrics_port}/metrics"
 
-    def start(self, *, timeout_s: float = 60.0) -> None:
+    def start(self, *, timeout_s: float = 60.0, port: int | None = None) -> None:
         """Start the server with no model loaded; return once it is live. Installs Triton first where it is missing.
+
+        Args:
+            timeout_s: longest wait for it to be live.
+            port: insist on this gRPC port, as for a restart; None takes a free one.
 
         Raises:
             LocalMeshError: Triton cannot be installed on this machine.
@@ -96,12 +105,13 @@ class TritonServer:
         installed = triton_install.ensure_installed()
         self._model_repository.mkdir(parents=True, exist_ok=True)
         backends = self._lay_out_backends(installed)
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            self._port, self._metrics_port = free_port(), free_port()
+        attempts = _PORT_ATTEMPTS if port is None else 1
+        for attempt in range(1, attempts + 1):
+            self._port, self._metrics_port = port or free_port(), free_port()
             self.pid = self._guardian.spawn(self._spec(installed, backends))
             if self._wait_until_live(timeout_s=timeout_s):
                 return
-            if attempt == _PORT_ATTEMPTS or "in use" not in log_tail(self._log, lines=20):
+            if attempt == attempts or "in use" not in log_tail(self._log, lines=20):
                 break
         raise ServerFailedError(f"Triton did not start:{log_tail(self._log)}", remedy=f"see {self._log}")
 

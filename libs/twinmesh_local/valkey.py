@@ -42,7 +42,7 @@ class ValkeyServer:
         self._name = name
         self._stage = stage
         self._port: int | None = None
-        self._password = ""
+        self._password = secrets.token_urlsafe(24)
         self.pid: int | None = None
 
     @property
@@ -61,21 +61,25 @@ class ValkeyServer:
         """The connection URL of one of its 16 numbered databases, password included."""
         return f"redis://:{self._password}@{LOOPBACK}:{self.port}/{database}"
 
-    def start(self, *, timeout_s: float = 15.0) -> None:
-        """Start the server with a new password; return once it answers.
+    def start(self, *, timeout_s: float = 15.0, port: int | None = None) -> None:
+        """Start the server; return once it answers.
+
+        Args:
+            timeout_s: longest wait for the first answer.
+            port: insist on this port, as for a restart; None takes a free one.
 
         Raises:
             ServerFailedError: it ended or did not answer in time; the error shows the end of its log.
             WheelMissingError: the binary is not installed.
         """
         binary = installed_binary()
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            self._port = free_port()
-            self._password = secrets.token_urlsafe(24)
+        attempts = _PORT_ATTEMPTS if port is None else 1
+        for attempt in range(1, attempts + 1):
+            self._port = port or free_port()
             self.pid = self._guardian.spawn(self._spec(binary))
             if self._wait_until_ready(timeout_s=timeout_s):
                 return
-            if attempt == _PORT_ATTEMPTS or "in use" not in log_tail(self._log, lines=10):
+            if attempt == attempts or "in use" not in log_tail(self._log, lines=10):
                 break
         raise ServerFailedError(f"Valkey did not start:{log_tail(self._log)}", remedy=f"see {self._log}")
 
