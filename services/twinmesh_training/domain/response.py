@@ -1,0 +1,42 @@
+"""How a dynamics model answers its controls, measured on held-out windows: an operator should see it before trusting it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from twinmesh_training.domain.dataset import Dataset, thin
+from twinmesh_training.domain.predictor import Predictor
+from twinmesh_training.domain.values import Metric
+
+_ROWS = 256
+
+
+def control_metrics(dataset: Dataset, predictor: Predictor) -> tuple[Metric, ...]:
+    """Return, per control: the mean effect at the horizon's end of holding it at its highest instead of its lowest recorded
+    value (``control_effect``, target units), and the share of windows whose effect has the sign of that mean
+    (``control_sign_share``); scope ``control=<channel>``. Empty for FORECAST.
+    """
+    spec = dataset.spec
+    if not spec.controls:
+        return ()
+    batch = dataset.batch(thin(dataset.holdout, _ROWS))
+    found: list[Metric] = []
+    for column, name in enumerate(spec.controls):
+        channel = spec.channels.index(name)
+        seen = np.concatenate([h.values[: dataset.fit_end, channel] for h in dataset.histories])
+        if not np.isfinite(seen).any():
+            continue
+        ends = []
+        for value in (np.nanmin(seen), np.nanmax(seen)):
+            future = batch.future.copy()
+            future[:, :, column] = value
+            ends.append(predictor.point(replace(batch, future=future))[0][:, -1])
+        effect = ends[1] - ends[0]
+        mean = float(effect.mean())
+        scope = f"control={name}"
+        found.append(Metric(name="control_effect", value=mean, scope=scope))
+        share = float((np.sign(effect) == np.sign(mean)).mean())
+        found.append(Metric(name="control_sign_share", value=share, scope=scope))
+    return tuple(found)

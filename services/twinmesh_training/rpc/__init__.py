@@ -1,0 +1,1 @@
+"""The servicers of TrainingService and ModelService, and the mapping between protobuf and the domain."""
