@@ -131,7 +131,6 @@ class _Cut:
     def __init__(self, conn: AsyncConnection[Any], timeout_s: float) -> None:
         self._conn = conn
         self._timer = asyncio.get_running_loop().call_later(max(timeout_s, 0.0), self._cut)
-        self._timeout_s = timeout_s
         self._is_cut = False
 
     def __enter__(self) -> _Cut:
@@ -140,7 +139,7 @@ class _Cut:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._timer.cancel()
         if self._is_cut and kind is not None and issubclass(kind, psycopg.Error):
-            raise _unavailable(f"The database did not answer within {self._timeout_s:.3g} s; try again.") from None
+            raise _unavailable("The database did not answer in time; try again.") from None
 
     def _cut(self) -> None:
         self._is_cut = True
