@@ -23,6 +23,13 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
         yield opened
 
 
+@pytest.fixture
+async def single(pool: Pool, database_url: str) -> AsyncIterator[Pool]:
+    """A pool of one connection, so that a test knows which one it gets."""
+    async with open_pool(database_url, min_size=1, max_size=1, schema="echo", name="single") as opened:
+        yield opened
+
+
 async def value(pool: Pool, query: Any) -> Any:
     async with connection(pool, timeout_s=5) as conn:
         row = await (await conn.execute(query)).fetchone()
@@ -56,13 +63,13 @@ async def test_a_slow_statement_ends_in_time_and_the_pool_goes_on(pool: Pool) ->
     assert await value(pool, "select 1") == 1
 
 
-async def test_a_hung_backend_cannot_hang_a_call(pool: Pool) -> None:
+async def test_a_hung_backend_cannot_hang_a_call(single: Pool) -> None:
     """SIGSTOP of the backend: statement_timeout and a cancellation both go unheard (reliability finding F8)."""
-    pid = await value(pool, "select pg_backend_pid()")
+    pid = await value(single, "select pg_backend_pid()")
     os.kill(pid, signal.SIGSTOP)
 
     async def hanging() -> None:
-        async with connection(pool, timeout_s=0.5) as conn:
+        async with connection(single, timeout_s=0.5) as conn:
             assert conn.info.backend_pid == pid
             await conn.execute("select 1")
 
@@ -71,16 +78,16 @@ async def test_a_hung_backend_cannot_hang_a_call(pool: Pool) -> None:
         with pytest.raises(Unavailable):
             await hanging()
         assert time.monotonic() - started < 2
-        assert await value(pool, "select 1") == 1
+        assert await value(single, "select 1") == 1
     finally:
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_cancelled_call_on_a_hung_backend_still_ends(pool: Pool) -> None:
-    pid = await value(pool, "select pg_backend_pid()")
+async def test_a_cancelled_call_on_a_hung_backend_still_ends(single: Pool) -> None:
+    pid = await value(single, "select pg_backend_pid()")
 
     async def work() -> None:
-        async with connection(pool, timeout_s=1) as conn:
+        async with connection(single, timeout_s=1) as conn:
             await conn.execute("select pg_sleep(30)")
 
     task = asyncio.create_task(work())
