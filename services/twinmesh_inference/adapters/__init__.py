@@ -1,0 +1,1 @@
+"""Inference's outside world: one module per system."""

@@ -1,0 +1,1 @@
+"""Inference's wire: the servicer, and the mapping between messages and values."""
