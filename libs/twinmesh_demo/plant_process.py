@@ -1,0 +1,168 @@
+"""The plant, outside the mesh: ``python -m twinmesh_demo.plant_process --state FILE``.
+
+It knows the public API and nothing else: it reports what its sensors say, once per simulated minute, and T1 obeys the
+commands that it is sent; T2 has its own thermostat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twinmesh_client import Refused
+from twinmesh_client.aio.mesh import Mesh, connect_async
+from twinmesh_client.replicas import Command
+from twinmesh_core.time import from_datetime
+from twinmesh_demo.plant import MINUTE, Transformer, World, build_world, sense
+from twinmesh_demo.recorded import CHANNELS, to_batch
+from twinmesh_demo.thermal import STAGES
+
+REPORT_EVERY = 2
+"""Simulated minutes per message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Play:
+    """What the plant plays: from `start` on, `speed` times faster than the clock, for `minutes`."""
+
+    start: datetime
+    minutes: int
+    speed: float
+    seed: int
+    world: World
+    transformers: dict[str, Transformer]
+
+
+def load_play(path: Path) -> Play:
+    """Read the state file that the demo wrote at the end of the recorded past."""
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    transformers = {t["twin_id"]: Transformer.from_json(t) for t in state["transformers"]}
+    for name in state["obeying"]:
+        transformers[name].obeys = True
+    world = build_world(
+        datetime.fromisoformat(state["world_start"]),
+        state["world_minutes"],
+        zone=state["zone"],
+        heat_from=datetime.fromisoformat(state["heat_from"]),
+        seed=state["seed"],
+    )
+    return Play(
+        start=datetime.fromisoformat(state["start"]),
+        minutes=state["minutes"],
+        speed=state["speed"],
+        seed=state["seed"],
+        world=world,
+        transformers=transformers,
+    )
+
+
+async def run(play: Play, mesh: Mesh) -> dict[str, Any]:
+    """Play to the end and return the meters of each transformer."""
+
+    async def set_stage(order: Command) -> str:
+        stage = order.args.get("value")
+        if stage not in STAGES:
+            raise Refused(f"there is no cooling stage {stage}")
+        play.transformers[order.twin_id].stage = int(stage)
+        return f"stage {stage}"
+
+    obeying = [name for name, t in play.transformers.items() if t.obeys]
+    device = asyncio.create_task(mesh.device(obeying, {"set_cooling_stage": set_stage}).run())
+    try:
+        await _play(play, mesh)
+        # The last orders may still be under way; a device does not leave in the middle of one.
+        await asyncio.sleep(0.2)
+    finally:
+        device.cancel()
+        await asyncio.gather(device, return_exceptions=True)
+    return {
+        name: {"fan_kwh": t.fan_kwh, "life_used_h": t.life_used_h, "stage": t.stage}
+        for name, t in play.transformers.items()
+    }
+
+
+async def _play(play: Play, mesh: Mesh) -> None:
+    rng = np.random.default_rng(play.seed + 1_000)
+    first = play.world.index(play.start)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    pending: dict[str, list[list[float]]] = {name: [] for name in play.transformers}
+    times: list[datetime] = []
+    async with mesh.writer("demo-plant-live") as writer:
+        for minute in range(play.minutes):
+            due = began + minute * 60 / play.speed
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            load, ambient = float(play.world.load[first + minute]), float(play.world.ambient_c[first + minute])
+            for name, transformer in play.transformers.items():
+                reading = sense(rng, transformer.minute(load, ambient))
+                pending[name].append([reading[c] for c in CHANNELS])
+            times.append(play.start + minute * MINUTE)
+            if len(times) == REPORT_EVERY or minute == play.minutes - 1:
+                stamps = np.array([from_datetime(t) for t in times], np.int64)
+                for name, rows in pending.items():
+                    await writer.write(to_batch(name, stamps, np.array(rows)))
+                    rows.clear()
+                times.clear()
+        await writer.flush()
+
+
+def write_play(
+    path: Path,
+    *,
+    world: World,
+    zone: str,
+    heat_from: datetime,
+    seed: int,
+    start: datetime,
+    minutes: int,
+    speed: float,
+    transformers: list[Transformer],
+    obeying: list[str],
+) -> None:
+    """Write the state file from which the plant goes on."""
+    state = {
+        "world_start": world.start.isoformat(),
+        "world_minutes": len(world),
+        "zone": zone,
+        "heat_from": heat_from.isoformat(),
+        "seed": seed,
+        "start": start.isoformat(),
+        "minutes": minutes,
+        "speed": speed,
+        "transformers": [t.to_json() for t in transformers],
+        "obeying": obeying,
+    }
+    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+async def _main(path: Path, target: str | None) -> dict[str, Any]:
+    async with connect_async(target) as mesh:
+        return await run(load_play(path), mesh)
+
+
+def main() -> int:
+    """Run the plant; prints its meters as JSON on the last line."""
+    parser = argparse.ArgumentParser(prog="python -m twinmesh_demo.plant_process", description=__doc__)
+    parser.add_argument("--state", type=Path, required=True, help="state file written by the demo")
+    parser.add_argument("--target", help="any service of the mesh; default: the saved context")
+    arguments = parser.parse_args()
+    meters = asyncio.run(_main(arguments.state, arguments.target))
+    print(json.dumps(meters))
+    return 0
+
+
+def simulated_end(play_start: datetime, minutes: int) -> datetime:
+    """Return the moment just after the last simulated minute."""
+    return play_start + timedelta(minutes=minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
