@@ -23,6 +23,8 @@ _LEVELS: Final[dict[str, int]] = {
     "error": logging.ERROR,
 }
 _logger: Final = logging.getLogger("twinmesh")
+# Made once: json.dumps would build an encoder for every line.
+_JSON: Final = json.JSONEncoder(default=str, ensure_ascii=False)
 _COLOURS: Final = {logging.DEBUG: "2", logging.INFO: "36", logging.WARNING: "33", logging.ERROR: "31"}
 
 
@@ -74,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str, ensure_ascii=False)
+        return _JSON.encode(fields)
 
 
 class TextFormatter(logging.Formatter):
