@@ -64,7 +64,7 @@ async def test_an_error_after_answers_arrives_after_them() -> None:
         got = []
         with pytest.raises(NotFound) as caught:  # noqa: PT012  the answers before the error are the point
             async for answer in stream(EchoStub(channel).count, text("3"), timeout_s=5):
-                got.append(answer.value)  # noqa: PERF401
+                got.append(answer.value)
         assert got == ["1", "2"]
         assert caught.value.reason is Reason.RUN_NOT_FOUND
 
