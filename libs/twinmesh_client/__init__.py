@@ -4,6 +4,7 @@ Sync and async have the same names; the sync one is generated from the async one
 with a reason, the field that is wrong where one is, and the remedy.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from twinmesh_core.errors import (
@@ -26,6 +27,9 @@ from twinmesh_core.errors import (
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_core.registry import CommandSpec, PropertySpec, TwinType
+
+# gRPC's core writes notices of every connection to standard error; it reads this once, when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 if TYPE_CHECKING:
     from twinmesh_client.acks import WriteAck

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
@@ -42,9 +41,6 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """Default bound of one message in either direction; equal to the services' default."""
-# gRPC's core writes connection notices to standard error by itself; who wants them sets the variable.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 READY_SERVICE: Final = "ready"
 """Name under which a server's health says whether it should be sent calls."""
 TENANT_KEY: Final = "twinmesh-tenant"
