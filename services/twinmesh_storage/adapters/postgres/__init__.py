@@ -1,0 +1,1 @@
+"""PostgreSQL: the log, the blocks, the catalogue and quarantine, one module each."""

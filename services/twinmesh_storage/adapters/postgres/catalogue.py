@@ -1,0 +1,171 @@
+"""The series catalogue and quarantine in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.time import from_datetime
+from twinmesh_runtime.postgres import Pool, connection
+from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineRow
+from twinmesh_storage.domain.ports import SeriesSummary
+from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
+
+_S: Final = "s.tenant, s.series_id, s.twin_id, s.channel, s.kind, s.unit, s.expected_interval_us"
+_NAMES: Final = "unnest(%(twin)s::text[], %(channel)s::text[])"
+
+_FIND: Final = f"""
+select {_S} from {_NAMES} as k (twin_id, channel)
+join series s on s.tenant = %(tenant)s and s.twin_id = k.twin_id and s.channel = k.channel
+"""  # noqa: S608 -- constants of this module
+
+_CREATE: Final = """
+insert into series (tenant, twin_id, channel, kind, unit, expected_interval_us)
+select %(tenant)s, v.twin_id, v.channel, v.kind, v.unit, v.interval_us
+from unnest(%(twin)s::text[], %(channel)s::text[], %(kind)s::smallint[], %(unit)s::text[], %(interval)s::bigint[])
+     as v (twin_id, channel, kind, unit, interval_us)
+order by v.twin_id, v.channel
+on conflict (tenant, twin_id, channel) do nothing
+"""
+"""In one order everywhere, so that two callers creating the same series wait for each other and do not deadlock."""
+
+_LOAD: Final = f"select {_S} from series s"  # noqa: S608 -- constants of this module
+_FIND_IDS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.series_id = any(%(ids)s)"
+_LIST_TWINS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.twin_id = any(%(twins)s)"
+
+_PAGE: Final = f"""
+select {_S}, b.points, b.first_time, b.last_time
+from (select * from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)
+        and (twin_id, channel) > (%(after_twin)s, %(after_channel)s)
+      order by twin_id, channel limit %(limit)s) s
+cross join lateral (
+    select coalesce(sum(n), 0)::bigint as points, min(t0) as first_time, max(t1) as last_time
+    from block where tenant = s.tenant and series_id = s.series_id) b
+order by s.twin_id, s.channel
+"""  # noqa: S608 -- constants of this module
+
+_QUARANTINE_FILTER: Final = """
+from quarantine where tenant = %(tenant)s
+  and (%(reason)s = 0 or reason = %(reason)s) and (%(twin)s = '' or twin_id = %(twin)s)
+"""
+_QUARANTINE_PAGE: Final = f"""
+select quarantine_id, log_offset, commit_time, twin_id, channel, unit, time_unix_us, value, quality, reason, message
+{_QUARANTINE_FILTER} and quarantine_id < %(before)s order by quarantine_id desc limit %(limit)s
+"""
+_QUARANTINE_COUNT: Final = f"select count(*) {_QUARANTINE_FILTER}"
+
+
+class PostgresSeries:
+    """`SeriesStore` on PostgreSQL."""
+
+    def __init__(self, *, pool: Pool, timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
+        """See `SeriesStore.resolve`."""
+        # An id is drawn for every row that an insert tries, so try only what is missing.
+        known = {(s.twin_id, s.channel): s for s in await self.find(tenant, [(r.twin_id, r.channel) for r in requests])}
+        missing = {(r.twin_id, r.channel): r for r in requests if (r.twin_id, r.channel) not in known}
+        if missing:
+            new = list(missing.values())
+            arguments = {
+                "tenant": tenant,
+                "twin": [r.twin_id for r in new],
+                "channel": [r.channel for r in new],
+                "kind": [int(r.kind) for r in new],
+                "unit": [r.unit for r in new],
+                "interval": [r.expected_interval_us for r in new],
+            }
+            async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+                await conn.execute(_CREATE, arguments)
+            known.update({(s.twin_id, s.channel): s for s in await self.find(tenant, list(missing))})
+        for index, request in enumerate(requests):
+            check_same(request, known[request.twin_id, request.channel], f"series[{index}]")
+        return [known[r.twin_id, r.channel] for r in requests]
+
+    async def load(self) -> list[Series]:
+        """See `SeriesStore.load`."""
+        return await self._query(_LOAD, {})
+
+    async def find(self, tenant: str, names: Sequence[tuple[str, str]]) -> list[Series]:
+        """See `SeriesStore.find`."""
+        twins, channels = [n[0] for n in names], [n[1] for n in names]
+        return await self._query(_FIND, {"tenant": tenant, "twin": twins, "channel": channels})
+
+    async def find_ids(self, tenant: str, series_ids: Sequence[int]) -> list[Series]:
+        """See `SeriesStore.find_ids`."""
+        return await self._query(_FIND_IDS, {"tenant": tenant, "ids": list(series_ids)})
+
+    async def list_twins(self, tenant: str, twin_ids: Sequence[str]) -> list[Series]:
+        """See `SeriesStore.list_twins`."""
+        return await self._query(_LIST_TWINS, {"tenant": tenant, "twins": list(twin_ids)})
+
+    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[SeriesSummary]:
+        """See `SeriesStore.page`."""
+        arguments = {
+            "tenant": tenant,
+            "twin": twin_id,
+            "after_twin": after[0],
+            "after_channel": after[1],
+            "limit": limit,
+        }
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            rows = await (await conn.execute(_PAGE, arguments)).fetchall()
+        return [
+            SeriesSummary(series=_series(row), point_count=row[7], first_time_unix_us=row[8], last_time_unix_us=row[9])
+            for row in rows
+        ]
+
+    async def _query(self, statement: str, arguments: dict[str, Any]) -> list[Series]:
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            return [_series(row) for row in await (await conn.execute(statement, arguments)).fetchall()]
+
+
+def _series(row: tuple[Any, ...]) -> Series:
+    return Series(
+        tenant=row[0],
+        series_id=row[1],
+        twin_id=row[2],
+        channel=row[3],
+        kind=ChannelKind.of(row[4]),
+        unit=row[5],
+        expected_interval_us=row[6],
+    )
+
+
+class PostgresQuarantine:
+    """`QuarantineStore` on PostgreSQL."""
+
+    def __init__(self, *, pool: Pool, timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    async def page(
+        self, tenant: str, reason: int, twin_id: str, before: int, limit: int
+    ) -> tuple[list[QuarantinedRow], int]:
+        """See `QuarantineStore.page`."""
+        arguments = {"tenant": tenant, "reason": reason, "twin": twin_id, "before": before, "limit": limit}
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            rows = await (await conn.execute(_QUARANTINE_PAGE, arguments)).fetchall()
+            counted = await (await conn.execute(_QUARANTINE_COUNT, arguments)).fetchone()
+        return [_quarantined(row) for row in rows], (counted[0] if counted else 0)
+
+
+def _quarantined(row: tuple[Any, ...]) -> QuarantinedRow:
+    return QuarantinedRow(
+        quarantine_id=row[0],
+        offset=row[1],
+        commit_time_unix_us=from_datetime(row[2]),
+        row=QuarantineRow(
+            twin_id=row[3],
+            channel=row[4],
+            unit=row[5],
+            time_unix_us=row[6],
+            value=bytes(row[7]),
+            quality=row[8],
+            reason=row[9],
+            message=row[10],
+        ),
+    )

@@ -1,0 +1,435 @@
+"""The log in PostgreSQL: lease, group commit and replay detection in one transaction each.
+
+All appends of this process go through one connection of its own, the *commit line*: its backend is also what tells
+other processes that the lease holder lives. Offsets are therefore given and become visible one group after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+
+from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.time import from_datetime, to_datetime
+from twinmesh_runtime.postgres import Pool, connection, deadline
+from twinmesh_storage.adapters.postgres import log_sql as sql
+from twinmesh_storage.adapters.postgres.copying import (
+    bytea_head,
+    copy_rows,
+    int2,
+    int4,
+    int8,
+    row_head,
+    text,
+    timestamptz,
+)
+from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, Verdict, admit
+from twinmesh_storage.domain.entries import (
+    Appended,
+    EntryKind,
+    Lease,
+    LogEntry,
+    NewEntry,
+    Position,
+    ProducerSession,
+)
+from twinmesh_storage.domain.ports import ContentRefused, GroupOutcome, LeaseLost, LogPage, OutcomeUnknown
+
+_PAGE_ENTRIES: Final = 2_000
+Connection = AsyncConnection[tuple[Any, ...]]
+
+
+class PostgresLog:
+    """`LogStore` on PostgreSQL.
+
+    Args:
+        pool: for everything but the commits.
+        url: where the commit line connects.
+        schema: first on its search path.
+        lease_s: seconds after which a lease that nobody renewed may be taken even though its backend lives.
+        request_keep_s: seconds that the request id of a unary write is remembered.
+        timeout_s: bound of each call.
+    """
+
+    def __init__(
+        self, *, pool: Pool, url: str, schema: str, lease_s: float, request_keep_s: float, timeout_s: float
+    ) -> None:
+        self._pool = pool
+        self._conninfo = make_conninfo(
+            url,
+            application_name="twinmesh-sequencer",
+            connect_timeout=5,
+            options=f"-c search_path={schema} -c synchronous_commit=on -c idle_in_transaction_session_timeout=60000",
+        )
+        self._lease_s = lease_s
+        self._request_keep_s = request_keep_s
+        self._timeout_s = timeout_s
+        self._line: Connection | None = None
+
+    async def close(self) -> None:
+        """Close the commit line."""
+        line, self._line = self._line, None
+        if line is not None:
+            await line.close()
+
+    # --- lease ---
+
+    async def acquire(self, holder: str) -> Lease | None:
+        """See `LogStore.acquire`."""
+        line = await self._open_line()
+        try:
+            async with deadline(line, self._timeout_s):
+                # Waits for a commit that is still under way: afterwards nothing of an earlier holder is open.
+                cursor = await line.execute(sql.ACQUIRE, {"holder": holder, "lease_s": self._lease_s})
+                row = await cursor.fetchone()
+        except TwinmeshError:
+            await self.close()
+            raise
+        return None if row is None else Lease(holder=holder, epoch=row[0])
+
+    async def renew(self, lease: Lease) -> bool:
+        """See `LogStore.renew`."""
+        line = self._line
+        if line is None:
+            return False
+        try:
+            async with deadline(line, self._timeout_s):
+                cursor = await line.execute(sql.RENEW, {"epoch": lease.epoch, "lease_s": self._lease_s})
+        except TwinmeshError:
+            await self.close()
+            raise
+        return cursor.rowcount == 1
+
+    async def _open_line(self) -> Connection:
+        if self._line is not None and not self._line.closed:
+            return self._line
+        try:
+            self._line = await AsyncConnection.connect(self._conninfo, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise Unavailable("The database cannot be reached; try again.", retry_after_s=1.0) from error
+        return self._line
+
+    # --- append ---
+
+    async def commit(self, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> GroupOutcome:
+        """See `LogStore.commit`."""
+        line = self._line
+        if line is None:
+            raise LeaseLost
+        try:
+            async with deadline(line, self._timeout_s):
+                outcome, closing = await self._write(line, lease, head, group_id, group)
+        except (LeaseLost, psycopg.Error) as error:
+            await self._roll_back(line)
+            if isinstance(error, psycopg.Error):
+                raise ContentRefused from error
+            raise
+        except (Unavailable, ResourceExhausted):
+            # COMMIT was not sent, so nothing was written, however the connection ended.
+            await self.close()
+            raise
+        try:
+            async with deadline(line, self._timeout_s):
+                await closing.run(line)
+        except psycopg.Error as error:
+            await self._roll_back(line)
+            raise ContentRefused from error
+        except (Unavailable, ResourceExhausted) as error:
+            await self.close()
+            raise OutcomeUnknown(outcome) from error
+        return outcome
+
+    async def _write(
+        self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
+    ) -> tuple[GroupOutcome, _Closing]:
+        """Do everything of a group but what `_Closing` does: the last statements, COMMIT among them."""
+        stamped = sorted({(e.tenant, e.producer.producer_id) for e in group if e.producer is not None})
+        named = sorted({(e.tenant, e.request_id) for e in group if e.request_id})
+        async with line.pipeline():
+            await line.execute("begin")
+            fence = await line.execute(sql.FENCE)
+            producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
+            request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
+            fenced = await fence.fetchone()
+            producers = _producer_states(await producer_rows.fetchall() if producer_rows else [])
+            requests = _request_states(await request_rows.fetchall() if request_rows else [])
+        if fenced is None or fenced[0] != lease.epoch or fenced[1] != head:
+            raise LeaseLost
+        commit_time = from_datetime(fenced[2])
+        verdicts = admit(group, producers, requests)
+        entries = _new_entries(group, verdicts, head, commit_time)
+        outcome = GroupOutcome(answers=_answers(group, verdicts, entries), entries=entries)
+        if entries:
+            await copy_rows(line, sql.COPY_LOG, _log_pieces(entries))
+            await self._copy_quarantine(line, group, verdicts, entries)
+        closing = _Closing(
+            lease=lease,
+            lease_s=self._lease_s,
+            keep_s=self._request_keep_s,
+            group_id=group_id,
+            head=head + len(entries),
+            commit_time_unix_us=commit_time,
+            accepted=tuple(
+                (entry, entries[v.rank].offset)
+                for entry, v in zip(group, verdicts, strict=True)
+                if isinstance(v, Accept)
+            ),
+        )
+        return outcome, closing
+
+    async def _copy_quarantine(
+        self, line: Connection, group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
+    ) -> None:
+        pieces = []
+        for entry, verdict in zip(group, verdicts, strict=True):
+            if not isinstance(verdict, Accept):
+                continue
+            at = entries[verdict.rank]
+            for row in entry.quarantine:
+                pieces.append(
+                    row_head(len(sql.QUARANTINE_COLUMNS))
+                    + text(entry.tenant)
+                    + int8(at.offset)
+                    + timestamptz(at.commit_time_unix_us)
+                    + text(row.twin_id)
+                    + text(row.channel)
+                    + text(row.unit)
+                    + int8(row.time_unix_us)
+                    + bytea_head(len(row.value))
+                    + row.value
+                    + int2(row.quality)
+                    + int2(row.reason)
+                    + text(row.message)
+                )
+        if pieces:
+            await copy_rows(line, sql.COPY_QUARANTINE, pieces)
+
+    async def _roll_back(self, line: Connection) -> None:
+        try:
+            async with deadline(line, self._timeout_s):
+                await line.execute("rollback")
+        except (TwinmeshError, psycopg.Error):
+            await self.close()
+
+    # --- everything else ---
+
+    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
+        """See `LogStore.open_producer`."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            cursor = await conn.execute(sql.OPEN_PRODUCER, (tenant, producer_id))
+            row = await cursor.fetchone()
+        epoch, last_sequence = row or (1, 0)
+        return ProducerSession(epoch=epoch, last_sequence=last_sequence)
+
+    async def position(self) -> Position:
+        """See `LogStore.position`."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            row = await (await conn.execute(sql.POSITION)).fetchone()
+        if row is None:
+            raise Unavailable("The log is not there yet; try again.", retry_after_s=1.0)
+        return Position(
+            incarnation=str(row[0]),
+            head=row[1],
+            commit_time_unix_us=from_datetime(row[2]) if row[2] is not None else 0,
+            last_group=str(row[3]) if row[3] is not None else "",
+            fold_offset=row[4],
+        )
+
+    async def read(
+        self, after: int, through: int, *, tenant: str | None, kinds: Collection[EntryKind], max_bytes: int
+    ) -> LogPage:
+        """See `LogStore.read`."""
+        statement = sql.read_statement(tenant is not None, frozenset(kinds))
+        arguments = {
+            "after": after,
+            "through": through,
+            "tenant": tenant,
+            "entries": _PAGE_ENTRIES,
+            "max_bytes": max_bytes,
+        }
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(statement, arguments)
+            rows = await cursor.fetchall()
+        entries = tuple(
+            LogEntry(
+                offset=row[0],
+                tenant=row[1],
+                kind=EntryKind(row[2]),
+                commit_time_unix_us=from_datetime(row[3]),
+                point_count=row[4],
+                body=row[5],
+            )
+            for row in rows
+        )
+        cut = len(entries) >= _PAGE_ENTRIES or sum(len(e.body) for e in entries) >= max_bytes
+        return LogPage(entries=entries, through=entries[-1].offset if cut else through)
+
+    async def prune_requests(self) -> int:
+        """See `LogStore.prune_requests`."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            return (await conn.execute(sql.PRUNE_REQUESTS)).rowcount
+
+
+class _Closing:
+    """The last statements of a group: producers, requests and head move, and the transaction commits."""
+
+    def __init__(
+        self,
+        *,
+        lease: Lease,
+        lease_s: float,
+        keep_s: float,
+        group_id: str,
+        head: int,
+        commit_time_unix_us: int,
+        accepted: tuple[tuple[NewEntry, int], ...],
+    ) -> None:
+        self._move = {
+            "epoch": lease.epoch,
+            "lease_s": lease_s,
+            "group_id": group_id,
+            "head": head,
+            "moved": bool(accepted),
+            "commit_time": to_datetime(commit_time_unix_us),
+        }
+        self._producers = _producer_moves(accepted, commit_time_unix_us)
+        self._requests = _request_columns(accepted, commit_time_unix_us, keep_s)
+
+    async def run(self, line: Connection) -> None:
+        """Send it all in one round trip."""
+        async with line.pipeline():
+            if self._producers is not None:
+                await line.execute(sql.MOVE_PRODUCERS, self._producers)
+            if self._requests is not None:
+                await line.execute(sql.INSERT_REQUESTS, self._requests)
+            await line.execute(sql.MOVE_HEAD, self._move)
+            await line.execute("commit")
+
+
+def _producer_moves(accepted: Sequence[tuple[NewEntry, int]], commit_us: int) -> dict[str, Any] | None:
+    newest: dict[Key, tuple[NewEntry, int]] = {}
+    for entry, offset in accepted:
+        if entry.producer is not None:
+            newest[entry.tenant, entry.producer.producer_id] = (entry, offset)
+    if not newest:
+        return None
+    moves = [newest[key] for key in sorted(newest)]
+    stamps = [entry.producer for entry, _ in moves if entry.producer is not None]
+    return {
+        "tenant": [entry.tenant for entry, _ in moves],
+        "producer_id": [stamp.producer_id for stamp in stamps],
+        "epoch": [stamp.epoch for stamp in stamps],
+        "sequence": [stamp.sequence for stamp in stamps],
+        "hash": [entry.content_hash for entry, _ in moves],
+        "offset": [offset for _, offset in moves],
+        "receipt": [entry.receipt for entry, _ in moves],
+        "commit_time": to_datetime(commit_us),
+    }
+
+
+def _request_columns(accepted: Sequence[tuple[NewEntry, int]], commit_us: int, keep_s: float) -> dict[str, Any] | None:
+    named = [(entry, offset) for entry, offset in accepted if entry.request_id]
+    if not named:
+        return None
+    return {
+        "tenant": [entry.tenant for entry, _ in named],
+        "request_id": [entry.request_id for entry, _ in named],
+        "hash": [entry.content_hash for entry, _ in named],
+        "offset": [offset for _, offset in named],
+        "receipt": [entry.receipt for entry, _ in named],
+        "expires": [entry.kind is EntryKind.OBSERVATIONS for entry, _ in named],
+        "commit_time": to_datetime(commit_us),
+        "keep_s": keep_s,
+    }
+
+
+async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key]) -> Any:
+    if not keys:
+        return None
+    return await line.execute(statement, ([k[0] for k in keys], [k[1] for k in keys]), binary=True)
+
+
+def _producer_states(rows: Sequence[tuple[Any, ...]]) -> dict[Key, ProducerState]:
+    return {
+        (tenant, producer_id): ProducerState(
+            epoch=epoch,
+            last_sequence=last_sequence,
+            last_hash=last_hash,
+            last=Appended(
+                offset=last_offset,
+                commit_time_unix_us=from_datetime(last_commit_time) if last_commit_time is not None else 0,
+                receipt=last_receipt,
+            ),
+        )
+        for tenant, producer_id, epoch, last_sequence, last_hash, last_offset, last_commit_time, last_receipt in rows
+    }
+
+
+def _request_states(rows: Sequence[tuple[Any, ...]]) -> dict[Key, RequestState]:
+    return {
+        (tenant, request_id): RequestState(
+            content_hash=content_hash,
+            answer=Appended(offset=offset, commit_time_unix_us=from_datetime(commit_time), receipt=receipt),
+        )
+        for tenant, request_id, content_hash, offset, commit_time, receipt in rows
+    }
+
+
+def _new_entries(
+    group: Sequence[NewEntry], verdicts: Sequence[Verdict], head: int, commit_us: int
+) -> tuple[LogEntry, ...]:
+    return tuple(
+        LogEntry(
+            offset=head + 1 + verdict.rank,
+            tenant=entry.tenant,
+            kind=entry.kind,
+            commit_time_unix_us=commit_us,
+            point_count=entry.point_count,
+            body=entry.body,
+            segments=entry.segments,
+        )
+        for entry, verdict in zip(group, verdicts, strict=True)
+        if isinstance(verdict, Accept)
+    )
+
+
+def _answers(
+    group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
+) -> tuple[Appended | TwinmeshError, ...]:
+    answers: list[Appended | TwinmeshError] = []
+    for entry, verdict in zip(group, verdicts, strict=True):
+        if isinstance(verdict, Refuse):
+            answers.append(verdict.error)
+        elif isinstance(verdict, Answer):
+            answers.append(verdict.answer)
+        else:
+            at = entries[verdict.rank]
+            answers.append(
+                Appended(
+                    offset=at.offset,
+                    commit_time_unix_us=at.commit_time_unix_us,
+                    replayed=not isinstance(verdict, Accept),
+                    receipt=entry.receipt,
+                )
+            )
+    return tuple(answers)
+
+
+def _log_pieces(entries: Sequence[LogEntry]) -> list[bytes]:
+    pieces: list[bytes] = []
+    for entry in entries:
+        pieces.append(
+            row_head(len(sql.LOG_COLUMNS))
+            + text(entry.tenant)
+            + int8(entry.offset)
+            + int2(entry.kind)
+            + timestamptz(entry.commit_time_unix_us)
+            + int4(entry.point_count)
+            + bytea_head(len(entry.body))
+        )
+        pieces.append(entry.body)
+    return pieces

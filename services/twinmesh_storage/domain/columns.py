@@ -1,0 +1,180 @@
+"""How a column of a block is packed: little-endian bytes behind a one-byte tag, always exactly reversible.
+
+Each encoder tries what telemetry usually is (constant, runs, evenly spaced, short decimal numbers) and keeps the
+plain form when nothing fits. A reader needs the tag and the row count only, so new forms can be added beside these.
+
+====  =======  ==================================================================================
+tag   form     payload
+====  =======  ==================================================================================
+0     RAW      n values
+1     CONST    one value
+2     RUNS     u4 count k, k values, k u4 lengths
+3     STEP     i8 start, i8 step
+4     DELTA    i8 start, i8 smallest difference, u1 width, n - 1 unsigned: difference - smallest
+5     FRAME    i8 smallest, u1 width, n unsigned: value - smallest
+6     DECIMAL  u1 exponent e, then as FRAME of the integers value * 10**e
+7     TEXT     n u4 end offsets, heap
+====  =======  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+
+RAW, CONST, RUNS, STEP, DELTA, FRAME, DECIMAL, TEXT = range(8)
+
+_WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_MAX_EXPONENT: Final = 6
+_EXACT: Final = 2.0**53  # integers up to here are exact in float64
+_SAMPLE: Final = 16
+_I8: Final = np.dtype("<i8")
+_U4: Final = np.dtype("<u4")
+
+
+def encode_times(ts: Int64s) -> bytes:
+    """Pack increasing event times, int64 [n >= 1]."""
+    if len(ts) == 1:
+        return struct.pack("<Bq", CONST, int(ts[0]))
+    steps = np.diff(ts)
+    low, high = int(steps.min()), int(steps.max())
+    if low == high:
+        return struct.pack("<Bqq", STEP, int(ts[0]), low)
+    width = _width(high - low)
+    if width is None:
+        return bytes([RAW]) + ts.astype(_I8, copy=False).tobytes()
+    packed = (steps - low).astype(_WIDTHS[width]).tobytes()
+    return struct.pack("<BqqB", DELTA, int(ts[0]), low, width) + packed
+
+
+def encode_ints(values: Int64s) -> bytes:
+    """Pack any integers, int64 [n >= 1]."""
+    return _encode_runs(values, _I8) or _encode_frame(values) or bytes([RAW]) + values.astype(_I8, copy=False).tobytes()
+
+
+def encode_doubles(bits: Int64s) -> bytes:
+    """Pack float64 values given as their bits, int64 [n >= 1]; every bit is kept, of NaN and -0.0 too."""
+    return _encode_runs(bits, _I8) or _encode_decimal(bits) or bytes([RAW]) + bits.astype(_I8, copy=False).tobytes()
+
+
+def encode_bytes(values: npt.NDArray[np.uint8]) -> bytes:
+    """Pack small numbers, uint8 [n >= 1]."""
+    return _encode_runs(values, np.dtype("u1")) or bytes([RAW]) + values.tobytes()
+
+
+def encode_texts(texts: npt.NDArray[Any]) -> bytes:
+    """Pack byte strings, object [n >= 1]."""
+    ends = np.cumsum([len(t) for t in texts], dtype=np.int64).astype(_U4)
+    return b"".join([bytes([TEXT]), ends.tobytes(), *texts])
+
+
+def decode_ints(data: bytes, n: int) -> Int64s:
+    """Unpack what `encode_times`, `encode_ints` or `encode_doubles` (as bits) packed, int64 [n]."""
+    tag = data[0]
+    if tag == RAW:
+        return np.frombuffer(data, _I8, n, 1)
+    if tag == CONST:
+        return np.full(n, struct.unpack_from("<q", data, 1)[0], np.int64)
+    if tag == RUNS:
+        return _decode_runs(data, _I8)
+    if tag == STEP:
+        start, step = struct.unpack_from("<qq", data, 1)
+        evenly: Int64s = start + step * np.arange(n, dtype=np.int64)
+        return evenly
+    if tag == DELTA:
+        start, low, width = struct.unpack_from("<qqB", data, 1)
+        out = np.empty(n, np.int64)
+        out[0] = start
+        np.cumsum(np.frombuffer(data, _WIDTHS[width], n - 1, 18).astype(np.int64) + low, out=out[1:])
+        out[1:] += start
+        return out
+    if tag == FRAME:
+        return _decode_frame(data, 1, n)
+    if tag == DECIMAL:
+        return (_decode_frame(data, 2, n) / 10.0 ** data[1]).view(np.int64)
+    raise ValueError(f"column tag {tag} is not known")
+
+
+def decode_bytes(data: bytes, n: int) -> npt.NDArray[np.uint8]:
+    """Unpack what `encode_bytes` packed, uint8 [n]."""
+    if data[0] == RAW:
+        return np.frombuffer(data, np.uint8, n, 1)
+    if data[0] == CONST:
+        return np.full(n, data[1], np.uint8)
+    return _decode_runs(data, np.dtype("u1"))
+
+
+def decode_texts(data: bytes, n: int) -> npt.NDArray[Any]:
+    """Unpack what `encode_texts` packed, object [n] of bytes."""
+    ends = np.frombuffer(data, _U4, n, 1).tolist()
+    heap = 1 + 4 * n
+    out = np.empty(n, object)
+    start = 0
+    for row, end in enumerate(ends):
+        out[row] = data[heap + start : heap + end]
+        start = end
+    return out
+
+
+def _width(span: int) -> int | None:
+    """Return how many bytes hold 0..span: 1, 2 or 4; None = more."""
+    return 1 if span < 1 << 8 else 2 if span < 1 << 16 else 4 if span < 1 << 32 else None
+
+
+def _encode_runs(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> bytes | None:
+    n = len(values)
+    starts = np.flatnonzero(values[1:] != values[:-1])
+    runs = len(starts) + 1
+    if runs == 1:
+        return bytes([CONST]) + values[:1].astype(dtype, copy=False).tobytes()
+    if runs * (dtype.itemsize + 4) * 4 > n * dtype.itemsize:
+        return None
+    edges = np.concatenate(([0], starts + 1, [n]))
+    heads = values[edges[:-1]].astype(dtype, copy=False).tobytes()
+    return struct.pack("<BI", RUNS, runs) + heads + np.diff(edges).astype(_U4).tobytes()
+
+
+def _decode_runs(data: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    (runs,) = struct.unpack_from("<I", data, 1)
+    heads = np.frombuffer(data, dtype, runs, 5)
+    return np.repeat(heads, np.frombuffer(data, _U4, runs, 5 + runs * dtype.itemsize))
+
+
+def _encode_frame(values: Int64s) -> bytes | None:
+    low, high = int(values.min()), int(values.max())
+    width = _width(high - low)
+    if width is None:
+        return None
+    return struct.pack("<BqB", FRAME, low, width) + (values - low).astype(_WIDTHS[width]).tobytes()
+
+
+def _decode_frame(data: bytes, at: int, n: int) -> Int64s:
+    low, width = struct.unpack_from("<qB", data, at)
+    values: Int64s = np.frombuffer(data, _WIDTHS[width], n, at + 9).astype(np.int64) + low
+    return values
+
+
+def _encode_decimal(bits: Int64s) -> bytes | None:
+    """Pack values that a sensor rounded to a few decimals; the division restores each one to the bit."""
+    values = bits.view(np.float64)
+    if not np.isfinite(values).all():
+        return None
+    sample = slice(None, None, max(1, len(values) // _SAMPLE))
+    for exponent in range(_MAX_EXPONENT + 1):
+        scale = 10.0**exponent
+        if not _is_decimal(values[sample], bits[sample], scale) or not _is_decimal(values, bits, scale):
+            continue
+        frame = _encode_frame(np.rint(values * scale).astype(np.int64))
+        return None if frame is None else bytes([DECIMAL, exponent]) + frame[1:]
+    return None
+
+
+def _is_decimal(values: npt.NDArray[np.float64], bits: Int64s, scale: float) -> bool:
+    if float(np.abs(values).max()) * scale >= _EXACT:
+        return False
+    return bool(((np.rint(values * scale).astype(np.int64) / scale).view(np.int64) == bits).all())

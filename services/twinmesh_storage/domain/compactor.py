@@ -1,0 +1,186 @@
+"""The compactor: folds the tail into blocks, a generation at a time, while this process holds the lease.
+
+One transaction writes the blocks and moves the fold offset, and it checks the lease epoch. So a fold happened wholly
+or not at all, a second compactor cannot interfere, and after a kill at any point the next one folds the same rows
+again from the log to the same blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.time import Clock
+from twinmesh_storage.domain.blocks import (
+    SMALL_BLOCK_ROWS,
+    Block,
+    BlockSpan,
+    SeriesOf,
+    block_lane,
+    build_blocks,
+    decode_block,
+    spans_of,
+)
+from twinmesh_storage.domain.entries import Lease
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import BlockStore, LeaseLost
+from twinmesh_storage.domain.rows import Lane, Rows, merge
+from twinmesh_storage.domain.sequencer import Report
+from twinmesh_storage.domain.series import Catalogue, Series
+from twinmesh_storage.domain.tail import Generation, Run
+
+_LOOK_S: Final = 0.1
+_RETRY_S: Final = 1.0
+_IDLE_ENTRIES: Final = 1_000  # entries without rows after which the fold offset moves all the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """What one fold wrote.
+
+    Attributes:
+        offset: entries up to here are in blocks now.
+        rows: rows of the tail that went in.
+        blocks: blocks written.
+        series: int64, the series touched, ascending.
+        seconds: how long it took.
+    """
+
+    offset: int
+    rows: int
+    blocks: int
+    series: np.ndarray[tuple[int], np.dtype[np.int64]]
+    seconds: float
+
+
+class Compactor:
+    """Folds whenever enough rows wait, or the oldest have waited long enough.
+
+    Args:
+        lease: tells the lease while this process leads, else None.
+        fold_rows: rows that are folded without waiting.
+        fold_after_s: longest time that rows wait.
+        folded: told after each fold.
+    """
+
+    def __init__(
+        self,
+        *,
+        view: LogView,
+        blocks: BlockStore,
+        catalogue: Catalogue,
+        lease: Callable[[], Lease | None],
+        fold_rows: int,
+        fold_after_s: float,
+        clock: Clock,
+        report: Report,
+        folded: Callable[[Fold], None],
+    ) -> None:
+        self._view = view
+        self._blocks = blocks
+        self._catalogue = catalogue
+        self._lease = lease
+        self._fold_rows = fold_rows
+        self._fold_after_s = fold_after_s
+        self._clock = clock
+        self._report = report
+        self._folded = folded
+
+    async def run(self) -> None:
+        """Fold for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                while self._is_due():
+                    await self.fold_once()
+            except LeaseLost:
+                self._report("fold_fenced")
+                await asyncio.sleep(_RETRY_S)
+            except TwinmeshError as error:
+                self._report("fold_failed", reason=error.reason)
+                await asyncio.sleep(_RETRY_S)
+
+    def _is_due(self) -> bool:
+        if self._lease() is None:
+            return False
+        oldest = self._view.tail.oldest()
+        if oldest is None:
+            return self._view.tail.head - self._view.tail.base >= _IDLE_ENTRIES
+        return (
+            oldest.closed
+            or oldest.row_count >= self._fold_rows
+            or self._clock.monotonic_s() - oldest.opened_s >= self._fold_after_s
+        )
+
+    async def fold_once(self) -> Fold | None:
+        """Fold the oldest generation; None = this process does not lead, or nothing waits.
+
+        Raises:
+            LeaseLost: another process leads now; nothing was written.
+            Unavailable: the database is away; whether the fold was committed shows at the next one, which repeats it.
+        """
+        lease = self._lease()
+        if lease is None:
+            return None
+        started = self._clock.monotonic_s()
+        tail = self._view.tail
+        generation = tail.oldest()
+        if generation is None:
+            await self._blocks.replace(lease, tail.head, (), ())
+            tail.drop_through(tail.head)
+            return None
+        if not generation.closed:
+            tail.seal()
+        await self._view.tail_view()
+        fold = await self._fold(lease, generation, started)
+        tail.drop_through(generation.last)
+        self._folded(fold)
+        return fold
+
+    async def _fold(self, lease: Lease, generation: Generation, started: float) -> Fold:
+        runs = generation.runs
+        fresh = await asyncio.to_thread(_winners_by_lane, runs)
+        spans = await asyncio.to_thread(_spans, fresh, self._series_of)
+        touched = await self._blocks.read_touched(spans, SMALL_BLOCK_ROWS)
+        added = await asyncio.to_thread(fold_blocks, fresh, touched, self._series_of)
+        await self._blocks.replace(lease, generation.last, touched, added)
+        series = np.unique(np.concatenate([run.keys for run in runs]))
+        return Fold(
+            offset=generation.last,
+            rows=generation.row_count,
+            blocks=len(added),
+            series=series,
+            seconds=self._clock.monotonic_s() - started,
+        )
+
+    def _series_of(self, series_id: int) -> Series:
+        series = self._catalogue.by_id(series_id)
+        if series is None:
+            raise AssertionError(f"series {series_id} was appended without being known")
+        return series
+
+
+def _winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Rows]:
+    return {
+        lane: merge([run.rows for run in runs if run.lane is lane])
+        for lane in Lane
+        if any(run.lane is lane for run in runs)
+    }
+
+
+def _spans(fresh: dict[Lane, Rows], series_of: SeriesOf) -> list[BlockSpan]:
+    return [span for rows in fresh.values() for span in spans_of(rows, series_of)]
+
+
+def fold_blocks(fresh: dict[Lane, Rows], touched: Sequence[Block], series_of: SeriesOf) -> list[Block]:
+    """Return the blocks that replace `touched` once the fresh rows are merged in."""
+    added = []
+    for lane, rows in fresh.items():
+        old = [decode_block(block) for block in touched if block_lane(block) is lane]
+        added.extend(build_blocks(merge([*old, rows]), lane, series_of))
+    return added

@@ -1,0 +1,157 @@
+"""What goes into the log and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from twinmesh_storage.domain.rows import Segment
+
+HASH_BYTES: Final = 16
+"""Length of a content hash (BLAKE2b-16)."""
+
+
+class EntryKind(IntEnum):
+    """The kinds of entries; numbers equal ``twinmesh.storage.v1.EntryKind`` and the database column."""
+
+    OBSERVATIONS = 1
+    CONTROL = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerStamp:
+    """A producer's stamp on one batch: its session's epoch, and the batch's sequence (last + 1)."""
+
+    producer_id: str
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineRow:
+    """One observation kept aside, as sent.
+
+    Attributes:
+        value: a serialized ``twinmesh.type.v1.Value``.
+        quality: the quality byte as sent.
+        reason: number of a `FlagReason`.
+    """
+
+    twin_id: str
+    channel: str
+    unit: str
+    time_unix_us: int
+    value: bytes
+    quality: int
+    reason: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedRow:
+    """A quarantine row at rest: with its id and the entry it came with."""
+
+    quarantine_id: int
+    offset: int
+    commit_time_unix_us: int
+    row: QuarantineRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """An entry that waits to be appended.
+
+    Attributes:
+        tenant: the tenant it belongs to.
+        body: the serialized batch or control entry, stored verbatim.
+        content_hash: 16 bytes; the same stamp or request id with another hash is refused.
+        producer: stamp of a producer session, or None.
+        request_id: idempotency key, "" = none; never together with `producer`.
+        receipt: opaque bytes answered again to a replay.
+        quarantine: rows that commit with the entry.
+        segments: the decoded rows of an observation batch (of no rows for a control entry).
+    """
+
+    tenant: str
+    kind: EntryKind
+    body: bytes
+    content_hash: bytes
+    producer: ProducerStamp | None = None
+    request_id: str = ""
+    receipt: bytes = b""
+    quarantine: tuple[QuarantineRow, ...] = ()
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def point_count(self) -> int:
+        """Number of observations in the body."""
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it occupies while it waits."""
+        return len(self.body) + len(self.receipt) + 128 + 256 * len(self.quarantine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """A durable entry.
+
+    Attributes:
+        commit_time_unix_us: set once by the sequencer; never decreases with the offset.
+        segments: the decoded rows if this process has them at hand, else None.
+    """
+
+    offset: int
+    tenant: str
+    kind: EntryKind
+    commit_time_unix_us: int
+    point_count: int
+    body: bytes
+    segments: tuple[Segment, ...] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """The entry is durable at `offset`; `replayed` = it was before this call, and `receipt` is that of the first."""
+
+    offset: int
+    commit_time_unix_us: int
+    replayed: bool = False
+    receipt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerSession:
+    """An opened session: its epoch, and the last durable sequence (0 = none)."""
+
+    epoch: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to append: void as soon as the partition row carries another epoch."""
+
+    holder: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far log and fold reach, in one snapshot of the database.
+
+    Attributes:
+        incarnation: UUID text; offsets of different incarnations mean nothing to one another.
+        head: offset of the newest entry; 0 = empty.
+        commit_time_unix_us: of the newest entry; 0 while the log is empty.
+        fold_offset: entries up to here are in blocks.
+        last_group: id of the newest commit, "" = none: answers "did my commit happen?".
+    """
+
+    incarnation: str
+    head: int
+    commit_time_unix_us: int
+    fold_offset: int
+    last_group: str = ""

@@ -1,0 +1,143 @@
+"""The newest value of each series, in arrays indexed by series id.
+
+What the table knows of a series is complete once its *base* (the newest row in blocks) has been put in beside the
+rows of the tail; until then the base must be read. Records for the cache are fixed-width, in chunks of consecutive ids.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from twinmesh_storage.domain.rows import Lane, Rows
+from twinmesh_storage.domain.tail import Run
+
+CHUNK_SERIES: Final = 1024
+"""Series per cached chunk."""
+RECORD: Final = np.dtype(
+    [("ts", "<i8"), ("value", "<i8"), ("offset", "<i8"), ("quality", "u1"), ("state", "u1"), ("pad", "u2")]
+)
+"""One cached record: state 0 = not known, 1 = no value at all, 2 = this value."""
+
+_UNKNOWN, _NONE, _VALUE = 0, 1, 2
+
+
+class LatestTable:
+    """Newest row per series, of rows absorbed and bases put in; ids are dense, so arrays beat dictionaries."""
+
+    def __init__(self) -> None:
+        self._ts = np.zeros(0, np.int64)
+        self._value = np.zeros(0, np.int64)
+        self._text: dict[int, bytes] = {}
+        self._offset = np.zeros(0, np.int64)  # 0 = no row: offsets begin at 1
+        self._quality = np.zeros(0, np.uint8)
+        self._has_base = np.zeros(0, np.bool_)
+
+    def absorb(self, run: Run) -> None:
+        """Take the newest row of each series of a sorted run, where it is newer than what is known."""
+        last = run.starts[1:] - 1
+        rows = run.rows.take(last)
+        self._grow(int(run.keys[-1]) + 1 if len(run.keys) else 0)
+        self._put(rows, run.lane)
+
+    def put_base(self, series: npt.NDArray[np.int64], rows: Rows, lane: Lane) -> None:
+        """State that `rows` (at most one per series) are the newest in blocks of `series`; the others have none."""
+        if len(series):
+            self._grow(int(series.max()) + 1)
+            self._has_base[series] = True
+        self._put(rows, lane)
+
+    def without_base(self, series: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return those of the series whose newest row in blocks is not known here."""
+        if len(series):
+            self._grow(int(series.max()) + 1)
+        return series[~self._has_base[series]]
+
+    def rows(self, series: npt.NDArray[np.int64], lane: Lane) -> Rows:
+        """Return the newest row of each series that has one, in the order asked; bases must be there."""
+        if len(series):
+            self._grow(int(series.max()) + 1)
+        known = series[self._offset[series] > 0]
+        if lane is Lane.TEXT:
+            value = np.empty(len(known), object)
+            value[:] = [self._text[s] for s in known.tolist()]
+        else:
+            value = self._value[known]
+        return Rows(
+            series=known, ts=self._ts[known], value=value, quality=self._quality[known], offset=self._offset[known]
+        )
+
+    def _put(self, rows: Rows, lane: Lane) -> None:
+        ids = rows.series
+        newer = (self._offset[ids] == 0) | (rows.ts > self._ts[ids])
+        newer |= (rows.ts == self._ts[ids]) & (rows.offset > self._offset[ids])
+        chosen = rows.take(newer)
+        ids = chosen.series
+        self._ts[ids], self._offset[ids], self._quality[ids] = chosen.ts, chosen.offset, chosen.quality
+        if lane is Lane.TEXT:
+            self._text.update(zip(ids.tolist(), chosen.value.tolist(), strict=True))
+        else:
+            self._value[ids] = chosen.value
+
+    def _grow(self, size: int) -> None:
+        if size <= len(self._ts):
+            return
+        more = max(size, 2 * len(self._ts), 1024) - len(self._ts)
+        self._ts = np.append(self._ts, np.zeros(more, np.int64))
+        self._value = np.append(self._value, np.zeros(more, np.int64))
+        self._offset = np.append(self._offset, np.zeros(more, np.int64))
+        self._quality = np.append(self._quality, np.zeros(more, np.uint8))
+        self._has_base = np.append(self._has_base, np.zeros(more, np.bool_))
+
+    # --- chunks for the cache ---
+
+    def chunk(self, number: int, text_series: npt.NDArray[np.int64]) -> bytes:
+        """Return the records of series number * CHUNK_SERIES onwards; texts are not cached and read as not known."""
+        first = number * CHUNK_SERIES
+        self._grow(first + CHUNK_SERIES)
+        part = slice(first, first + CHUNK_SERIES)
+        records = np.zeros(CHUNK_SERIES, RECORD)
+        records["ts"], records["value"], records["offset"] = self._ts[part], self._value[part], self._offset[part]
+        records["quality"] = self._quality[part]
+        state = np.where(self._offset[part] > 0, _VALUE, _NONE).astype(np.uint8)
+        state[~self._has_base[part]] = _UNKNOWN
+        inside = text_series[(text_series >= first) & (text_series < first + CHUNK_SERIES)] - first
+        state[inside] = _UNKNOWN
+        records["state"] = state
+        return records.tobytes()
+
+    def put_chunk(self, number: int, data: bytes) -> int:
+        """Take cached records as bases; returns how many series they made known."""
+        records = np.frombuffer(data, RECORD)
+        ids = number * CHUNK_SERIES + np.arange(len(records), dtype=np.int64)
+        known = records["state"] != _UNKNOWN
+        valued = records["state"] == _VALUE
+        rows = Rows(
+            series=ids[valued],
+            ts=records["ts"][valued],
+            value=records["value"][valued],
+            quality=records["quality"][valued],
+            offset=records["offset"][valued],
+        )
+        self.put_base(ids[known], rows, Lane.NUMERIC)
+        return int(known.sum())
+
+
+def seal_chunk(body: bytes, fold_offset: int, incarnation: str) -> bytes:
+    """Return the chunk with a header that binds it to incarnation and fold offset, and a checksum over all of it."""
+    head = fold_offset.to_bytes(8, "little") + incarnation.encode().ljust(40, b"\0")
+    return zlib.crc32(head + body).to_bytes(4, "little") + head + body
+
+
+def open_chunk(data: bytes, incarnation: str) -> tuple[int, bytes] | None:
+    """Return fold offset and body of a sealed chunk; None = it is damaged, foreign or of another size."""
+    if len(data) != 52 + CHUNK_SERIES * RECORD.itemsize:
+        return None
+    if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        return None
+    if data[12:52].rstrip(b"\0") != incarnation.encode():
+        return None
+    return int.from_bytes(data[4:12], "little"), data[52:]

@@ -1,0 +1,205 @@
+"""The log as this process has it in memory: its newest entries, its uncompacted rows, its newest values.
+
+Only committed entries enter, in order and without gap: `apply` is called by the sequencer after its own commits, and
+by a stand-by with what it reads from the log. Whoever waits for an offset is woken here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from twinmesh_core.errors import FailedPrecondition, OutOfRange, Reason
+from twinmesh_core.time import Clock
+from twinmesh_storage.domain.entries import LogEntry
+from twinmesh_storage.domain.latest import LatestTable
+from twinmesh_storage.domain.tail import Tail, TailView
+
+_THREAD_ROWS: Final = 20_000  # sorting more takes over about 2 ms, too long for the event loop
+
+
+class Ring:
+    """The newest entries, bounded in bytes; older ones are read from the database."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: list[LogEntry] = []
+
+    def append(self, entry: LogEntry) -> None:
+        """Add the entry after the newest; the oldest make room."""
+        self._entries.append(entry)
+        self._bytes += len(entry.body)
+        if self._bytes > self._max_bytes and len(self._entries) > 1:
+            # Dropping an eighth at a time keeps the list's shifting out of the hot path.
+            drop, freed = 0, 0
+            while self._bytes - freed > self._max_bytes * 7 // 8 and drop < len(self._entries) - 1:
+                freed += len(self._entries[drop].body)
+                drop += 1
+            del self._entries[:drop]
+            self._bytes -= freed
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._bytes = 0
+
+    def after(self, offset: int, max_bytes: int) -> list[LogEntry] | None:
+        """Return entries after `offset` that fit `max_bytes` (at least one if any); None = they are not all here."""
+        if not self._entries:
+            return None
+        index = offset + 1 - self._entries[0].offset
+        if index < 0:
+            return None
+        taken: list[LogEntry] = []
+        size = 0
+        for entry in self._entries[index : index + 4096]:
+            if taken and size + len(entry.body) > max_bytes:
+                break
+            taken.append(entry)
+            size += len(entry.body)
+        return taken
+
+
+class LogView:
+    """Head, ring, tail and latest values; lives on the event loop.
+
+    Args:
+        incarnation: of the log; offsets of another mean nothing here.
+        fold_offset: entries up to here are in blocks; the view begins after it.
+        ring_bytes: bound of the ring.
+    """
+
+    def __init__(self, *, incarnation: str, fold_offset: int, ring_bytes: int, clock: Clock) -> None:
+        self.incarnation = incarnation
+        self.tail = Tail(fold_offset)
+        self.latest = LatestTable()
+        self._ring = Ring(ring_bytes)
+        self._clock = clock
+        self._head = fold_offset
+        self._commit_time_unix_us = 0
+        self._changed = asyncio.Event()
+        self._indexing = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def head(self) -> int:
+        """Offset of the newest durable entry that this process has."""
+        return self._head
+
+    @property
+    def commit_time_unix_us(self) -> int:
+        """Commit time of the head; 0 while it is not known."""
+        return self._commit_time_unix_us
+
+    @property
+    def closed(self) -> bool:
+        """Whether streams must end."""
+        return self._closed
+
+    def close(self) -> None:
+        """End every wait: the process drains."""
+        self._closed = True
+        self._wake()
+
+    def reset(self, *, incarnation: str, fold_offset: int, commit_time_unix_us: int = 0) -> None:
+        """Begin anew after `fold_offset`, possibly of another incarnation."""
+        self.incarnation = incarnation
+        self.tail.reset(fold_offset)
+        self.latest = LatestTable()
+        self._ring.clear()
+        self._head = fold_offset
+        self._commit_time_unix_us = commit_time_unix_us
+        self._wake()
+
+    def apply(self, entries: Sequence[LogEntry]) -> None:
+        """Make the next committed entries visible."""
+        if not entries:
+            return
+        now_s = self._clock.monotonic_s()
+        for entry in entries:
+            if entry.offset != self._head + 1:
+                raise AssertionError(f"offset {entry.offset} does not follow {self._head}")
+            self.tail.append(entry, now_s)
+            self._ring.append(entry)
+            self._head = entry.offset
+        self._commit_time_unix_us = entries[-1].commit_time_unix_us
+        self._wake()
+
+    def seed_commit_time(self, commit_time_unix_us: int) -> None:
+        """State the head's commit time when no entry has been applied yet."""
+        self._commit_time_unix_us = max(self._commit_time_unix_us, commit_time_unix_us)
+
+    def recent(self, after: int, max_bytes: int) -> list[LogEntry] | None:
+        """Return entries after an offset from memory, None when some are not there any more."""
+        if after >= self._head:
+            return []
+        return self._ring.after(after, max_bytes)
+
+    async def wait_beyond(self, offset: int, timeout_s: float) -> bool:
+        """Wait until the head is beyond `offset`; False = not within the time, or the process drains."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._head <= offset and not self._closed:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return self._head > offset
+
+    async def wait_for(self, offset: int) -> None:
+        """Wait until this process reflects `offset`; bounded by the caller's deadline.
+
+        Raises:
+            OutOfRange: FUTURE_OFFSET when the offset does not arrive while the process lives.
+        """
+        if offset <= self._head:
+            return
+        while not self._closed:
+            if await self.wait_beyond(offset - 1, 3600.0):
+                return
+        raise OutOfRange(
+            f"Offset {offset} lies beyond the head {self._head}.",
+            reason=Reason.FUTURE_OFFSET,
+            metadata={"head_offset": str(self._head)},
+        )
+
+    def check_position(self, incarnation: str, offset: int) -> None:
+        """Refuse a position that is not of this log.
+
+        Raises:
+            FailedPrecondition: LOG_REWOUND, the incarnation is another.
+            OutOfRange: FUTURE_OFFSET, beyond the head.
+        """
+        if incarnation and incarnation != self.incarnation:
+            raise FailedPrecondition(
+                "The log was restored to an earlier point; start again from a snapshot.",
+                reason=Reason.LOG_REWOUND,
+                metadata={"incarnation": self.incarnation},
+            )
+        if offset > self._head:
+            raise OutOfRange(
+                f"Offset {offset} lies beyond the head {self._head}.",
+                reason=Reason.FUTURE_OFFSET,
+                metadata={"head_offset": str(self._head)},
+            )
+
+    async def tail_view(self) -> TailView:
+        """Return the tail, sorted, reflecting at least the head of the moment of the call."""
+        async with self._indexing:
+            if self.tail.unindexed_rows():
+                latest = self.latest
+                work = self.tail.take_pending()
+                if self.tail.unindexed_rows() > _THREAD_ROWS:
+                    done = await asyncio.to_thread(Tail.sort_pending, work)
+                else:
+                    done = Tail.sort_pending(work)
+                self.tail.put_sorted(done)
+                for one in done:
+                    for run in one.fresh:
+                        latest.absorb(run)
+            return self.tail.view()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

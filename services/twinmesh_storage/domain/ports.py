@@ -1,0 +1,225 @@
+"""What the domain needs of the outside; tenant is the first argument wherever data is of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_storage.domain.blocks import Block, BlockSpan
+from twinmesh_storage.domain.entries import (
+    Appended,
+    EntryKind,
+    Lease,
+    LogEntry,
+    NewEntry,
+    Position,
+    ProducerSession,
+    QuarantinedRow,
+)
+from twinmesh_storage.domain.series import Series, SeriesRequest
+
+DecodeBatch = Callable[[bytes], ObservationBatch]
+"""Decodes a landed body; raises `InvalidArgument` for bytes that are no batch."""
+
+
+class LeaseLost(Exception):  # noqa: N818 -- an outcome that the sequencer acts on, never shown to callers
+    """Another process is the sequencer now, or nobody is; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupOutcome:
+    """A committed group.
+
+    Attributes:
+        answers: one per entry of the group, in order: where it is, or why it was refused.
+        entries: the new entries in order of offset, without gap after the head that was expected.
+    """
+
+    answers: tuple[Appended | TwinmeshError, ...]
+    entries: tuple[LogEntry, ...]
+
+
+class OutcomeUnknown(Exception):  # noqa: N818 -- likewise
+    """The connection was lost during the commit: it happened wholly, and `outcome` holds, or not at all."""
+
+    def __init__(self, outcome: GroupOutcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+class ContentRefused(Exception):  # noqa: N818 -- likewise
+    """The database refused something in the group because of its content; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    """Entries in order, and `through`: the offset up to which nothing that was asked for is missing."""
+
+    entries: tuple[LogEntry, ...]
+    through: int
+
+
+class LogStore(Protocol):
+    """The durable log. Every method has a deadline of its own and raises `Unavailable` when the database is away."""
+
+    async def acquire(self, holder: str) -> Lease | None:
+        """Take the lease if it is free, expired, or its holder's database session is gone; None = somebody has it.
+
+        After it returns, every commit of earlier lease holders is either visible or will never be.
+        """
+        ...
+
+    async def renew(self, lease: Lease) -> bool:
+        """Prolong the lease; False = it is lost."""
+        ...
+
+    async def commit(self, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> GroupOutcome:
+        """Append a group in one transaction, with offsets from `head` + 1 on, and answer duplicates.
+
+        Raises:
+            LeaseLost: the lease epoch or the head is not the expected one; nothing was written.
+            ContentRefused: the database refused content; nothing was written.
+            OutcomeUnknown: the commit may or may not have happened.
+            Unavailable, ResourceExhausted: nothing was written.
+        """
+        ...
+
+    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
+        """Raise the producer's epoch and return it with the last durable sequence."""
+        ...
+
+    async def position(self) -> Position:
+        """Return head and fold offset in one snapshot."""
+        ...
+
+    async def read(
+        self, after: int, through: int, *, tenant: str | None, kinds: Collection[EntryKind], max_bytes: int
+    ) -> LogPage:
+        """Return entries with after < offset <= through, in order: as many as fit `max_bytes`, at least one if any.
+
+        Args:
+            tenant: only this tenant's; None = all tenants.
+            kinds: only these kinds; empty = all.
+        """
+        ...
+
+    async def prune_requests(self) -> int:
+        """Forget request ids that have expired; returns how many."""
+        ...
+
+
+class BlockStore(Protocol):
+    """Readable history in blocks."""
+
+    async def read(self, tenant: str, series: Sequence[int], start: int, end: int, limit: int) -> list[Block]:
+        """Return the blocks that overlap [start, end), in the order of `series` and then of time, at most `limit`."""
+        ...
+
+    async def read_last(self, tenant: str, series: Sequence[int]) -> list[Block]:
+        """Return the newest block of each series that has one."""
+        ...
+
+    async def read_touched(self, spans: Sequence[BlockSpan], small: int) -> list[Block]:
+        """Return the blocks that rows within the spans must be merged with.
+
+        These are the blocks of the span's cell that overlap it, and those before it with fewer than `small` rows.
+        """
+        ...
+
+    async def replace(self, lease: Lease, fold_offset: int, removed: Sequence[Block], added: Sequence[Block]) -> None:
+        """Replace blocks and move the fold offset, in one transaction.
+
+        Raises:
+            LeaseLost: the lease epoch is not the current one; nothing was written.
+        """
+        ...
+
+    async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
+        """Return what log, blocks and quarantine of the tenant (of one twin, "" = all) count, in one snapshot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryCounts:
+    """Exact counts of what is at rest in the database.
+
+    Attributes:
+        block_points: readable rows in blocks by quality GOOD, UNCERTAIN, BAD.
+        disk_bytes: of the whole schema, with indexes.
+    """
+
+    entry_count: int
+    landed_point_count: int
+    block_points: tuple[int, int, int]
+    series_count: int
+    quarantined_count: int
+    disk_bytes: int
+    fold_offset: int
+
+
+class SeriesStore(Protocol):
+    """The durable series catalogue."""
+
+    async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
+        """Return the series asked for, creating those that are new; in the order asked."""
+        ...
+
+    async def load(self) -> list[Series]:
+        """Return the catalogue of all tenants."""
+        ...
+
+    async def find(self, tenant: str, names: Sequence[tuple[str, str]]) -> list[Series]:
+        """Return those of the (twin, channel) pairs that exist."""
+        ...
+
+    async def find_ids(self, tenant: str, series_ids: Sequence[int]) -> list[Series]:
+        """Return those of the ids that exist in the tenant."""
+        ...
+
+    async def list_twins(self, tenant: str, twin_ids: Sequence[str]) -> list[Series]:
+        """Return all series of these twins."""
+        ...
+
+    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[SeriesSummary]:
+        """Return series after (twin, channel), by twin and channel, with what their blocks hold."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesSummary:
+    """A series and what blocks hold of it: rows, and first and last event time (None = no rows)."""
+
+    series: Series
+    point_count: int
+    first_time_unix_us: int | None
+    last_time_unix_us: int | None
+
+
+class QuarantineStore(Protocol):
+    """Rows kept aside."""
+
+    async def page(
+        self, tenant: str, reason: int, twin_id: str, before: int, limit: int
+    ) -> tuple[list[QuarantinedRow], int]:
+        """Return rows with ids below `before`, newest first, and how many match the filter in all.
+
+        Args:
+            reason: only this `FlagReason` number; 0 = all.
+            twin_id: only this twin id as sent; "" = all.
+        """
+        ...
+
+
+class LatestCache(Protocol):
+    """Packed latest values that other processes, and a restarted one, may use. Never fails: a defect is a miss."""
+
+    async def load(self, incarnation: str, oldest_fold: int) -> dict[int, bytes]:
+        """Return the records of each chunk that are valid for a tail that begins at or before `oldest_fold`."""
+        ...
+
+    async def store(self, incarnation: str, fold_offset: int, chunks: dict[int, bytes]) -> None:
+        """Keep chunks of records as of `fold_offset`; chunks not given keep what they had."""
+        ...

@@ -1,0 +1,114 @@
+"""The composition root of the storage service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+from twinmesh_core.time import SystemClock
+from twinmesh_runtime.logs import log
+from twinmesh_runtime.observation_codec import decode_batch
+from twinmesh_runtime.postgres import migrate, open_pool, ping
+from twinmesh_runtime.service import Service
+from twinmesh_runtime.telemetry import counter, histogram
+from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
+from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
+from twinmesh_storage.adapters.postgres.log import PostgresLog
+from twinmesh_storage.domain.catchup import CatchUp
+from twinmesh_storage.domain.compactor import Compactor, Fold
+from twinmesh_storage.domain.directory import Directory
+from twinmesh_storage.domain.follow import Follower
+from twinmesh_storage.domain.history import History
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
+from twinmesh_storage.domain.series import Catalogue
+from twinmesh_storage.rpc.servicer import SERVICE_NAME, LogServicer, ReadServicer, register
+from twinmesh_storage.settings import StorageSettings
+
+
+async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
+    """Open database and cache, bring the view to the head, and wire the service."""
+    schema = settings.database_schema
+    await migrate(settings.database_url, schema, "twinmesh_storage")
+    pool = await stack.enter_async_context(
+        open_pool(settings.database_url, min_size=2, max_size=settings.pool_max_size, schema=schema)
+    )
+    clock = SystemClock()
+    store = PostgresLog(
+        pool=pool,
+        url=settings.database_url,
+        schema=schema,
+        lease_s=settings.lease_s,
+        request_keep_s=settings.request_keep_s,
+        timeout_s=settings.database_timeout_s,
+    )
+    stack.push_async_callback(store.close)
+    blocks = PostgresBlocks(pool=pool, timeout_s=settings.database_timeout_s)
+    series_store = PostgresSeries(pool=pool, timeout_s=settings.database_timeout_s)
+    catalogue = Catalogue(await series_store.load())
+    at_start = await store.position()
+    view = LogView(
+        incarnation=at_start.incarnation,
+        fold_offset=at_start.fold_offset,
+        ring_bytes=settings.ring_bytes,
+        clock=clock,
+    )
+    catch_up = CatchUp(log=store, series=series_store, catalogue=catalogue, view=view, decode=decode_batch)
+    await catch_up.to_head()
+    sequencer = Sequencer(
+        store=store,
+        view=view,
+        catch_up=catch_up,
+        holder=f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}",
+        limits=SequencerLimits(
+            queue_bytes=settings.queue_bytes,
+            group_bytes=settings.group_bytes,
+            tail_rows=settings.tail_rows,
+            renew_s=settings.lease_s / 4,
+        ),
+        report=_report,
+    )
+    compactor = Compactor(
+        view=view,
+        blocks=blocks,
+        catalogue=catalogue,
+        lease=lambda: sequencer.lease,
+        fold_rows=settings.fold_rows,
+        fold_after_s=settings.fold_after_s,
+        clock=clock,
+        report=_report,
+        folded=_folded,
+    )
+    directory = Directory(store=series_store, catalogue=catalogue, decode=decode_batch)
+    history = History(blocks=blocks, view=view)
+    log_servicer = LogServicer(
+        log=store,
+        view=view,
+        sequencer=sequencer,
+        directory=directory,
+        follower=Follower(log=store, view=view),
+    )
+    read_servicer = ReadServicer(view=view, directory=directory, history=history)
+
+    async def drain() -> None:
+        view.close()
+
+    return Service(
+        register=lambda server: register(server, log_servicer, read_servicer),
+        service_names=(SERVICE_NAME,),
+        checks={"postgres": lambda: ping(pool)},
+        background=(sequencer.run, compactor.run),
+        drain=drain,
+    )
+
+
+def _report(event: str, **fields: Any) -> None:
+    log(event, **fields)
+
+
+def _folded(fold: Fold) -> None:
+    counter("storage", "folded_points", "Observations folded into blocks.").inc(fold.rows)
+    histogram("storage", "fold_seconds", "Duration of a fold into blocks.").observe(fold.seconds)

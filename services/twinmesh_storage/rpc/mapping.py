@@ -1,0 +1,222 @@
+"""Protobuf to domain and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import observation_pb2, position_pb2
+from twinmesh_core.errors import InvalidArgument, Reason, invalid_field
+from twinmesh_core.ids import require_producer_id, require_request_id
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_runtime.registry_mapping import duration_from_message, time_from_message, time_to_message
+from twinmesh_storage.domain.entries import (
+    HASH_BYTES,
+    Appended,
+    EntryKind,
+    NewEntry,
+    ProducerStamp,
+    QuarantinedRow,
+    QuarantineRow,
+)
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME
+from twinmesh_storage.domain.rows import Segment
+from twinmesh_storage.domain.series import Series, SeriesRequest
+
+MAX_RECEIPT_BYTES: Final = 64 << 10
+MAX_QUARANTINE_ROWS: Final = 100_000
+
+
+def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[Segment, ...]) -> NewEntry:
+    """Return the entry that a request appends; `segments` are the rows decoded from its batch.
+
+    Raises:
+        InvalidArgument: neither or no content, a stamp beside a request id, or a malformed stamp, id or hash.
+    """
+    kind = request.WhichOneof("body")
+    if kind is None:
+        raise invalid_field("body", "is missing; set observations or control")
+    body = request.observations if kind == "observations" else request.control.SerializeToString(deterministic=True)
+    if kind == "observations" and not any(len(s) for s in segments) and not request.quarantine:
+        raise invalid_field("observations", "holds no row, and nothing is quarantined; there is nothing to append")
+    request_id = request.request_id or (request.control.request_id if kind == "control" else "")
+    producer = _stamp(request) if request.HasField("producer") else None
+    if request_id:
+        if producer is not None:
+            raise invalid_field("request_id", "excludes a producer stamp; send one of the two")
+        require_request_id(request_id, "request_id")
+    if len(request.content_hash) not in (0, HASH_BYTES):
+        raise invalid_field(
+            "content_hash", f"has {len(request.content_hash)} bytes; BLAKE2b of {HASH_BYTES} is asked for"
+        )
+    if len(request.receipt) > MAX_RECEIPT_BYTES:
+        raise invalid_field("receipt", f"has {len(request.receipt)} bytes; at most {MAX_RECEIPT_BYTES} are kept")
+    if len(request.quarantine) > MAX_QUARANTINE_ROWS:
+        raise invalid_field(
+            "quarantine", f"has {len(request.quarantine)} rows; at most {MAX_QUARANTINE_ROWS} go at once"
+        )
+    return NewEntry(
+        tenant=tenant,
+        kind=EntryKind.OBSERVATIONS if kind == "observations" else EntryKind.CONTROL,
+        body=body,
+        content_hash=request.content_hash or blake2b(body, digest_size=HASH_BYTES).digest(),
+        producer=producer,
+        request_id=request_id,
+        receipt=request.receipt,
+        quarantine=tuple(_quarantine_row(row) for row in request.quarantine),
+        segments=segments,
+    )
+
+
+def _stamp(request: storage_pb2.AppendRequest) -> ProducerStamp:
+    stamp = request.producer
+    require_producer_id(stamp.producer_id, "producer.producer_id")
+    if stamp.epoch < 1 or stamp.sequence < 1:
+        raise invalid_field("producer", "needs the epoch from OpenProducer and a sequence from 1 on")
+    return ProducerStamp(producer_id=stamp.producer_id, epoch=stamp.epoch, sequence=stamp.sequence)
+
+
+def _quarantine_row(row: storage_pb2.QuarantinedRow) -> QuarantineRow:
+    return QuarantineRow(
+        twin_id=_printable(row.twin_id),
+        channel=_printable(row.channel),
+        unit=_printable(row.unit),
+        time_unix_us=row.time_unix_us,
+        value=row.value.SerializeToString(deterministic=True),
+        quality=min(row.quality, 255),
+        reason=row.reason,
+        message=_printable(row.message),
+    )
+
+
+def _printable(text: str) -> str:
+    """Return the text without NUL: PostgreSQL cannot hold it, and a row kept aside must not be refused for its text."""
+    return text.replace("\0", "\\0")
+
+
+def quarantined_row(stored: QuarantinedRow) -> storage_pb2.QuarantinedRow:
+    """Return a quarantined row as its message."""
+    row = stored.row
+    return storage_pb2.QuarantinedRow(
+        quarantine_id=stored.quarantine_id,
+        twin_id=row.twin_id,
+        channel=row.channel,
+        unit=row.unit,
+        time_unix_us=row.time_unix_us,
+        value=observation_pb2.Value.FromString(row.value),
+        quality=row.quality,
+        reason=row.reason,  # type: ignore[arg-type]  # the enum's number, as stored
+        message=row.message,
+        offset=stored.offset,
+        commit_time=time_to_message(stored.commit_time_unix_us),
+    )
+
+
+def append_response(appended: Appended, incarnation: str) -> storage_pb2.AppendResponse:
+    """Return the answer to an append."""
+    return storage_pb2.AppendResponse(
+        position=position(incarnation, appended.offset),
+        replayed=appended.replayed,
+        receipt=appended.receipt,
+        commit_time=time_to_message(appended.commit_time_unix_us),
+    )
+
+
+def position(incarnation: str, offset: int) -> position_pb2.LogPosition:
+    """Return a position as its message."""
+    return position_pb2.LogPosition(incarnation=incarnation, offset=offset)
+
+
+def series_requests(request: storage_pb2.ResolveSeriesRequest) -> list[SeriesRequest]:
+    """Return what a ResolveSeries asks for.
+
+    Raises:
+        InvalidArgument: columns of unequal length, an empty name, a kind that no channel has.
+    """
+    intervals = list(request.expected_interval_us) or [0] * len(request.series)
+    if len(intervals) != len(request.series):
+        raise InvalidArgument(
+            f"expected_interval_us has {len(intervals)} entries, series {len(request.series)}; "
+            "give one per series, or none at all",
+            reason=Reason.UNEQUAL_COLUMNS,
+        )
+    return [
+        _series_request(key, interval, index)
+        for index, (key, interval) in enumerate(zip(request.series, intervals, strict=True))
+    ]
+
+
+def _series_request(key: observation_pb2.SeriesKey, interval_us: int, index: int) -> SeriesRequest:
+    kind = ChannelKind.of(key.kind)
+    for field, text in (("twin_id", key.twin_id), ("channel", key.channel)):
+        if not text or len(text) > 128 or "\0" in text:
+            raise invalid_field(f"series[{index}].{field}", "must be a name of 1 to 128 characters")
+    if kind is ChannelKind.UNSPECIFIED:
+        raise invalid_field(f"series[{index}].kind", "must be the channel's kind")
+    if len(key.unit) > 128 or "\0" in key.unit:
+        raise invalid_field(f"series[{index}].unit", "must be a unit of at most 128 characters")
+    return SeriesRequest(
+        twin_id=key.twin_id,
+        channel=key.channel,
+        kind=kind,
+        unit=key.unit,
+        expected_interval_us=max(0, interval_us),
+    )
+
+
+def series_message(series: Series) -> observation_pb2.SeriesKey:
+    """Return a series as a dictionary entry."""
+    return observation_pb2.SeriesKey(
+        twin_id=series.twin_id,
+        channel=series.channel,
+        unit=series.unit,
+        series_id=series.series_id,
+        kind=int(series.kind),  # type: ignore[arg-type]  # equal numbers
+    )
+
+
+def names(selectors: Sequence[storage_pb2.SeriesSelector], field: str, most: int) -> list[tuple[str, str]]:
+    """Return the (twin, channel) pairs of selectors, each once, in order.
+
+    Raises:
+        InvalidArgument: none, or more than `most`.
+    """
+    if not selectors:
+        raise invalid_field(field, "is empty; name at least one")
+    if len(selectors) > most:
+        raise invalid_field(field, f"has {len(selectors)} entries; at most {most} go at once")
+    return list(dict.fromkeys((s.twin_id, s.channel) for s in selectors))
+
+
+def time_range(request: storage_pb2.ReadRangeRequest) -> tuple[int, int]:
+    """Return start (included) and end (excluded) in microseconds; an absent bound is beyond every event time.
+
+    Raises:
+        InvalidArgument: the end is before the start.
+    """
+    start = time_from_message(request.start_time) if request.HasField("start_time") else MIN_TIME
+    end = time_from_message(request.end_time) if request.HasField("end_time") else MAX_TIME
+    if end < start:
+        raise invalid_field("end_time", "is before start_time")
+    return start, end
+
+
+def positive_duration(message: Duration, field: str) -> int:
+    """Return a duration in microseconds.
+
+    Raises:
+        InvalidArgument: missing, zero or negative.
+    """
+    duration_us = duration_from_message(message)
+    if duration_us <= 0:
+        raise invalid_field(field, "must be a positive duration")
+    return duration_us
+
+
+def max_quality(number: int, default: int) -> int:
+    """Return the greatest quality number (least trust) wanted; unspecified = `default`."""
+    return number or default

@@ -1,0 +1,66 @@
+"""Messages written as bytes where their bulk is bytes already: no column and no body passes through Python values.
+
+What is written here is what protobuf would write for the same content; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import position_pb2
+from twinmesh_core import wire
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_runtime.registry_mapping import time_to_message
+from twinmesh_storage.domain.entries import EntryKind, LogEntry
+from twinmesh_storage.domain.follow import Frame
+
+_BATCH_FIELD: Final = 1
+_AS_OF_FIELD: Final = 2
+_BODY_FIELDS: Final = {EntryKind.OBSERVATIONS: 4, EntryKind.CONTROL: 5}
+
+
+def _record(number: int, length: int) -> bytes:
+    """Return what comes before the bytes of a length-delimited field."""
+    return bytes([number << 3 | 2]) + wire.encode_varint(length)
+
+
+def position_bytes(incarnation: str, offset: int) -> bytes:
+    """Return a serialized LogPosition."""
+    return position_pb2.LogPosition(incarnation=incarnation, offset=offset).SerializeToString()
+
+
+def batch_answer(batch: ObservationBatch, incarnation: str, offset: int) -> bytes:
+    """Return a serialized ReadRangeResponse or ReadLatestResponse: both are a batch (1) and a position (2)."""
+    body = wire.encode(batch)
+    as_of = position_bytes(incarnation, offset)
+    return b"".join((_record(_BATCH_FIELD, len(body)), body, _record(_AS_OF_FIELD, len(as_of)), as_of))
+
+
+def frame_bytes(frame: Frame, incarnation: str) -> bytes:
+    """Return a serialized FollowResponse; the bodies of its entries are copied once, as they are in the log."""
+    parts: list[bytes] = []
+    for entry in frame.entries:
+        head = storage_pb2.LogEntry(
+            offset=entry.offset, tenant=entry.tenant, commit_time=time_to_message(entry.commit_time_unix_us)
+        ).SerializeToString()
+        record = _record(_BODY_FIELDS[entry.kind], len(entry.body))
+        parts += (_record(1, len(head) + len(record) + len(entry.body)), head, record, entry.body)
+    tail = storage_pb2.FollowResponse(
+        through=position_pb2.LogPosition(incarnation=incarnation, offset=frame.through),
+        head_offset=frame.head,
+    ).SerializeToString()
+    parts.append(tail)
+    return b"".join(parts)
+
+
+def entry_message(entry: LogEntry) -> storage_pb2.LogEntry:
+    """Return an entry as the typed message: what the bytes of `frame_bytes` parse to."""
+    message = storage_pb2.LogEntry(
+        offset=entry.offset, tenant=entry.tenant, commit_time=time_to_message(entry.commit_time_unix_us)
+    )
+    if entry.kind is EntryKind.OBSERVATIONS:
+        message.observations = entry.body
+    else:
+        message.control.ParseFromString(entry.body)
+    return message
