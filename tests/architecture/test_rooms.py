@@ -80,3 +80,8 @@ def test_nothing_is_left_for_later_in_the_code() -> None:
         if word in path.read_text(encoding="utf-8")
     ]
     assert found == []
+
+
+def test_every_package_tells_its_types() -> None:
+    packages = [path for top in ("libs", "services") for path in (ROOT / top).glob("twinmesh*") if path.is_dir()]
+    assert [name_of(path) for path in packages if not (path / "py.typed").exists()] == []
