@@ -137,7 +137,7 @@ class Twin:
     twin_type_version: int = 0
     display_name: str = ""
     time_zone: str = ""
-    attributes: Mapping[str, str] = field(default=_NO_ATTRIBUTES)
+    attributes: Mapping[str, str] = field(default_factory=lambda: _NO_ATTRIBUTES)
     relationships: tuple[Relationship, ...] = ()
     create_offset: int = field(default=0, compare=False)
     create_time_unix_us: int = field(default=0, compare=False)
