@@ -1,0 +1,124 @@
+"""A log and a checkpoint store in this process's memory: the fakes that the contract suites hold to the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from twinmesh_core.errors import FailedPrecondition, InvalidArgument, OutOfRange, Reason
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.time import Clock
+from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record
+from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
+from twinmesh_statesync.domain.ports import LogFrame
+
+
+class MemoryLog:
+    """An ordered log that forgets with the process.
+
+    Args:
+        clock: gives commit times.
+        frame_size: most entries of one frame.
+    """
+
+    def __init__(self, clock: Clock, *, frame_size: int = 256) -> None:
+        self.incarnation = "memory-1"
+        self.entries: list[LogEntry] = []
+        self._clock = clock
+        self._frame_size = frame_size
+        self._requests: dict[tuple[str, str], tuple[bytes, int]] = {}
+        self._grown = asyncio.Event()
+
+    async def append(self, tenant: str, entry: ControlEntry, *, content_hash: bytes) -> Position:
+        """Append a control entry; see the port."""
+        known = self._requests.get((tenant, entry.request_id))
+        if known is not None:
+            if known[0] != content_hash:
+                raise InvalidArgument("request_id was used with other content", reason=Reason.REQUEST_ID_REUSED)
+            return Position(incarnation=self.incarnation, offset=known[1])
+        offset = self._add(tenant, entry)
+        self._requests[tenant, entry.request_id] = (content_hash, offset)
+        return Position(incarnation=self.incarnation, offset=offset)
+
+    def observe(self, tenant: str, batch: ObservationBatch) -> int:
+        """Append observations as ingestion would; return the offset."""
+        return self._add(tenant, batch)
+
+    async def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+        """Yield frames after a position; see the port."""
+        if after.incarnation and after.incarnation != self.incarnation:
+            raise FailedPrecondition("the log was restored", reason=Reason.LOG_REWOUND)
+        if after.offset > len(self.entries):
+            raise OutOfRange("beyond the head", reason=Reason.FUTURE_OFFSET)
+        at, incarnation = after.offset, self.incarnation
+        while True:
+            if incarnation != self.incarnation:
+                raise FailedPrecondition("the log was restored", reason=Reason.LOG_REWOUND)
+            grown = self._grown
+            entries = tuple(self.entries[at : at + self._frame_size])
+            at += len(entries)
+            yield LogFrame(
+                entries=entries,
+                through=Position(incarnation=self.incarnation, offset=at),
+                head_offset=len(self.entries),
+            )
+            if at == len(self.entries):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(grown.wait(), 1.0)
+
+    async def head(self) -> Position:
+        """Return the newest position."""
+        return Position(incarnation=self.incarnation, offset=len(self.entries))
+
+    def rewind(self, length: int) -> None:
+        """Restore the log to its first `length` entries: a new incarnation."""
+        del self.entries[length:]
+        self._requests = {key: kept for key, kept in self._requests.items() if kept[1] <= length}
+        self.incarnation = f"memory-{int(self.incarnation.removeprefix('memory-')) + 1}"
+        self._wake()
+
+    def _add(self, tenant: str, body: ObservationBatch | ControlEntry) -> int:
+        entry = LogEntry(
+            offset=len(self.entries) + 1, tenant=tenant, commit_time_unix_us=self._clock.now_unix_us(), body=body
+        )
+        self.entries.append(entry)
+        self._wake()
+        return entry.offset
+
+    def _wake(self) -> None:
+        grown, self._grown = self._grown, asyncio.Event()
+        grown.set()
+
+
+class MemoryCheckpoints:
+    """A checkpoint store that forgets with the process."""
+
+    def __init__(self) -> None:
+        self._position: Position | None = None
+        self._records: dict[tuple[str, str, str], Record] = {}
+
+    async def load(self) -> Checkpoint | None:
+        """Return the checkpoint; see the port."""
+        if self._position is None:
+            return None
+        return Checkpoint(position=self._position, records=tuple(self._records.values()))
+
+    async def save(self, checkpoint: Checkpoint) -> bool:
+        """Add to the checkpoint; see the port."""
+        kept = self._position
+        new = checkpoint.position
+        if kept is not None and kept.incarnation == new.incarnation and kept.offset > new.offset:
+            return False
+        for record in checkpoint.records:
+            key = (record.tenant, record.kind, record.key)
+            self._records.pop(key, None)
+            if record.body is not None:
+                self._records[key] = record
+        self._position = new
+        return True
+
+    async def clear(self) -> None:
+        """Forget everything; see the port."""
+        self._position = None
+        self._records.clear()

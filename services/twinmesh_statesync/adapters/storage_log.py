@@ -1,0 +1,112 @@
+"""The log as the storage service serves it: control entries appended, all tenants followed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from typing import Final
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh.storage.v1.storage_pb2_grpc import StorageServiceStub
+from twinmesh.type.v1 import entry_pb2, position_pb2
+from twinmesh_client.transport import call, stream, tenant_metadata
+from twinmesh_core.errors import InvalidArgument
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_runtime.caller import ALL_TENANTS
+from twinmesh_runtime.observation_codec import decode_batch
+from twinmesh_runtime.telemetry import log
+from twinmesh_statesync.domain.checkpoint import Position
+from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
+from twinmesh_statesync.domain.ports import LogFrame
+
+_THREAD_BYTES: Final = 64 * 1024
+"""Frames with more observation bytes than this are decoded off the event loop."""
+_BOOKMARK: Final = Duration(seconds=1)
+
+EncodeControl = Callable[[ControlEntry], entry_pb2.ControlEntry]
+DecodeControl = Callable[[entry_pb2.ControlEntry], ControlEntry]
+
+
+class StorageLog:
+    """The log behind a channel to storage.
+
+    Args:
+        channel: to the storage service.
+        encode: a control entry to its message.
+        decode: and back.
+        timeout_s: of one append or head.
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, *, encode: EncodeControl, decode: DecodeControl, timeout_s: float = 10.0
+    ) -> None:
+        self._stub = StorageServiceStub(channel)
+        self._encode = encode
+        self._decode = decode
+        self._timeout_s = timeout_s
+
+    async def append(self, tenant: str, entry: ControlEntry, *, content_hash: bytes) -> Position:
+        """Append a control entry; see the port."""
+        request = storage_pb2.AppendRequest(
+            control=self._encode(entry), request_id=entry.request_id, content_hash=content_hash
+        )
+        answer = await call(self._stub.Append, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant))
+        return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
+
+    async def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+        """Yield frames after a position; see the port."""
+        request = storage_pb2.FollowRequest(
+            after=position_pb2.LogPosition(incarnation=after.incarnation, offset=after.offset),
+            bookmark_interval=_BOOKMARK,
+        )
+        frames = stream(self._stub.Follow, request, timeout_s=None, metadata=tenant_metadata(ALL_TENANTS))
+        async with aclosing(frames):
+            async for frame in frames:
+                size = sum(len(entry.observations) for entry in frame.entries)
+                if size > _THREAD_BYTES:
+                    entries = await asyncio.to_thread(self._entries, frame.entries)
+                else:
+                    entries = self._entries(frame.entries)
+                yield LogFrame(
+                    entries=entries,
+                    through=Position(incarnation=frame.through.incarnation, offset=frame.through.offset),
+                    head_offset=frame.head_offset,
+                )
+
+    async def head(self) -> Position:
+        """Return the newest durable position; see the port."""
+        answer = await call(
+            self._stub.GetHead,
+            storage_pb2.GetHeadRequest(),
+            timeout_s=self._timeout_s,
+            metadata=tenant_metadata(ALL_TENANTS),
+        )
+        return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
+
+    def _entries(self, entries: Iterable[storage_pb2.LogEntry]) -> tuple[LogEntry, ...]:
+        return tuple(
+            LogEntry(
+                offset=entry.offset,
+                tenant=entry.tenant,
+                commit_time_unix_us=entry.commit_time.ToMicroseconds(),
+                body=self._body(entry),
+            )
+            for entry in entries
+        )
+
+    def _body(self, entry: storage_pb2.LogEntry) -> ObservationBatch | ControlEntry | None:
+        kind = entry.WhichOneof("body")
+        if kind == "control":
+            return self._decode(entry.control)
+        if kind != "observations":
+            return None
+        try:
+            return decode_batch(entry.observations)
+        except InvalidArgument as error:
+            # Every fold skips it alike, so replicas stay equal; the bytes stay in the log for whoever mends them.
+            log("entry_not_readable", level="error", offset=entry.offset, reason=str(error.reason))
+            return None

@@ -1,0 +1,234 @@
+"""The fold as records and back: what a checkpoint keeps, and the digest that two folds of one log must share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from twinmesh_core.registry import Twin, TwinType
+from twinmesh_core.registry_fold import RegistryFold, RegistrySnapshot
+from twinmesh_statesync.domain.commands import Command
+from twinmesh_statesync.domain.entries import Verdict
+from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
+from twinmesh_statesync.domain.fold import Fold, Unsaved
+from twinmesh_statesync.domain.plain import from_text, to_text
+from twinmesh_statesync.domain.replica import DeltaItem, Desired, Predicted, Replica, Reported
+from twinmesh_statesync.domain.twin_state import TwinState
+
+TWIN_TYPE: Final = "twin_type"
+TWIN: Final = "twin"
+EVENT: Final = "event"
+VERDICT: Final = "verdict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A point of the log; offsets of different incarnations cannot be compared."""
+
+    incarnation: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row of a checkpoint.
+
+    Attributes:
+        tenant: whose.
+        kind: TWIN_TYPE, TWIN, EVENT or VERDICT.
+        key: id within tenant and kind.
+        offset: the entry it stems from; orders verdicts.
+        body: JSON text; None = the record is gone.
+    """
+
+    tenant: str
+    kind: str
+    key: str
+    offset: int
+    body: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The fold at one position: all its records when loaded, the changed ones when saved."""
+
+    position: Position
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TwinRecord:
+    twin: Twin
+    alive: bool
+    revision: int
+    offset: int
+    reported: Reported
+    desired: Desired
+    predicted_revision: int
+    predictions: tuple[Prediction, ...]
+    delta: tuple[DeltaItem, ...]
+    connectivity: Connectivity
+    commands: tuple[Command, ...]
+    last_arrival_unix_us: int
+    last_lag_us: int
+    delete_offset: int
+    previous_create_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """References to what a checkpoint will hold: cheap to take, encoded later and elsewhere.
+
+    The twins' values are immutable, so the fold may go on meanwhile.
+    """
+
+    twins: tuple[tuple[str, _TwinRecord], ...]
+    twin_types: tuple[tuple[str, TwinType], ...]
+    events: tuple[tuple[str, Event], ...]
+    verdicts: Mapping[tuple[str, str], Verdict | None] = field(default_factory=dict)
+
+    def after(self, earlier: Captured) -> Captured:
+        """Return both together, this one being the newer: for a save that failed before."""
+        mine = {(tenant, record.twin.twin_id) for tenant, record in self.twins}
+        return Captured(
+            twins=tuple(t for t in earlier.twins if (t[0], t[1].twin.twin_id) not in mine) + self.twins,
+            twin_types=earlier.twin_types + self.twin_types,
+            events=earlier.events + self.events,
+            verdicts={**earlier.verdicts, **self.verdicts},
+        )
+
+    def records(self) -> Iterable[Record]:
+        """Yield the records, types first."""
+        for tenant, twin_type in self.twin_types:
+            key = f"{twin_type.twin_type_id}@{twin_type.version}"
+            yield Record(
+                tenant=tenant, kind=TWIN_TYPE, key=key, offset=twin_type.create_offset, body=to_text(twin_type)
+            )
+        for tenant, twin in self.twins:
+            yield Record(tenant=tenant, kind=TWIN, key=twin.twin.twin_id, offset=twin.offset, body=to_text(twin))
+        for tenant, event in self.events:
+            key = f"{event.twin_id}/{event.event_id}"
+            yield Record(tenant=tenant, kind=EVENT, key=key, offset=event.offset, body=to_text(event))
+        for (tenant, request_id), verdict in self.verdicts.items():
+            yield Record(
+                tenant=tenant,
+                kind=VERDICT,
+                key=request_id,
+                offset=verdict.offset if verdict is not None else 0,
+                body=None if verdict is None else to_text(verdict),
+            )
+
+
+def capture(fold: Fold, unsaved: Unsaved) -> Captured:
+    """Take what changed; call it in the same step as `Fold.take_unsaved`."""
+    states = [(tenant, fold.state(tenant, twin_id)) for tenant, twin_id in sorted(unsaved.twins)]
+    return Captured(
+        twins=tuple((tenant, _twin_record(state)) for tenant, state in states if state is not None),
+        twin_types=tuple(unsaved.twin_types),
+        events=tuple(unsaved.events),
+        verdicts=unsaved.verdicts,
+    )
+
+
+def capture_all(fold: Fold) -> Captured:
+    """Take everything that the fold holds."""
+    everything = Unsaved()
+    for tenant in fold.tenants():
+        everything.twins.update((tenant, twin_id) for twin_id in fold.states(tenant))
+        everything.events += [
+            (tenant, event) for state in fold.states(tenant).values() for event in state.events.values()
+        ]
+    for tenant in fold.verdict_tenants():
+        everything.verdicts.update({(tenant, key): verdict for key, verdict in fold.verdicts(tenant).items()})
+    everything.twin_types += fold.registry.snapshot().twin_types
+    return capture(fold, everything)
+
+
+def digest(fold: Fold) -> str:
+    """Return a hash (hex) of everything the fold holds: equal for equal folds of one log, however they came about."""
+    sums = sorted(
+        f"{record.tenant}\0{record.kind}\0{record.key}\0{record.body}" for record in capture_all(fold).records()
+    )
+    total = blake2b(str(fold.offset).encode(), digest_size=16)
+    for line in sums:
+        total.update(blake2b(line.encode(), digest_size=16).digest())
+    return total.hexdigest()
+
+
+def restore(checkpoint: Checkpoint) -> Fold:
+    """Return the fold that a complete checkpoint describes."""
+    by_kind: dict[str, list[Record]] = {TWIN_TYPE: [], TWIN: [], EVENT: [], VERDICT: []}
+    for record in checkpoint.records:
+        by_kind.setdefault(record.kind, []).append(record)
+    types = [(r.tenant, _read_type(r)) for r in by_kind[TWIN_TYPE]]
+    versions = {(tenant, t.twin_type_id, t.version): t for tenant, t in types}
+    fold = Fold()
+    living: list[tuple[str, Twin]] = []
+    for record in by_kind[TWIN]:
+        state = _read_twin(record, versions)
+        fold.put_state(state)
+        if state.alive:
+            living.append((record.tenant, state.twin))
+    for record in by_kind[EVENT]:
+        event = from_text(Event, record.body or "")
+        owner = fold.state(record.tenant, event.twin_id)
+        if owner is not None:
+            owner.events[event.event_id] = event
+    for record in sorted(by_kind[VERDICT], key=lambda r: r.offset):
+        fold.put_verdict(record.tenant, record.key, from_text(Verdict, record.body or ""))
+    fold.registry = RegistryFold(
+        RegistrySnapshot(offset=checkpoint.position.offset, twin_types=tuple(types), twins=tuple(living))
+    )
+    fold.advance(checkpoint.position.offset)
+    return fold
+
+
+def _twin_record(state: TwinState) -> _TwinRecord:
+    replica = state.replica
+    return _TwinRecord(
+        twin=state.twin,
+        alive=state.alive,
+        revision=replica.revision,
+        offset=replica.offset,
+        reported=replica.reported,
+        desired=replica.desired,
+        predicted_revision=replica.predicted.revision,
+        predictions=tuple(replica.predicted.predictions[key] for key in sorted(replica.predicted.predictions)),
+        delta=replica.delta,
+        connectivity=replica.connectivity,
+        commands=tuple(sorted(state.commands.values(), key=Command.order)),
+        last_arrival_unix_us=state.last_arrival_unix_us,
+        last_lag_us=state.last_lag_us,
+        delete_offset=state.delete_offset,
+        previous_create_offset=state.previous_create_offset,
+    )
+
+
+def _read_type(record: Record) -> TwinType:
+    return from_text(TwinType, record.body or "")
+
+
+def _read_twin(record: Record, types: Mapping[tuple[str, str, int], TwinType]) -> TwinState:
+    kept = from_text(_TwinRecord, record.body or "")
+    twin = kept.twin
+    state = TwinState(record.tenant, twin, types[record.tenant, twin.twin_type_id, twin.twin_type_version])
+    state.alive = kept.alive
+    state.replica = Replica(
+        revision=kept.revision,
+        offset=kept.offset,
+        reported=kept.reported,
+        desired=kept.desired,
+        predicted=Predicted(
+            revision=kept.predicted_revision, predictions={(p.channel, p.model_id): p for p in kept.predictions}
+        ),
+        delta=kept.delta,
+        connectivity=kept.connectivity,
+    )
+    state.commands = {command.command_id: command for command in kept.commands}
+    state.last_arrival_unix_us = kept.last_arrival_unix_us
+    state.last_lag_us = kept.last_lag_us
+    state.delete_offset = kept.delete_offset
+    state.previous_create_offset = kept.previous_create_offset
+    return state

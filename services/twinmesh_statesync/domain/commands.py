@@ -1,0 +1,76 @@
+"""Commands: persisted orders to an entity, and the moves their life allows.
+
+::
+
+    QUEUED ──> DELIVERED ──> SUCCEEDED | FAILED
+       └──────────┴────────> SUCCEEDED | FAILED | EXPIRED | CANCELLED     (an acknowledgement implies the delivery)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from twinmesh_statesync.domain.values import Value
+
+
+class CommandState(IntEnum):
+    """Where a command is in its life; numbers equal ``twinmesh.type.v1.CommandState``."""
+
+    UNSPECIFIED = 0
+    QUEUED = 1
+    DELIVERED = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    EXPIRED = 5
+    CANCELLED = 6
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never change again."""
+        return self >= CommandState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One order to one twin.
+
+    Attributes:
+        command_id: unique within the tenant and twin.
+        twin_id: the twin it goes to.
+        name: its name in the twin type.
+        args: its arguments by name.
+        state: where it is in its life.
+        message: why it failed or was cancelled.
+        create_time_unix_us: commit time of the entry that queued it.
+        expire_time_unix_us: when it expires; None = never.
+        create_offset: that entry's offset: the command's place in the twin's order.
+        offset: the last entry that moved it.
+        update_time_unix_us: commit time of that entry.
+    """
+
+    command_id: str
+    twin_id: str
+    name: str
+    args: Mapping[str, Value]
+    state: CommandState
+    message: str
+    create_time_unix_us: int
+    expire_time_unix_us: int | None
+    create_offset: int
+    offset: int
+    update_time_unix_us: int
+
+    def order(self) -> tuple[int, str]:
+        """Return the key by which a twin's commands are delivered; one entry may queue several."""
+        return (self.create_offset, self.command_id)
+
+
+_OPEN: Final = (CommandState.QUEUED, CommandState.DELIVERED)
+
+
+def may_move(present: CommandState, wanted: CommandState) -> bool:
+    """Whether a command may go from `present` to `wanted`; the state it is in already is always fine."""
+    return present is wanted or (present in _OPEN and wanted > present)

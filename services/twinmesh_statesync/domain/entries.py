@@ -1,0 +1,157 @@
+"""What the fold eats and what it says: log entries in, a verdict and the changes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.registry import Twin, TwinType
+from twinmesh_core.registry_fold import Outcome
+from twinmesh_statesync.domain.commands import CommandState
+from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
+from twinmesh_statesync.domain.values import Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTwinType:
+    """Creates a version of a twin type."""
+
+    twin_type: TwinType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTwin:
+    """Creates a twin; `if_absent` accepts an existing one of the same type."""
+
+    twin: Twin
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteTwin:
+    """Deletes a twin: a tombstone; its history stays."""
+
+    twin_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDesired:
+    """Sets and removes targets of one twin, all or nothing; `if_revision` None = unconditionally."""
+
+    twin_id: str
+    values: Mapping[str, Value]
+    remove: tuple[str, ...] = ()
+    if_revision: int | None = None
+    deadline_unix_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPrediction:
+    """Writes a prediction; one from older inputs never replaces a newer one."""
+
+    twin_id: str
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCommand:
+    """Queues a command under an id that the writer chose."""
+
+    command_id: str
+    twin_id: str
+    name: str
+    args: Mapping[str, Value]
+    expire_time_unix_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateCommand:
+    """Moves a command to another state."""
+
+    command_id: str
+    twin_id: str
+    state: CommandState
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordEvent:
+    """Records an event."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireDesired:
+    """Marks targets whose deadline passed; `set_offsets` (same order) leaves newer targets alone."""
+
+    twin_id: str
+    channels: tuple[str, ...]
+    set_offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetConnectivity:
+    """States a twin's connectivity, derived from the arrival at `last_arrival_unix_us`."""
+
+    twin_id: str
+    connectivity: Connectivity
+    last_arrival_unix_us: int
+
+
+Action = (
+    CreateTwinType
+    | CreateTwin
+    | DeleteTwin
+    | SetDesired
+    | RecordPrediction
+    | QueueCommand
+    | UpdateCommand
+    | RecordEvent
+    | ExpireDesired
+    | SetConnectivity
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlEntry:
+    """One conditional fact to be decided at its own offset.
+
+    Attributes:
+        request_id: the same id again has no second effect; unique within the tenant.
+        principal: who wrote it.
+        action: what it does; None = something this release does not know, without effect.
+    """
+
+    request_id: str
+    principal: str
+    action: Action | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One entry of the log; `body` None = nothing that concerns replicas."""
+
+    offset: int
+    tenant: str
+    commit_time_unix_us: int
+    body: ObservationBatch | ControlEntry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the fold decided about one control entry; remembered by request id.
+
+    Attributes:
+        offset: the entry's offset.
+        outcome: accepted, without effect, or rejected.
+        error: why it was rejected; None otherwise.
+        ids: ids of what it made (commands), in order.
+    """
+
+    offset: int
+    outcome: Outcome
+    error: TwinmeshError | None = None
+    ids: tuple[str, ...] = ()

@@ -1,0 +1,384 @@
+"""The fold: from the ordered log to every tenant's replicas; pure, deterministic, resumable, rebuildable.
+
+It decides each control entry at the entry's own offset and remembers the verdict by request id. Nothing here reads a
+clock: whatever time must do (a deadline, a time to live, silence) arrives as an entry like everything else.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Final
+
+from twinmesh_core.errors import FailedPrecondition, NotFound, Reason, ResourceExhausted, TwinmeshError, invalid_field
+from twinmesh_core.ids import quoted
+from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.registry import TwinType
+from twinmesh_core.registry_fold import Outcome, RegistryFold
+from twinmesh_core.registry_fold import Verdict as RegistryVerdict
+from twinmesh_statesync.domain.changes import Change, ChangeKind
+from twinmesh_statesync.domain.commands import Command, CommandState, may_move
+from twinmesh_statesync.domain.entries import (
+    Action,
+    ControlEntry,
+    CreateTwin,
+    CreateTwinType,
+    DeleteTwin,
+    ExpireDesired,
+    LogEntry,
+    QueueCommand,
+    RecordEvent,
+    RecordPrediction,
+    SetConnectivity,
+    SetDesired,
+    UpdateCommand,
+    Verdict,
+)
+from twinmesh_statesync.domain.events import Event
+from twinmesh_statesync.domain.reduce import newest_facts
+from twinmesh_statesync.domain.replica import NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
+from twinmesh_statesync.domain.targets import expire_desired, follow_command, require_channel, set_desired
+from twinmesh_statesync.domain.twin_state import Draft, TwinState
+
+MAX_VERDICTS: Final = 100_000
+"""Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
+beyond this number only the wording of an old answer is lost, never its effect."""
+MAX_ENDED_COMMANDS: Final = 1_000
+"""Commands that ended, remembered per twin; older ones are forgotten."""
+MAX_OPEN_COMMANDS: Final = 1_000
+"""Commands that may wait for one twin."""
+MAX_EVENTS: Final = 100_000
+"""Events of one twin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """What one entry did: the changes, at most one per twin, and the verdict of a control entry."""
+
+    changes: tuple[Change, ...] = ()
+    verdict: Verdict | None = None
+
+
+_NOTHING: Final = Folded()
+
+
+class Unsaved:
+    """What the fold changed since a checkpoint last took it.
+
+    Attributes:
+        twins: (tenant, twin id).
+        twin_types: (tenant, new version).
+        events: (tenant, new event).
+        verdicts: by (tenant, request id); None = forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.twins: set[tuple[str, str]] = set()
+        self.twin_types: list[tuple[str, TwinType]] = []
+        self.events: list[tuple[str, Event]] = []
+        self.verdicts: dict[tuple[str, str], Verdict | None] = {}
+
+
+class Fold:
+    """Replicas of all tenants as of `offset`; not safe for use from several threads.
+
+    Attributes:
+        offset: everything up to here is folded.
+        registry: twin types and living twins.
+        unsaved: what changed since a checkpoint last took it.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.registry = RegistryFold()
+        self.unsaved = Unsaved()
+        self._twins: dict[str, dict[str, TwinState]] = {}
+        self._verdicts: dict[str, OrderedDict[str, Verdict]] = {}
+
+    def apply(self, entry: LogEntry) -> Folded:
+        """Fold one entry; entries at or before `offset` are without effect, so a repeated delivery is harmless."""
+        if entry.offset <= self.offset:
+            return _NOTHING
+        self.offset = entry.offset
+        if isinstance(entry.body, ObservationBatch):
+            return Folded(changes=tuple(self._observe(entry, entry.body)))
+        if isinstance(entry.body, ControlEntry):
+            return self._decide(entry, entry.body)
+        return _NOTHING
+
+    def take_unsaved(self) -> Unsaved:
+        """Return what changed since the last call, and begin anew."""
+        taken, self.unsaved = self.unsaved, Unsaved()
+        return taken
+
+    def advance(self, offset: int) -> None:
+        """Note that nothing up to `offset` concerns replicas."""
+        self.offset = max(self.offset, offset)
+
+    def state(self, tenant: str, twin_id: str) -> TwinState | None:
+        """Return what is known of a twin, a tombstone included, or None."""
+        return self._twins.get(tenant, {}).get(twin_id)
+
+    def states(self, tenant: str) -> dict[str, TwinState]:
+        """Return all twins of a tenant by id, tombstones included; not to be written to."""
+        return self._twins.get(tenant, {})
+
+    def tenants(self) -> tuple[str, ...]:
+        """Return the tenants that ever had a twin."""
+        return tuple(self._twins)
+
+    def verdict(self, tenant: str, request_id: str) -> Verdict | None:
+        """Return the decision about a request, or None if it is not remembered (or was never folded)."""
+        remembered = self._verdicts.get(tenant)
+        return remembered.get(request_id) if remembered is not None else None
+
+    def verdicts(self, tenant: str) -> dict[str, Verdict]:
+        """Return the remembered decisions of a tenant, oldest first; not to be written to."""
+        return self._verdicts.get(tenant, OrderedDict())
+
+    def verdict_tenants(self) -> tuple[str, ...]:
+        """Return the tenants with remembered decisions."""
+        return tuple(self._verdicts)
+
+    def put_state(self, state: TwinState) -> None:
+        """Put back a twin from a checkpoint."""
+        self._twins.setdefault(state.tenant, {})[state.twin.twin_id] = state
+
+    def put_verdict(self, tenant: str, request_id: str, verdict: Verdict) -> None:
+        """Put back a verdict from a checkpoint; oldest first."""
+        self._verdicts.setdefault(tenant, OrderedDict())[request_id] = verdict
+
+    def _observe(self, entry: LogEntry, batch: ObservationBatch) -> list[Change]:
+        states = self._twins.get(entry.tenant, {})
+        changes = []
+        for twin_id, facts in newest_facts(batch, entry.offset).items():
+            state = states.get(twin_id)
+            if state is None or not state.alive:
+                continue
+            state.last_arrival_unix_us = entry.commit_time_unix_us
+            state.last_lag_us = entry.commit_time_unix_us - max(fact.event_time_unix_us for _, fact in facts)
+            self.unsaved.twins.add((entry.tenant, twin_id))
+            draft = Draft(state, entry.offset)
+            draft.observe(facts)
+            change = draft.finish()
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _decide(self, entry: LogEntry, control: ControlEntry) -> Folded:
+        if control.request_id:
+            known = self.verdict(entry.tenant, control.request_id)
+            if known is not None:
+                return Folded(verdict=known)
+        try:
+            outcome, changes, ids = self._act(entry, control.action)
+            verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids)
+        except TwinmeshError as error:
+            changes = ()
+            verdict = Verdict(offset=entry.offset, outcome=Outcome.REJECTED, error=error)
+        if control.request_id:
+            self._remember(entry.tenant, control.request_id, verdict)
+        return Folded(changes=changes, verdict=verdict)
+
+    def _remember(self, tenant: str, request_id: str, verdict: Verdict) -> None:
+        verdicts = self._verdicts.setdefault(tenant, OrderedDict())
+        verdicts[request_id] = verdict
+        self.unsaved.verdicts[tenant, request_id] = verdict
+        if len(verdicts) > MAX_VERDICTS:
+            forgotten, _ = verdicts.popitem(last=False)
+            self.unsaved.verdicts[tenant, forgotten] = None
+
+    def _act(self, entry: LogEntry, action: Action | None) -> tuple[Outcome, tuple[Change, ...], tuple[str, ...]]:
+        if action is None:
+            return Outcome.NO_OP, (), ()
+        if isinstance(action, CreateTwinType):
+            return self._create_twin_type(entry, action), (), ()
+        if isinstance(action, CreateTwin):
+            return *self._create_twin(entry, action), ()
+        state = self._require(entry.tenant, action.event.twin_id if isinstance(action, RecordEvent) else action.twin_id)
+        if isinstance(action, DeleteTwin):
+            return *self._delete_twin(entry, state), ()
+        draft = Draft(state, entry.offset)
+        ids = self._draft(draft, action, entry.commit_time_unix_us)
+        change = draft.finish()
+        if change is None:
+            return Outcome.NO_OP, (), ids
+        self.unsaved.events.extend((entry.tenant, event) for event in change.events)
+        self.unsaved.twins.add((entry.tenant, state.twin.twin_id))
+        _forget_old_commands(state)
+        return Outcome.ACCEPTED, (change,), ids
+
+    def _draft(self, draft: Draft, action: Action, commit_time_unix_us: int) -> tuple[str, ...]:
+        match action:
+            case SetDesired():
+                _check_room(draft.state)
+                return set_desired(draft, action, commit_time_unix_us)
+            case RecordPrediction():
+                _predict(draft, action)
+            case QueueCommand():
+                _check_room(draft.state)
+                draft.put_command(_queued(draft.state, action, draft.offset, commit_time_unix_us))
+                return (action.command_id,)
+            case UpdateCommand():
+                _update_command(draft, action, commit_time_unix_us)
+                return (action.command_id,)
+            case RecordEvent():
+                _record_event(draft, action)
+            case ExpireDesired():
+                expire_desired(draft, action, commit_time_unix_us)
+            case SetConnectivity():
+                if draft.state.replica.connectivity is not action.connectivity:
+                    draft.connectivity = action.connectivity
+        return ()
+
+    def _create_twin_type(self, entry: LogEntry, action: CreateTwinType) -> Outcome:
+        verdict = _effect(self.registry.create_twin_type(entry.tenant, entry.offset, action.twin_type))
+        if verdict.effective and verdict.twin_type is not None:
+            self.unsaved.twin_types.append((entry.tenant, verdict.twin_type))
+        return verdict.outcome
+
+    def _create_twin(self, entry: LogEntry, action: CreateTwin) -> tuple[Outcome, tuple[Change, ...]]:
+        verdict = _effect(
+            self.registry.create_twin(
+                entry.tenant,
+                entry.offset,
+                action.twin,
+                if_absent=action.if_absent,
+                commit_time_unix_us=entry.commit_time_unix_us,
+            )
+        )
+        twin = verdict.twin
+        if not verdict.effective or twin is None:
+            return verdict.outcome, ()
+        twin_type = self.registry.type_of(entry.tenant, twin)
+        states = self._twins.setdefault(entry.tenant, {})
+        state = states.get(twin.twin_id)
+        if state is None:
+            state = states[twin.twin_id] = TwinState(entry.tenant, twin, twin_type)
+        state.begin_life(twin, twin_type)
+        return verdict.outcome, self._finished(Draft(state, entry.offset), ChangeKind.CREATED)
+
+    def _delete_twin(self, entry: LogEntry, state: TwinState) -> tuple[Outcome, tuple[Change, ...]]:
+        verdict = _effect(self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id))
+        draft = Draft(state, entry.offset)
+        for command in state.open_commands():
+            draft.put_command(
+                _moved(
+                    command, CommandState.CANCELLED, "The twin was deleted.", draft.offset, entry.commit_time_unix_us
+                )
+            )
+        changes = self._finished(draft, ChangeKind.DELETED)
+        replica = state.replica
+        # The revisions go on: a compare-and-set from the former life must never match in the next one.
+        state.replica = replace(
+            replica,
+            reported=replace(NOTHING_REPORTED, revision=replica.reported.revision),
+            desired=replace(NOTHING_DESIRED, revision=replica.desired.revision),
+            predicted=replace(NOTHING_PREDICTED, revision=replica.predicted.revision),
+            delta=(),
+            connectivity=type(replica.connectivity).UNSPECIFIED,
+        )
+        state.alive = False
+        state.delete_offset = entry.offset
+        return verdict.outcome, changes
+
+    def _finished(self, draft: Draft, kind: ChangeKind) -> tuple[Change, ...]:
+        change = draft.finish(kind)
+        self.unsaved.twins.add((draft.state.tenant, draft.state.twin.twin_id))
+        return (change,) if change is not None else ()
+
+    def _require(self, tenant: str, twin_id: str) -> TwinState:
+        self.registry.require_twin(tenant, twin_id)
+        return self._twins[tenant][twin_id]
+
+
+def _effect(verdict: RegistryVerdict) -> RegistryVerdict:
+    if verdict.error is not None:
+        raise verdict.error
+    return verdict
+
+
+def _check_room(state: TwinState) -> None:
+    if sum(not command.state.ended for command in state.commands.values()) >= MAX_OPEN_COMMANDS:
+        raise ResourceExhausted(
+            f"{quoted(state.twin.twin_id)} has {MAX_OPEN_COMMANDS} commands waiting; cancel some, or let the device "
+            "acknowledge them."
+        )
+
+
+def _forget_old_commands(state: TwinState) -> None:
+    if len(state.commands) <= MAX_ENDED_COMMANDS + MAX_OPEN_COMMANDS:
+        return
+    ended = sorted((c for c in state.commands.values() if c.state.ended), key=Command.order)
+    for command in ended[: len(ended) - MAX_ENDED_COMMANDS]:
+        del state.commands[command.command_id]
+
+
+def _predict(draft: Draft, action: RecordPrediction) -> None:
+    prediction = action.prediction
+    require_channel(draft.state, prediction.channel)
+    known = draft.state.replica.predicted.predictions.get((prediction.channel, prediction.model_id))
+    if known is None or prediction.freshness >= known.freshness:
+        draft.predicted.append(prediction)
+
+
+def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_unix_us: int) -> Command:
+    spec = state.twin_type.command(action.name)
+    if spec is None:
+        names = ", ".join(command.name for command in state.twin_type.commands) or "none"
+        raise invalid_field("name", f"{quoted(action.name)} is not a command of this twin's type; it has: {names}")
+    missing = [arg for arg in spec.required_args if arg not in action.args]
+    if missing:
+        raise invalid_field("args", f"the command {quoted(action.name)} also requires: {', '.join(missing)}")
+    return Command(
+        command_id=action.command_id,
+        twin_id=action.twin_id,
+        name=action.name,
+        args=dict(action.args),
+        state=CommandState.QUEUED,
+        message="",
+        create_time_unix_us=commit_time_unix_us,
+        expire_time_unix_us=action.expire_time_unix_us,
+        create_offset=offset,
+        offset=offset,
+        update_time_unix_us=commit_time_unix_us,
+    )
+
+
+def _update_command(draft: Draft, action: UpdateCommand, commit_time_unix_us: int) -> None:
+    command = require_command(draft.state, action.command_id)
+    if not may_move(command.state, action.state):
+        raise FailedPrecondition(
+            f"Command {quoted(command.command_id)} is {command.state.name} and cannot become {action.state.name}.",
+            reason=Reason.COMMAND_STATE,
+            metadata={"state": command.state.name},
+        )
+    if command.state is action.state:
+        return
+    moved = _moved(command, action.state, action.message, draft.offset, commit_time_unix_us)
+    draft.put_command(moved)
+    follow_command(draft, moved)
+
+
+def _moved(command: Command, state: CommandState, message: str, offset: int, commit_time_unix_us: int) -> Command:
+    return replace(command, state=state, message=message, offset=offset, update_time_unix_us=commit_time_unix_us)
+
+
+def _record_event(draft: Draft, action: RecordEvent) -> None:
+    event = action.event
+    if event.channel:
+        require_channel(draft.state, event.channel)
+    if len(draft.state.events) >= MAX_EVENTS:
+        raise ResourceExhausted(f"{quoted(event.twin_id)} has {MAX_EVENTS} events, which is the most a twin can keep.")
+    draft.events.append(replace(event, offset=draft.offset))
+
+
+def require_command(state: TwinState, command_id: str) -> Command:
+    """Return a command of the twin; raises `NotFound` (COMMAND_NOT_FOUND)."""
+    command = state.commands.get(command_id)
+    if command is None:
+        raise NotFound(
+            f"{quoted(state.twin.twin_id)} has no command {quoted(command_id)}; list them with ListCommands",
+            reason=Reason.COMMAND_NOT_FOUND,
+        )
+    return command

@@ -1,0 +1,255 @@
+"""The fold kept up with the log: follows it, tells watchers and waiters, and keeps checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, TwinmeshError, Unavailable
+from twinmesh_core.time import Clock
+from twinmesh_statesync.domain.changes import Change
+from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, capture, restore
+from twinmesh_statesync.domain.entries import LogEntry
+from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
+from twinmesh_statesync.domain.pulse import Pulse
+from twinmesh_statesync.domain.ring import Ring
+
+_SLICE_S: Final = 0.002
+"""The fold hands the event loop back after so long: reads and watches must not wait for a long catch-up."""
+_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_CAUGHT_UP: Final = 1_000
+"""Ready means: at most so many entries behind the head."""
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Takes the name of something noteworthy and its fields, for the log."""
+
+
+class LiveFold:
+    """The replicas as of now; readers use `fold` freely between two awaits, since all happens on one event loop.
+
+    Args:
+        log: where entries come from.
+        checkpoints: where the fold is kept over restarts.
+        clock: for back-off and intervals.
+        tick_s: watchers are woken at most this often.
+        ring_changes: recent changes kept per tenant, for watchers that resume.
+        ring_bytes: and their estimated bytes.
+        report: told about connections, resets and checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        checkpoints: CheckpointStore,
+        clock: Clock,
+        tick_s: float = 0.01,
+        ring_changes: int = 200_000,
+        ring_bytes: int = 256 * 1024 * 1024,
+        report: Report = lambda _name, _fields: None,
+    ) -> None:
+        self.fold = Fold()
+        self.incarnation = ""
+        self.generation = 0
+        self.pulse = Pulse(tick_s)
+        self._log = log
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._ring_changes = ring_changes
+        self._ring_bytes = ring_bytes
+        self._report = report
+        self._rings: dict[str, Ring] = {}
+        self._ring_floor = 0
+        self._head_offset: int | None = None
+        self._following = False
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._saving = asyncio.Lock()
+        self._listeners: list[Callable[[Sequence[Change]], None]] = []
+        self._failed: Captured | None = None
+
+    @property
+    def position(self) -> Position:
+        """What reads reflect now."""
+        return Position(incarnation=self.incarnation, offset=self.fold.offset)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the log is being followed and the fold is (nearly) at its head."""
+        return self._following and self._head_offset is not None and self._head_offset - self.fold.offset <= _CAUGHT_UP
+
+    def on_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
+        """Have `listener` called with the changes of each entry, in order, right after it is folded."""
+        self._listeners.append(listener)
+
+    def ring(self, tenant: str) -> Ring:
+        """Return the tenant's recent changes."""
+        ring = self._rings.get(tenant)
+        if ring is None:
+            ring = self._rings[tenant] = Ring(
+                floor=self._ring_floor, max_changes=self._ring_changes, max_bytes=self._ring_bytes
+            )
+        return ring
+
+    async def check(self) -> None:
+        """Return when reads and writes can be served; raises `Unavailable` otherwise."""
+        if not self.caught_up:
+            behind = "unknown" if self._head_offset is None else str(self._head_offset - self.fold.offset)
+            raise Unavailable(
+                f"The fold is not at the head of the log yet (entries behind: {behind}).",
+                metadata={"dependency": "storage"},
+            )
+
+    async def wait_for(self, offset: int, *, timeout_s: float) -> None:
+        """Return once everything up to `offset` is folded.
+
+        Raises:
+            DeadlineExceeded: it was not within `timeout_s`.
+            FailedPrecondition: LOG_REWOUND, the log began anew meanwhile.
+        """
+        if offset <= self.fold.offset:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (offset, next(self._numbers), future))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            # Nobody waits here any more, and that offset may never come.
+            self._waiters = [waiter for waiter in self._waiters if waiter[2] is not future]
+            heapq.heapify(self._waiters)
+            raise DeadlineExceeded(
+                f"The replicas reflect offset {self.fold.offset} and did not reach {offset} in time.",
+                metadata={"waiting_for": f"offset {offset}", "current_offset": str(self.fold.offset)},
+            ) from None
+
+    async def head(self) -> Position:
+        """Return the newest durable position of the log."""
+        return await self._log.head()
+
+    async def run(self) -> None:
+        """Load the checkpoint, then follow the log for ever, across lost connections and a log that began anew."""
+        await self._start()
+        failures = 0
+        while True:
+            before = self.fold.offset
+            try:
+                await self._follow()
+            except FailedPrecondition as error:
+                if error.reason != Reason.LOG_REWOUND:
+                    raise
+                await self._reset()
+            except TwinmeshError as error:
+                self._report("log_lost", {"offset": self.fold.offset, "reason": str(error.reason)})
+            finally:
+                self._following = False
+            failures = 0 if self.fold.offset > before else failures + 1
+            await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+
+    async def keep_checkpoints(self, interval_s: float) -> None:
+        """Save a checkpoint every so often, for ever; a failure is reported and made good by the next."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.save()
+            except TwinmeshError as error:
+                self._report("checkpoint_failed", {"reason": str(error.reason)})
+
+    async def save(self) -> None:
+        """Save a checkpoint now; raises `Unavailable` and keeps what was not saved for the next time."""
+        async with self._saving:
+            if not self.incarnation:
+                return
+            position = self.position
+            captured = capture(self.fold, self.fold.take_unsaved())
+            if self._failed is not None:
+                captured = captured.after(self._failed)
+            self._failed = captured
+            records = await asyncio.to_thread(lambda: tuple(captured.records()))
+            if position.incarnation == self.incarnation:
+                await self._checkpoints.save(Checkpoint(position=position, records=records))
+                self._failed = None
+
+    async def _start(self) -> None:
+        checkpoint = None
+        for attempt in itertools.count():
+            try:
+                checkpoint = await self._checkpoints.load()
+                break
+            except Unavailable:
+                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+        if checkpoint is not None:
+            self.fold = await asyncio.to_thread(restore, checkpoint)
+            self.incarnation = checkpoint.position.incarnation
+            self._ring_floor = checkpoint.position.offset
+            self._rings.clear()
+        self._report("fold_started", {"offset": self.fold.offset})
+
+    async def _follow(self) -> None:
+        async with aclosing(self._log.follow(self.position)) as frames:
+            async for frame in frames:
+                if not self.incarnation:
+                    self.incarnation = frame.through.incarnation
+                elif frame.through.incarnation != self.incarnation:
+                    raise FailedPrecondition("The log began anew.", reason=Reason.LOG_REWOUND)
+                if not self._following:
+                    self._following = True
+                    self._report("log_followed", {"offset": self.fold.offset, "head": frame.head_offset})
+                self._head_offset = max(frame.head_offset, frame.through.offset)
+                await self._fold(frame)
+
+    async def _fold(self, frame: LogFrame) -> None:
+        resumed = self._clock.monotonic_s()
+        for entry in frame.entries:
+            self._apply(entry)
+            if self._clock.monotonic_s() - resumed > _SLICE_S:
+                self._wake()
+                await asyncio.sleep(0)
+                resumed = self._clock.monotonic_s()
+        self.fold.advance(frame.through.offset)
+        self._wake()
+
+    def _apply(self, entry: LogEntry) -> None:
+        folded = self.fold.apply(entry)
+        if folded.changes:
+            self.ring(entry.tenant).append(folded.changes)
+            for listener in self._listeners:
+                listener(folded.changes)
+
+    def _wake(self) -> None:
+        self.pulse.touch()
+        while self._waiters and self._waiters[0][0] <= self.fold.offset:
+            _, _, future = heapq.heappop(self._waiters)
+            if not future.done():
+                future.set_result(None)
+
+    async def _reset(self) -> None:
+        """Begin anew: offsets of the former incarnation mean nothing now."""
+        self._report("log_rewound", {"offset": self.fold.offset, "incarnation": self.incarnation})
+        async with self._saving:
+            self.generation += 1
+            self.fold = Fold()
+            self.incarnation = ""
+            self._failed = None
+            self._head_offset = None
+            self._ring_floor = 0
+            self._rings.clear()
+            await self._checkpoints.clear()
+        self.pulse.touch()
+        waiters, self._waiters = self._waiters, []
+        for _, _, future in waiters:
+            if not future.done():
+                future.set_exception(rewound())
+
+
+def rewound() -> FailedPrecondition:
+    """Return the error for a position of another incarnation."""
+    return FailedPrecondition(
+        "The log was restored to an earlier point, this position means nothing any more; start again with a snapshot.",
+        reason=Reason.LOG_REWOUND,
+    )

@@ -1,0 +1,78 @@
+"""What state-sync needs from outside: the log, and a place for its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinmesh_statesync.domain.checkpoint import Checkpoint, Position
+from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFrame:
+    """Entries of the log in order, and the position they lead to.
+
+    Attributes:
+        entries: of all tenants; may be empty.
+        through: everything up to here has been told.
+        head_offset: the newest durable offset when this was sent.
+    """
+
+    entries: tuple[LogEntry, ...]
+    through: Position
+    head_offset: int
+
+
+class Log(Protocol):
+    """The ordered log of the storage service."""
+
+    async def append(self, tenant: str, entry: ControlEntry, *, content_hash: bytes) -> Position:
+        """Append a control entry and return its position once it is durable.
+
+        The same request id with the same hash returns the first position again.
+
+        Raises:
+            InvalidArgument: REQUEST_ID_REUSED.
+            ResourceExhausted: OVERLOADED.
+            Unavailable: the storage service cannot be reached; nothing is known about the entry.
+        """
+        ...
+
+    def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+        """Yield the entries of all tenants after a position, in order, without gap or duplicate, for ever.
+
+        Raises:
+            FailedPrecondition: LOG_REWOUND.
+            OutOfRange: COMPACTED or FUTURE_OFFSET.
+            Unavailable: the stream broke; go on from the last position.
+        """
+        ...
+
+    async def head(self) -> Position:
+        """Return the newest durable position; raises `Unavailable`."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Keeps one checkpoint of the fold, all or nothing."""
+
+    async def load(self) -> Checkpoint | None:
+        """Return the complete checkpoint, or None if there is none; raises `Unavailable`."""
+        ...
+
+    async def save(self, checkpoint: Checkpoint) -> bool:
+        """Add the changed records and move the position, in one transaction.
+
+        Returns:
+            False, with nothing written, when a later position of the same incarnation is kept already.
+
+        Raises:
+            Unavailable: nothing was written, or nothing is known; save the same again.
+        """
+        ...
+
+    async def clear(self) -> None:
+        """Forget everything: the log began anew; raises `Unavailable`."""
+        ...

@@ -1,0 +1,133 @@
+"""A twin's replica at one offset, immutable, and the law of its delta.
+
+Being immutable it can be handed to any number of readers while the fold goes on; a change makes a new one that shares
+whatever stayed the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+from twinmesh_statesync.domain.events import Connectivity, Prediction
+from twinmesh_statesync.domain.values import ReportedValue, Value
+
+
+class DesiredState(IntEnum):
+    """Where a desired value stands; numbers equal ``twinmesh.type.v1.DesiredState``."""
+
+    UNSPECIFIED = 0
+    PENDING = 1
+    DELIVERED = 2
+    APPLIED = 3
+    REJECTED = 4
+    EXPIRED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredValue:
+    """The target of one channel and how far it got.
+
+    Attributes:
+        channel: the channel.
+        value: the target, in the channel's unit.
+        progress: how far it got apart from being met: PENDING, DELIVERED, REJECTED or EXPIRED.
+        in_sync: whether reported meets it now.
+        ever_met: whether reported met it at any time since it was set; its deadline is then over.
+        deadline_unix_us: by when reported should meet it; None = no deadline.
+        offset: the entry that set it.
+        rejection: why the device refused it.
+        command_id: the command that carries it; "" = the device watches.
+    """
+
+    channel: str
+    value: Value
+    progress: DesiredState = DesiredState.PENDING
+    in_sync: bool = False
+    ever_met: bool = False
+    deadline_unix_us: int | None = None
+    offset: int = 0
+    rejection: str = ""
+    command_id: str = ""
+
+    @property
+    def state(self) -> DesiredState:
+        """What callers see: APPLIED exactly while reported meets it, else how far it got."""
+        return DesiredState.APPLIED if self.in_sync else self.progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaItem:
+    """One desired value that reported does not meet; `reported` None = nothing reported yet."""
+
+    channel: str
+    desired: Value
+    reported: Value | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """The facts: one per channel heard from; `revision` moves by one with each entry that changed any."""
+
+    revision: int = 0
+    values: Mapping[str, ReportedValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """The targets by channel; `revision` moves only when a caller changes targets, never by the device's doing."""
+
+    revision: int = 0
+    values: Mapping[str, DesiredValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """The newest prediction per (channel, model)."""
+
+    revision: int = 0
+    predictions: Mapping[tuple[str, str], Prediction] = field(default_factory=dict)
+
+
+NOTHING_REPORTED: Final = Reported(values=MappingProxyType({}))
+NOTHING_DESIRED: Final = Desired(values=MappingProxyType({}))
+NOTHING_PREDICTED: Final = Predicted(predictions=MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A twin's whole state at one offset.
+
+    Attributes:
+        revision: dense, 1..n, going on across delete and re-create.
+        offset: the last entry that changed it.
+        reported: facts.
+        desired: targets.
+        predicted: expectations of models.
+        delta: desired minus reported, by channel in order.
+        connectivity: whether the entity is heard from.
+    """
+
+    revision: int
+    offset: int
+    reported: Reported = NOTHING_REPORTED
+    desired: Desired = NOTHING_DESIRED
+    predicted: Predicted = NOTHING_PREDICTED
+    delta: tuple[DeltaItem, ...] = ()
+    connectivity: Connectivity = Connectivity.UNSPECIFIED
+
+
+def delta_of(desired: Mapping[str, DesiredValue], reported: Mapping[str, ReportedValue]) -> tuple[DeltaItem, ...]:
+    """Return the open items, ordered by channel: exactly the targets that are not in sync."""
+    return tuple(
+        DeltaItem(
+            channel=channel,
+            desired=desired[channel].value,
+            reported=reported[channel].value if channel in reported else None,
+        )
+        for channel in sorted(desired)
+        if not desired[channel].in_sync
+    )

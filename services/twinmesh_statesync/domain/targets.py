@@ -1,0 +1,181 @@
+"""Desired values: setting them under a condition, tracking how far they got, and letting their deadline pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twinmesh_core.errors import Conflict, FailedPrecondition, NotFound, Reason, TwinmeshError, invalid_field
+from twinmesh_core.ids import quoted
+from twinmesh_core.registry import ChannelSpec
+from twinmesh_statesync.domain.commands import Command, CommandState
+from twinmesh_statesync.domain.entries import ExpireDesired, SetDesired
+from twinmesh_statesync.domain.events import Event, EventKind
+from twinmesh_statesync.domain.replica import DesiredState, DesiredValue
+from twinmesh_statesync.domain.twin_state import Draft, TwinState
+from twinmesh_statesync.domain.values import Value, as_kind
+
+_SUPERSEDED = "Superseded by a newer target."
+
+
+def set_desired(draft: Draft, action: SetDesired, commit_time_unix_us: int) -> tuple[str, ...]:
+    """Set and remove targets, all or nothing; channels with a `set_command` get their command at the same offset.
+
+    Returns:
+        The ids of the commands queued, by channel in order.
+
+    Raises:
+        Conflict: REVISION_CONFLICT, with the current revision.
+        NotFound: CHANNEL_NOT_FOUND.
+        FailedPrecondition: NOT_CONTROLLABLE.
+        InvalidArgument: a value is of the wrong kind or outside the channel's valid range.
+    """
+    state = draft.state
+    _check_revision(state, action.if_revision)
+    wanted = {channel: _checked(state, channel, action.values[channel]) for channel in sorted(action.values)}
+    for channel in action.remove:
+        require_channel(state, channel)
+    made = []
+    for channel in sorted(set(action.remove) - set(wanted)):
+        _withdraw_command(draft, draft.target(channel), commit_time_unix_us)
+        if draft.target(channel) is not None:
+            draft.drop_target(channel)
+            draft.desired_moves = True
+    for channel, value in wanted.items():
+        _withdraw_command(draft, draft.target(channel), commit_time_unix_us)
+        command = _carrier(draft, state.specs[channel], value, commit_time_unix_us)
+        target = DesiredValue(
+            channel=channel,
+            value=value,
+            deadline_unix_us=action.deadline_unix_us,
+            offset=draft.offset,
+            command_id=command.command_id if command is not None else "",
+        )
+        draft.put_target(draft.settled(target))
+        draft.desired_moves = True
+        if command is not None:
+            draft.put_command(command)
+            made.append(command.command_id)
+    return tuple(made)
+
+
+def expire_desired(draft: Draft, action: ExpireDesired, commit_time_unix_us: int) -> None:
+    """Mark the targets whose deadline passed before they were ever met, and record an event for each."""
+    for channel, set_offset in zip(action.channels, action.set_offsets, strict=False):
+        target = draft.target(channel)
+        if target is None or target.offset != set_offset or target.ever_met:
+            continue
+        if target.deadline_unix_us is None or target.progress is DesiredState.EXPIRED:
+            continue
+        draft.put_target(replace(target, progress=DesiredState.EXPIRED))
+        fact = draft.state.replica.reported.values.get(channel)
+        reached = "nothing was reported" if fact is None else f"reported is {fact.value}"
+        draft.events.append(
+            Event(
+                event_id=f"not-converged-{channel}-{set_offset}",
+                twin_id=draft.state.twin.twin_id,
+                kind=EventKind.NOT_CONVERGED,
+                start_time_unix_us=target.deadline_unix_us,
+                message=f"Desired {channel} = {target.value} was not met by its deadline; {reached}.",
+                offset=draft.offset,
+                channel=channel,
+            )
+        )
+
+
+def follow_command(draft: Draft, command: Command) -> None:
+    """Let the target that a command carries follow what became of the command."""
+    for target in draft.state.replica.desired.values.values():
+        if target.command_id != command.command_id or target.progress is DesiredState.EXPIRED:
+            continue
+        moved = target
+        if command.state in (CommandState.DELIVERED, CommandState.SUCCEEDED):
+            moved = replace(target, progress=DesiredState.DELIVERED)
+        elif command.state in (CommandState.FAILED, CommandState.CANCELLED):
+            reason = command.message or "The device gave no reason."
+            moved = replace(target, progress=DesiredState.REJECTED, rejection=reason)
+        elif command.state is CommandState.EXPIRED:
+            moved = replace(target, progress=DesiredState.EXPIRED)
+        if moved is not target:
+            draft.put_target(draft.settled(moved))
+
+
+def require_channel(state: TwinState, channel: str) -> ChannelSpec:
+    """Return a channel of the twin; raises `NotFound` (CHANNEL_NOT_FOUND) naming the channels that it has."""
+    spec = state.specs.get(channel)
+    if spec is None:
+        names = state.twin_type.channel_names()
+        raise NotFound(
+            f"twin {quoted(state.twin.twin_id)} has no channel {quoted(channel)}; it has: {names}",
+            reason=Reason.CHANNEL_NOT_FOUND,
+            metadata={"channels": names},
+        )
+    return spec
+
+
+def _check_revision(state: TwinState, if_revision: int | None) -> None:
+    current = state.replica.desired.revision
+    if if_revision is not None and if_revision != current:
+        raise Conflict(
+            f"The desired facet of {quoted(state.twin.twin_id)} is at revision {current}, not {if_revision}; "
+            "read the replica, decide again and send its revision.",
+            metadata={"current_revision": str(current)},
+        )
+
+
+def _checked(state: TwinState, channel: str, value: Value) -> Value:
+    spec = require_channel(state, channel)
+    if not spec.controllable:
+        raise _not_controllable(state, channel)
+    field = f"values[{channel}]"
+    found = as_kind(value, spec.kind, field)
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        low, high = spec.min_value, spec.max_value
+        if (low is not None and found < low) or (high is not None and found > high):
+            bounds = f"from {'-∞' if low is None else f'{low:g}'} to {'∞' if high is None else f'{high:g}'}"
+            raise invalid_field(field, f"{found:g} is outside the channel's valid range {bounds} {spec.unit}".rstrip())
+    return found
+
+
+def _not_controllable(state: TwinState, channel: str) -> TwinmeshError:
+    can = ", ".join(spec.name for spec in state.specs.values() if spec.controllable) or "none"
+    return FailedPrecondition(
+        f"values[{channel}]: channel {quoted(channel)} of {quoted(state.twin.twin_id)} is not controllable; "
+        f"controllable channels: {can}",
+        reason=Reason.NOT_CONTROLLABLE,
+        metadata={"channel": channel, "controllable": can},
+    )
+
+
+def _carrier(draft: Draft, spec: ChannelSpec, value: Value, commit_time_unix_us: int) -> Command | None:
+    if not spec.set_command:
+        return None
+    return Command(
+        command_id=f"set-{spec.name}-{draft.offset}",
+        twin_id=draft.state.twin.twin_id,
+        name=spec.set_command,
+        args={"value": value},
+        state=CommandState.QUEUED,
+        message="",
+        create_time_unix_us=commit_time_unix_us,
+        expire_time_unix_us=None,
+        create_offset=draft.offset,
+        offset=draft.offset,
+        update_time_unix_us=commit_time_unix_us,
+    )
+
+
+def _withdraw_command(draft: Draft, target: DesiredValue | None, commit_time_unix_us: int) -> None:
+    """Cancel the undelivered command of a target that goes: a device that comes back must not act on it."""
+    if target is None or not target.command_id:
+        return
+    command = draft.state.commands.get(target.command_id)
+    if command is not None and command.state is CommandState.QUEUED:
+        draft.put_command(
+            replace(
+                command,
+                state=CommandState.CANCELLED,
+                message=_SUPERSEDED,
+                offset=draft.offset,
+                update_time_unix_us=commit_time_unix_us,
+            )
+        )

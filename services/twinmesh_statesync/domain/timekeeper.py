@@ -1,0 +1,80 @@
+"""Runs the clockwork: looks every so often what is due, and writes it to the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.time import US_PER_S, Clock
+from twinmesh_statesync.domain.changes import Change
+from twinmesh_statesync.domain.clockwork import Clockwork, Due
+from twinmesh_statesync.domain.live import LiveFold, Report
+from twinmesh_statesync.domain.ports import Log
+
+_LOOK_S: Final = 0.2
+_LOOK_AT_ARRIVALS_S: Final = 1.0
+_AT_ONCE: Final = 16
+"""Entries written at the same time."""
+
+
+class Timekeeper:
+    """Writes what time brings about, while the fold is at the head of the log.
+
+    Args:
+        log: where entries go.
+        live: the fold they are derived from.
+        clock: wall clock for deadlines, monotonic clock for silence.
+        report: told about entries that could not be written.
+    """
+
+    def __init__(self, *, log: Log, live: LiveFold, clock: Clock, report: Report) -> None:
+        self._log = log
+        self._live = live
+        self._clock = clock
+        self._report = report
+        self._clockwork = Clockwork()
+        self._generation = -1
+        live.on_changes(self._notice)
+
+    async def run(self) -> None:
+        """Look for ever."""
+        looked_s = float("-inf")
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if not self._live.caught_up:
+                continue
+            if self._generation != self._live.generation:
+                self._generation = self._live.generation
+                self._clockwork.wind_up(self._live.fold)
+            now_s = self._clock.monotonic_s()
+            due = self._clockwork.due(self._live.fold, now_unix_us=self._clock.now_unix_us())
+            if now_s - looked_s >= _LOOK_AT_ARRIVALS_S:
+                looked_s = now_s
+                due += self._clockwork.connectivity(
+                    self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s
+                )
+            await self._write(due)
+
+    async def _write(self, due: Sequence[Due]) -> None:
+        for start in range(0, len(due), _AT_ONCE):
+            async with asyncio.TaskGroup() as group:
+                for entry in due[start : start + _AT_ONCE]:
+                    group.create_task(self._append(entry))
+
+    async def _append(self, due: Due) -> None:
+        tenant, entry = due
+        try:
+            # Whoever notices the same thing writes the same id, and means the same by it.
+            digest = blake2b(entry.request_id.encode(), digest_size=16).digest()
+            await self._log.append(tenant, entry, content_hash=digest)
+        except TwinmeshError as error:
+            self._report("timely_entry_not_written", {"request_id": entry.request_id, "reason": str(error.reason)})
+            self._clockwork.again(due, at_unix_us=self._clock.now_unix_us() + US_PER_S)
+
+    def _notice(self, changes: Sequence[Change]) -> None:
+        # Before it is wound up there is nothing to add to: winding up looks at everything.
+        if self._generation == self._live.generation:
+            self._clockwork.notice(changes)

@@ -1,0 +1,247 @@
+"""One twin as the fold holds it, and the draft in which one entry changes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from twinmesh_core.registry import ChannelSpec, Twin, TwinType
+from twinmesh_statesync.domain.changes import Change, ChangeKind
+from twinmesh_statesync.domain.commands import Command
+from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
+from twinmesh_statesync.domain.reduce import Fact
+from twinmesh_statesync.domain.replica import (
+    Desired,
+    DesiredValue,
+    Predicted,
+    Replica,
+    Reported,
+    delta_of,
+)
+from twinmesh_statesync.domain.values import ReportedValue
+
+NO_REPLICA: Final = Replica(revision=0, offset=0)
+
+
+class TwinState:
+    """What the fold knows of one twin, through all its lives; only drafts write to it.
+
+    Attributes:
+        tenant: whose.
+        twin: its identity; of the last life when it is deleted.
+        twin_type: the version of its type.
+        specs: the type's channels by name.
+        alive: False = a tombstone that keeps the revisions.
+        replica: its state; a tombstone's has revisions only.
+        commands: every command remembered, by id.
+        events: every event, by id.
+        last_arrival_unix_us: commit time of the newest entry with observations of it; 0 = none.
+        last_lag_us: how far the newest event time of that entry lay behind its commit time.
+        delete_offset: where the last life ended; 0 = never.
+        previous_create_offset: where the life before the present one began; 0 = there was none.
+    """
+
+    __slots__ = (
+        "alive",
+        "commands",
+        "delete_offset",
+        "events",
+        "last_arrival_unix_us",
+        "last_lag_us",
+        "previous_create_offset",
+        "replica",
+        "specs",
+        "tenant",
+        "twin",
+        "twin_type",
+    )
+
+    def __init__(self, tenant: str, twin: Twin, twin_type: TwinType) -> None:
+        self.tenant = tenant
+        self.twin = twin
+        self.twin_type = twin_type
+        self.specs: dict[str, ChannelSpec] = {channel.name: channel for channel in twin_type.channels}
+        self.alive = False
+        self.replica = NO_REPLICA
+        self.commands: dict[str, Command] = {}
+        self.events: dict[str, Event] = {}
+        self.last_arrival_unix_us = 0
+        self.last_lag_us = 0
+        self.delete_offset = 0
+        self.previous_create_offset = 0
+
+    def begin_life(self, twin: Twin, twin_type: TwinType) -> None:
+        """Take up the identity of a new life."""
+        self.previous_create_offset = self.twin.create_offset if self.delete_offset else 0
+        self.twin = twin
+        self.twin_type = twin_type
+        self.specs = {channel.name: channel for channel in twin_type.channels}
+        self.alive = True
+        self.last_arrival_unix_us = 0
+        self.last_lag_us = 0
+
+    def open_commands(self) -> list[Command]:
+        """Return the commands that have not ended, in the order of delivery."""
+        return sorted((c for c in self.commands.values() if not c.state.ended), key=Command.order)
+
+    @property
+    def last_event_time_unix_us(self) -> int | None:
+        """Newest event time of the reported values; None = nothing reported."""
+        return max((v.event_time_unix_us for v in self.replica.reported.values.values()), default=None)
+
+
+class Draft:
+    """Gathers what one entry does to one twin; `finish` makes it one change with one new revision."""
+
+    __slots__ = (
+        "commands",
+        "connectivity",
+        "desired",
+        "desired_changed",
+        "desired_moves",
+        "events",
+        "offset",
+        "predicted",
+        "removed",
+        "reported",
+        "state",
+    )
+
+    def __init__(self, state: TwinState, offset: int) -> None:
+        self.state = state
+        self.offset = offset
+        self.reported: dict[str, ReportedValue] = {}
+        self.desired: dict[str, DesiredValue] | None = None
+        self.desired_changed: dict[str, None] = {}
+        self.desired_moves = False
+        self.removed: list[str] = []
+        self.predicted: list[Prediction] = []
+        self.connectivity: Connectivity | None = None
+        self.commands: dict[str, Command] = {}
+        self.events: list[Event] = []
+
+    def observe(self, facts: list[Fact]) -> None:
+        """Take the facts that are news: of a channel the twin has, not older than what is known, and not the same."""
+        known = self.state.replica.reported.values
+        specs = self.state.specs
+        fresh = self.reported
+        for kinds, fact in facts:
+            spec = specs.get(fact.channel)
+            if spec is None or spec.kind not in kinds:
+                continue
+            current = fresh.get(fact.channel) or known.get(fact.channel)
+            if current is None or fact.event_time_unix_us > current.event_time_unix_us or _corrects(fact, current):
+                fresh[fact.channel] = fact
+        if fresh and self.state.replica.desired.values:
+            for channel in fresh:
+                target = self.target(channel)
+                if target is not None:
+                    self.put_target(self.settled(target))
+
+    def target(self, channel: str) -> DesiredValue | None:
+        """Return the target of a channel as this draft has it."""
+        values = self.state.replica.desired.values if self.desired is None else self.desired
+        return values.get(channel)
+
+    def targets(self) -> dict[str, DesiredValue]:
+        """Return all targets as this draft has them; writing goes through `put_target` and `drop_target`."""
+        if self.desired is None:
+            self.desired = dict(self.state.replica.desired.values)
+        return self.desired
+
+    def put_target(self, target: DesiredValue) -> None:
+        """Set or move a target; one that stays equal is no change."""
+        targets = self.targets()
+        if targets.get(target.channel) != target:
+            targets[target.channel] = target
+            self.desired_changed[target.channel] = None
+
+    def drop_target(self, channel: str) -> None:
+        """Remove a target."""
+        if self.targets().pop(channel, None) is not None:
+            self.desired_changed.pop(channel, None)
+            self.removed.append(channel)
+
+    def settled(self, target: DesiredValue) -> DesiredValue:
+        """Return the target with what reported says about it now."""
+        fact = self.reported.get(target.channel) or self.state.replica.reported.values.get(target.channel)
+        spec: ChannelSpec | None = self.state.specs.get(target.channel)
+        met = fact is not None and fact.meets(target.value, spec.tolerance if spec is not None else 0.0)
+        if met is target.in_sync:
+            return target
+        return replace(target, in_sync=met, ever_met=target.ever_met or met)
+
+    def put_command(self, command: Command) -> None:
+        """Queue or move a command."""
+        self.commands[command.command_id] = command
+
+    def finish(self, kind: ChangeKind = ChangeKind.CHANGED) -> Change | None:
+        """Write the draft to the state and return the change; None when nothing changed."""
+        touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands
+        if kind is ChangeKind.CHANGED and not (touched or self.events or self.connectivity is not None):
+            return None
+        state, before = self.state, self.state.replica
+        desired = self._desired()
+        reported = self._reported()
+        delta = before.delta
+        if desired is not before.desired or (self.reported and desired.values):
+            fresh = delta_of(desired.values, reported.values)
+            delta = before.delta if fresh == before.delta else fresh
+        after = Replica(
+            revision=before.revision + 1,
+            offset=self.offset,
+            reported=reported,
+            desired=desired,
+            predicted=self._predicted(),
+            delta=delta,
+            connectivity=before.connectivity if self.connectivity is None else self.connectivity,
+        )
+        state.replica = after
+        state.commands.update(self.commands)
+        state.events.update((event.event_id, event) for event in self.events)
+        return Change(
+            tenant=state.tenant,
+            twin=state.twin,
+            kind=kind,
+            offset=self.offset,
+            revision=after.revision,
+            previous_revision=before.revision,
+            replica=after if kind is ChangeKind.CREATED else None,
+            reported=tuple(self.reported.values()),
+            reported_revision=reported.revision if self.reported else 0,
+            desired=tuple(desired.values[channel] for channel in self.desired_changed),
+            removed=tuple(self.removed),
+            desired_revision=desired.revision if desired is not before.desired else 0,
+            predicted=tuple(self.predicted),
+            predicted_revision=after.predicted.revision if self.predicted else 0,
+            delta=None if delta is before.delta else delta,
+            connectivity=self.connectivity,
+            commands=tuple(sorted(self.commands.values(), key=Command.order)),
+            events=tuple(self.events),
+        )
+
+    def _reported(self) -> Reported:
+        before = self.state.replica.reported
+        if not self.reported:
+            return before
+        return Reported(revision=before.revision + 1, values={**before.values, **self.reported})
+
+    def _desired(self) -> Desired:
+        before = self.state.replica.desired
+        if self.desired is None or not (self.desired_changed or self.removed or self.desired_moves):
+            return before
+        return Desired(revision=before.revision + int(self.desired_moves), values=self.desired)
+
+    def _predicted(self) -> Predicted:
+        before = self.state.replica.predicted
+        if not self.predicted:
+            return before
+        newest = {(p.channel, p.model_id): p for p in self.predicted}
+        return Predicted(revision=before.revision + 1, predictions={**before.predictions, **newest})
+
+
+def _corrects(fact: ReportedValue, current: ReportedValue) -> bool:
+    """Whether a fact of the same event time says something else: the higher offset wins."""
+    return fact.event_time_unix_us == current.event_time_unix_us and (
+        fact.value != current.value or fact.quality is not current.quality
+    )

@@ -1,0 +1,112 @@
+"""One value of a channel, as plain Python: what may be desired, and when two values count as equal."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from twinmesh_core.errors import invalid_field
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.quality import Quality
+
+
+class Json(str):
+    """A JSON document as its text, told apart from plain text by its type."""
+
+    __slots__ = ()
+
+
+Value = float | int | bool | str | Json
+"""GAUGE and COUNTER are `float`, STATE `int`, BOOL `bool`, TEXT `str`, JSON `Json`; the type says which."""
+
+_INT64: Final = 1 << 63
+_WANTED: Final = {
+    ChannelKind.GAUGE: "a number (double_value)",
+    ChannelKind.COUNTER: "a number (double_value)",
+    ChannelKind.STATE: "a whole number (int64_value)",
+    ChannelKind.BOOL: "true or false (bool_value)",
+    ChannelKind.TEXT: "a text (text_value)",
+    ChannelKind.JSON: "a JSON document (json_value)",
+}
+
+
+def as_kind(value: Value, kind: ChannelKind, field: str) -> Value:
+    """Return `value` as the Python type that channels of `kind` hold; a whole number fits either kind of number.
+
+    Raises:
+        InvalidArgument: the value is of another kind, or is not finite; names `field` and what is wanted.
+    """
+    found = _converted(value, kind)
+    if found is None:
+        raise invalid_field(field, f"must be {_WANTED.get(kind, 'a value')} for this channel")
+    return found
+
+
+def _converted(value: Value, kind: ChannelKind) -> Value | None:
+    if kind is ChannelKind.BOOL:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if kind in (ChannelKind.GAUGE, ChannelKind.COUNTER):
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    if kind is ChannelKind.STATE:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return int(value) if whole and -_INT64 <= int(value) < _INT64 else None
+    if kind is ChannelKind.TEXT:
+        return value if isinstance(value, str) and not isinstance(value, Json) else None
+    if kind is ChannelKind.JSON and isinstance(value, str) and _parsed(value) is not None:
+        return Json(value)
+    return None
+
+
+def values_agree(desired: Value, reported: Value, tolerance: float) -> bool:
+    """Whether a target counts as met: numbers within `tolerance` (in the channel's unit), all else when equal.
+
+    JSON documents are compared by content, so spacing and the order of keys do not matter.
+    """
+    if isinstance(desired, Json) and isinstance(reported, Json):
+        return desired == reported or _same_document(desired, reported)
+    if isinstance(desired, bool) or isinstance(reported, bool):
+        return desired is reported
+    if isinstance(desired, int | float) and isinstance(reported, int | float):
+        return desired == reported or abs(desired - reported) <= tolerance
+    return desired == reported
+
+
+def _same_document(left: Json, right: Json) -> bool:
+    one, other = _parsed(left), _parsed(right)
+    return one is not None and one == other
+
+
+def _parsed(text: str) -> tuple[object] | None:
+    try:
+        return (json.loads(text),)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedValue:
+    """The newest fact of one channel.
+
+    Positional on purpose: tens of thousands of these are built per second.
+
+    Attributes:
+        channel: the channel.
+        value: in the channel's unit.
+        quality: how far it can be trusted.
+        event_time_unix_us: when it was true, by the device's clock.
+        offset: the entry that brought it.
+    """
+
+    channel: str
+    value: Value
+    quality: Quality
+    event_time_unix_us: int
+    offset: int
+
+    def meets(self, desired: Value, tolerance: float) -> bool:
+        """Whether this fact meets the target; a BAD value proves nothing and therefore never does."""
+        return self.quality is not Quality.BAD and values_agree(desired, self.value, tolerance)

@@ -1,0 +1,112 @@
+"""The composition root of state-sync: every port an argument, nothing at import time."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc.aio
+
+from twinmesh.statesync.v1.statesync_pb2_grpc import (
+    add_CommandServiceServicer_to_server,
+    add_EventServiceServicer_to_server,
+    add_TwinServiceServicer_to_server,
+)
+from twinmesh_client.transport import open_channel
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.time import Clock, SystemClock
+from twinmesh_runtime.postgres import migrate, open_pool, ping
+from twinmesh_runtime.service import Service
+from twinmesh_runtime.telemetry import log
+from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
+from twinmesh_statesync.adapters.storage_log import StorageLog
+from twinmesh_statesync.domain.live import LiveFold
+from twinmesh_statesync.domain.ports import CheckpointStore, Log
+from twinmesh_statesync.domain.timekeeper import Timekeeper
+from twinmesh_statesync.domain.writer import Writer
+from twinmesh_statesync.rpc.commands import CommandServicer
+from twinmesh_statesync.rpc.events import EventServicer
+from twinmesh_statesync.rpc.mapping.control import control_from_message, control_to_message
+from twinmesh_statesync.rpc.reading import Reading
+from twinmesh_statesync.rpc.replicas import SERVICE, ReplicaServicer
+from twinmesh_statesync.rpc.twins import TwinServicer
+from twinmesh_statesync.rpc.watch import Watches
+from twinmesh_statesync.settings import StatesyncSettings
+
+_NAMES = (
+    "twinmesh.statesync.v1.TwinService",
+    SERVICE,
+    "twinmesh.statesync.v1.CommandService",
+    "twinmesh.statesync.v1.EventService",
+)
+
+
+async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service:
+    """Return the service on the real log and the real checkpoints."""
+    await migrate(settings.database_url, "statesync", "twinmesh_statesync")
+    pool = await stack.enter_async_context(open_pool(settings.database_url, min_size=1, max_size=4, schema="statesync"))
+    channel = await stack.enter_async_context(
+        open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
+    )
+    storage = StorageLog(channel, encode=control_to_message, decode=control_from_message)
+    service = assemble(settings, source=storage, checkpoints=PostgresCheckpoints(pool), clock=SystemClock())
+    return Service(
+        register=service.register,
+        service_names=service.service_names,
+        checks={**service.checks, "postgres": lambda: ping(pool)},
+        background=service.background,
+        drain=service.drain,
+    )
+
+
+def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: CheckpointStore, clock: Clock) -> Service:
+    """Return the service on any log and any checkpoint store.
+
+    Args:
+        settings: intervals and bounds.
+        source: the log.
+        checkpoints: where the fold is kept.
+        clock: the time.
+    """
+    live = LiveFold(
+        log=source,
+        checkpoints=checkpoints,
+        clock=clock,
+        tick_s=settings.watch_tick_ms / 1_000,
+        ring_changes=settings.ring_changes,
+        ring_bytes=settings.ring_bytes,
+        report=_report,
+    )
+    reading, writer = Reading(live), Writer(source, live)
+    watches = Watches(reading, clock, close_after=settings.close_after_changes)
+    timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report)
+    replicas = ReplicaServicer(reading, writer, watches, clock)
+
+    def register(server: grpc.aio.Server) -> None:
+        add_TwinServiceServicer_to_server(TwinServicer(reading, writer), server)
+        add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock), server)
+        add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
+        server.add_generic_rpc_handlers((replicas.handler(),))
+
+    async def keep_checkpoints() -> None:
+        await live.keep_checkpoints(settings.checkpoint_interval_s)
+
+    async def drain() -> None:
+        await watches.drain()
+        try:
+            await live.save()
+        except TwinmeshError as error:
+            # Nothing is lost: the next start folds again from the last checkpoint.
+            log("checkpoint_failed", level="warning", reason=str(error.reason))
+
+    return Service(
+        register=register,
+        service_names=_NAMES,
+        checks={"log": live.check},
+        background=(live.run, timekeeper.run, watches.beat, keep_checkpoints),
+        drain=drain,
+    )
+
+
+def _report(event: str, fields: dict[str, Any]) -> None:
+    log(event, **fields)

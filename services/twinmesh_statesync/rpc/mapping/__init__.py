@@ -1,0 +1,1 @@
+"""Where protobuf stops: messages to values of the domain and back."""

@@ -1,0 +1,170 @@
+"""Control entries between protobuf and the domain: what is written to the log, and what is read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from twinmesh.type.v1 import command_pb2, entry_pb2, observation_pb2, replica_pb2
+from twinmesh_core.errors import InvalidArgument
+from twinmesh_runtime.registry_mapping import (
+    time_from_message,
+    time_to_message,
+    twin_from_message,
+    twin_to_message,
+    twin_type_from_message,
+    twin_type_to_message,
+)
+from twinmesh_statesync.domain.entries import (
+    Action,
+    ControlEntry,
+    CreateTwin,
+    CreateTwinType,
+    DeleteTwin,
+    ExpireDesired,
+    QueueCommand,
+    RecordEvent,
+    RecordPrediction,
+    SetConnectivity,
+    SetDesired,
+    UpdateCommand,
+)
+from twinmesh_statesync.domain.events import Connectivity
+from twinmesh_statesync.domain.values import Value
+from twinmesh_statesync.rpc.mapping.values import (
+    command_state_from_message,
+    event_from_message,
+    event_to_message,
+    prediction_from_message,
+    prediction_to_message,
+    value_to_message,
+    values_from_messages,
+)
+
+_CONNECTIVITIES: Final = {int(connectivity): connectivity for connectivity in Connectivity}
+
+
+def control_to_message(entry: ControlEntry) -> entry_pb2.ControlEntry:
+    """Return a control entry as the message that goes into the log."""
+    message = entry_pb2.ControlEntry(request_id=entry.request_id, principal=entry.principal)
+    if entry.action is not None:
+        field, action = _ENCODERS[type(entry.action)](entry.action)
+        getattr(message, field).CopyFrom(action)
+    return message
+
+
+def control_from_message(message: entry_pb2.ControlEntry) -> ControlEntry:
+    """Return a control entry of the log; an action that cannot be read is None, for every fold alike."""
+    return ControlEntry(request_id=message.request_id, principal=message.principal, action=_action(message))
+
+
+def _action(message: entry_pb2.ControlEntry) -> Action | None:
+    field = message.WhichOneof("action")
+    if field is None:
+        return None
+    try:
+        return _DECODERS[field](getattr(message, field))
+    except InvalidArgument:
+        return None  # a value without content: no writer of ours appends one
+
+
+def _values(values: Any) -> dict[str, observation_pb2.Value]:
+    plain: dict[str, Value] = dict(values)
+    return {name: value_to_message(value) for name, value in plain.items()}
+
+
+def _encode_desired(action: SetDesired) -> tuple[str, entry_pb2.SetDesiredEntry]:
+    message = entry_pb2.SetDesiredEntry(
+        twin_id=action.twin_id, values=_values(action.values), remove=action.remove, if_revision=action.if_revision
+    )
+    if action.deadline_unix_us is not None:
+        message.deadline.CopyFrom(time_to_message(action.deadline_unix_us))
+    return "set_desired", message
+
+
+def _encode_queue(action: QueueCommand) -> tuple[str, entry_pb2.QueueCommandEntry]:
+    message = entry_pb2.QueueCommandEntry(
+        command_id=action.command_id, twin_id=action.twin_id, name=action.name, args=_values(action.args)
+    )
+    if action.expire_time_unix_us is not None:
+        message.expire_time.CopyFrom(time_to_message(action.expire_time_unix_us))
+    return "queue_command", message
+
+
+_ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
+    CreateTwinType: lambda a: (
+        "create_twin_type",
+        entry_pb2.CreateTwinTypeEntry(twin_type=twin_type_to_message(a.twin_type)),
+    ),
+    CreateTwin: lambda a: (
+        "create_twin",
+        entry_pb2.CreateTwinEntry(twin=twin_to_message(a.twin), if_absent=a.if_absent),
+    ),
+    DeleteTwin: lambda a: ("delete_twin", entry_pb2.DeleteTwinEntry(twin_id=a.twin_id)),
+    SetDesired: _encode_desired,
+    RecordPrediction: lambda a: (
+        "record_prediction",
+        entry_pb2.RecordPredictionEntry(twin_id=a.twin_id, prediction=prediction_to_message(a.prediction)),
+    ),
+    QueueCommand: _encode_queue,
+    UpdateCommand: lambda a: (
+        "update_command",
+        entry_pb2.UpdateCommandEntry(
+            command_id=a.command_id,
+            twin_id=a.twin_id,
+            state=command_pb2.CommandState.ValueType(a.state),
+            message=a.message,
+        ),
+    ),
+    RecordEvent: lambda a: ("record_event", entry_pb2.RecordEventEntry(event=event_to_message(a.event))),
+    ExpireDesired: lambda a: (
+        "expire_desired",
+        entry_pb2.ExpireDesiredEntry(twin_id=a.twin_id, channels=a.channels, set_offsets=a.set_offsets),
+    ),
+    SetConnectivity: lambda a: (
+        "set_connectivity",
+        entry_pb2.SetConnectivityEntry(
+            twin_id=a.twin_id,
+            connectivity=replica_pb2.Connectivity.ValueType(a.connectivity),
+            last_arrival=time_to_message(a.last_arrival_unix_us),
+        ),
+    ),
+}
+
+_DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
+    "create_twin_type": lambda m: CreateTwinType(twin_type=twin_type_from_message(m.twin_type)),
+    "create_twin": lambda m: CreateTwin(twin=twin_from_message(m.twin), if_absent=m.if_absent),
+    "delete_twin": lambda m: DeleteTwin(twin_id=m.twin_id),
+    "set_desired": lambda m: SetDesired(
+        twin_id=m.twin_id,
+        values=values_from_messages(m.values, "values"),
+        remove=tuple(m.remove),
+        if_revision=m.if_revision if m.HasField("if_revision") else None,
+        deadline_unix_us=time_from_message(m.deadline) if m.HasField("deadline") else None,
+    ),
+    "record_prediction": lambda m: RecordPrediction(
+        twin_id=m.twin_id, prediction=prediction_from_message(m.prediction)
+    ),
+    "queue_command": lambda m: QueueCommand(
+        command_id=m.command_id,
+        twin_id=m.twin_id,
+        name=m.name,
+        args=values_from_messages(m.args, "args"),
+        expire_time_unix_us=time_from_message(m.expire_time) if m.HasField("expire_time") else None,
+    ),
+    "update_command": lambda m: UpdateCommand(
+        command_id=m.command_id,
+        twin_id=m.twin_id,
+        state=command_state_from_message(m.state),
+        message=m.message,
+    ),
+    "record_event": lambda m: RecordEvent(event=event_from_message(m.event)),
+    "expire_desired": lambda m: ExpireDesired(
+        twin_id=m.twin_id, channels=tuple(m.channels), set_offsets=tuple(m.set_offsets)
+    ),
+    "set_connectivity": lambda m: SetConnectivity(
+        twin_id=m.twin_id,
+        connectivity=_CONNECTIVITIES.get(m.connectivity, Connectivity.UNSPECIFIED),
+        last_arrival_unix_us=time_from_message(m.last_arrival),
+    ),
+}

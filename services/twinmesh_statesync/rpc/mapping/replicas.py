@@ -1,0 +1,159 @@
+"""Replicas, their facets and changes as protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import observation_pb2, replica_pb2
+from twinmesh_core.registry import Twin
+from twinmesh_core.time import US_PER_S
+from twinmesh_runtime.registry_mapping import time_to_message, twin_to_message
+from twinmesh_statesync.domain.changes import Change, ChangeKind
+from twinmesh_statesync.domain.events import Prediction
+from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
+from twinmesh_statesync.domain.values import ReportedValue
+from twinmesh_statesync.rpc.mapping.values import (
+    command_to_message,
+    event_to_message,
+    prediction_to_message,
+    value_to_message,
+)
+
+_EVENTS_FIELD: Final = b"\x0a"
+"""Tag of WatchResponse.events: field 1, length-delimited."""
+
+
+def replica_to_message(twin: Twin, replica: Replica) -> replica_pb2.Replica:
+    """Return a whole replica."""
+    return replica_pb2.Replica(
+        twin=twin_to_message(twin),
+        revision=replica.revision,
+        offset=replica.offset,
+        reported=_reported(replica.reported.revision, replica.reported.values.values()),
+        desired=desired_to_message(replica.desired.revision, replica.desired.values.values()),
+        predicted=_predicted(replica.predicted.revision, replica.predicted.predictions.values()),
+        delta=delta_to_message(replica.delta),
+        connectivity=replica_pb2.Connectivity.ValueType(replica.connectivity),
+    )
+
+
+def desired_to_message(
+    revision: int, values: Iterable[DesiredValue], removed: Iterable[str] = ()
+) -> replica_pb2.DesiredFacet:
+    """Return a desired facet, or the part of it that changed."""
+    return replica_pb2.DesiredFacet(revision=revision, values=map(_desired_value, values), removed=removed)
+
+
+def delta_to_message(items: Iterable[DeltaItem]) -> replica_pb2.Delta:
+    """Return a delta; without items it says that all is in sync."""
+    return replica_pb2.Delta(items=map(_delta_item, items))
+
+
+def change_to_message(change: Change) -> statesync_pb2.WatchEvent:
+    """Return a change as the event that watchers get."""
+    event = statesync_pb2.WatchEvent(
+        offset=change.offset,
+        twin_id=change.twin.twin_id,
+        kind=statesync_pb2.WatchEventKind.ValueType(change.kind),
+        revision=change.revision,
+        previous_revision=change.previous_revision,
+        merged_count=change.merged_count,
+    )
+    if change.replica is not None:
+        event.replica.CopyFrom(replica_to_message(change.twin, change.replica))
+    if change.reported:
+        reported = event.reported
+        reported.revision = change.reported_revision
+        for value in change.reported:
+            _fill_reported(reported.values.add(), value)
+    if change.desired or change.removed:
+        event.desired.CopyFrom(desired_to_message(change.desired_revision, change.desired, change.removed))
+    if change.predicted:
+        event.predicted.CopyFrom(_predicted(change.predicted_revision, change.predicted))
+    if change.delta is not None:
+        event.delta.CopyFrom(delta_to_message(change.delta))
+    if change.connectivity is not None:
+        event.connectivity = replica_pb2.Connectivity.ValueType(change.connectivity)
+    if change.commands:
+        event.commands.extend(map(command_to_message, change.commands))
+    if change.events:
+        event.events.extend(map(event_to_message, change.events))
+    return event
+
+
+def snapshot_change(tenant: str, twin: Twin, replica: Replica) -> Change:
+    """Return the change that tells a twin as it is."""
+    return Change(
+        tenant=tenant,
+        twin=twin,
+        kind=ChangeKind.SNAPSHOT,
+        offset=replica.offset,
+        revision=replica.revision,
+        previous_revision=replica.revision,
+        replica=replica,
+    )
+
+
+def encode_event(change: Change) -> bytes:
+    """Return a change as one `events` field of a WatchResponse: frames are made by joining these."""
+    body = change_to_message(change).SerializeToString()
+    return _EVENTS_FIELD + _varint(len(body)) + body
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def _reported(revision: int, values: Iterable[ReportedValue]) -> replica_pb2.ReportedFacet:
+    facet = replica_pb2.ReportedFacet(revision=revision)
+    for value in values:
+        _fill_reported(facet.values.add(), value)
+    return facet
+
+
+def _fill_reported(message: replica_pb2.ReportedValue, value: ReportedValue) -> None:
+    # Field by field and in place: this runs for every update, and sub-messages built apart are copied.
+    message.channel = value.channel
+    fact, target = value.value, message.value
+    if type(fact) is float:
+        target.double_value = fact
+    else:
+        target.CopyFrom(value_to_message(fact))
+    message.quality = observation_pb2.Quality.ValueType(value.quality)
+    seconds, rest = divmod(value.event_time_unix_us, US_PER_S)
+    event_time = message.event_time
+    event_time.seconds = seconds
+    event_time.nanos = rest * 1_000
+    message.offset = value.offset
+
+
+def _desired_value(value: DesiredValue) -> replica_pb2.DesiredValue:
+    message = replica_pb2.DesiredValue(
+        channel=value.channel,
+        value=value_to_message(value.value),
+        state=replica_pb2.DesiredState.ValueType(value.state),
+        offset=value.offset,
+        rejection=value.rejection,
+        command_id=value.command_id,
+    )
+    if value.deadline_unix_us is not None:
+        message.deadline.CopyFrom(time_to_message(value.deadline_unix_us))
+    return message
+
+
+def _delta_item(item: DeltaItem) -> replica_pb2.DeltaItem:
+    message = replica_pb2.DeltaItem(channel=item.channel, desired=value_to_message(item.desired))
+    if item.reported is not None:
+        message.reported.CopyFrom(value_to_message(item.reported))
+    return message
+
+
+def _predicted(revision: int, predictions: Iterable[Prediction]) -> replica_pb2.PredictedFacet:
+    return replica_pb2.PredictedFacet(revision=revision, predictions=map(prediction_to_message, predictions))

@@ -1,0 +1,184 @@
+"""ReplicaService: the replica as of now, conditional targets, predictions, and the watch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from math import isfinite
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import prediction_pb2
+from twinmesh_core.errors import invalid_field
+from twinmesh_core.ids import require_name, require_resource_id, require_twin_id
+from twinmesh_core.registry_fold import Outcome
+from twinmesh_core.time import Clock
+from twinmesh_runtime.caller import current_caller
+from twinmesh_runtime.registry_mapping import duration_from_message
+from twinmesh_statesync.domain.entries import RecordPrediction, SetDesired
+from twinmesh_statesync.domain.writer import Writer, request_id_or_new
+from twinmesh_statesync.rpc.mapping.replicas import delta_to_message, desired_to_message, replica_to_message
+from twinmesh_statesync.rpc.mapping.values import (
+    command_to_message,
+    position_to_message,
+    prediction_from_message,
+    values_from_messages,
+)
+from twinmesh_statesync.rpc.mutation import content_of
+from twinmesh_statesync.rpc.reading import Reading
+from twinmesh_statesync.rpc.watch import Watches
+
+SERVICE: Final = "twinmesh.statesync.v1.ReplicaService"
+MAX_TARGETS: Final = 1_000
+MAX_PREDICTED: Final = 100_000
+
+
+class ReplicaServicer:
+    """Serves replicas; `handler` registers it, since a watch answers bytes that are encoded already.
+
+    Args:
+        reading: read access to the fold.
+        writer: has mutations decided.
+        watches: the watches of this process.
+        clock: turns a deadline's duration into a time.
+    """
+
+    def __init__(self, reading: Reading, writer: Writer, watches: Watches, clock: Clock) -> None:
+        self._reading = reading
+        self._writer = writer
+        self._watches = watches
+        self._clock = clock
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the handlers of the service."""
+        unary = grpc.unary_unary_rpc_method_handler
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "GetReplica": unary(
+                    self.get_replica,
+                    request_deserializer=statesync_pb2.GetReplicaRequest.FromString,
+                    response_serializer=statesync_pb2.GetReplicaResponse.SerializeToString,
+                ),
+                "SetDesired": unary(
+                    self.set_desired,
+                    request_deserializer=statesync_pb2.SetDesiredRequest.FromString,
+                    response_serializer=statesync_pb2.SetDesiredResponse.SerializeToString,
+                ),
+                "RecordPrediction": unary(
+                    self.record_prediction,
+                    request_deserializer=statesync_pb2.RecordPredictionRequest.FromString,
+                    response_serializer=statesync_pb2.RecordPredictionResponse.SerializeToString,
+                ),
+                "Watch": grpc.unary_stream_rpc_method_handler(
+                    self.watch, request_deserializer=statesync_pb2.WatchRequest.FromString
+                ),
+            },
+        )
+
+    async def get_replica(
+        self, request: statesync_pb2.GetReplicaRequest, context: Any
+    ) -> statesync_pb2.GetReplicaResponse:
+        """Return a twin's replica."""
+        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
+        return statesync_pb2.GetReplicaResponse(
+            replica=replica_to_message(state.twin, state.replica), as_of=self._reading.as_of()
+        )
+
+    async def set_desired(
+        self, request: statesync_pb2.SetDesiredRequest, context: Any
+    ) -> statesync_pb2.SetDesiredResponse:
+        """Set and remove targets under a condition."""
+        caller = current_caller()
+        action = self._targets(request)
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            action,
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        state = await self._reading.twin(caller.tenant, request.twin_id)
+        desired = state.replica.desired
+        made = (state.commands.get(command_id) for command_id in decided.verdict.ids)
+        return statesync_pb2.SetDesiredResponse(
+            position=position_to_message(decided.position),
+            desired=desired_to_message(desired.revision, desired.values.values()),
+            delta=delta_to_message(state.replica.delta),
+            commands=(command_to_message(command) for command in made if command is not None),
+        )
+
+    async def record_prediction(
+        self, request: statesync_pb2.RecordPredictionRequest, context: Any
+    ) -> statesync_pb2.RecordPredictionResponse:
+        """Write a prediction."""
+        caller = current_caller()
+        require_twin_id(request.twin_id)
+        _check_prediction(request.prediction)
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            RecordPrediction(twin_id=request.twin_id, prediction=prediction_from_message(request.prediction)),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        return statesync_pb2.RecordPredictionResponse(
+            position=position_to_message(decided.position), applied=decided.verdict.outcome is Outcome.ACCEPTED
+        )
+
+    async def watch(self, request: statesync_pb2.WatchRequest, context: Any) -> AsyncGenerator[bytes, None]:
+        """Stream snapshot and changes."""
+        async for frame in self._watches.watch(current_caller().tenant, request):
+            yield frame
+
+    def _targets(self, request: statesync_pb2.SetDesiredRequest) -> SetDesired:
+        require_twin_id(request.twin_id)
+        if not request.values and not request.remove:
+            raise invalid_field("values", "is empty and so is remove; name at least one channel")
+        if len(request.values) + len(request.remove) > MAX_TARGETS:
+            raise invalid_field("values", f"must hold, with remove, at most {MAX_TARGETS:,} channels")
+        for channel in (*request.values, *request.remove):
+            require_name(channel, f"values[{channel}]" if channel in request.values else "remove")
+        both = sorted(set(request.values) & set(request.remove))
+        if both:
+            raise invalid_field("remove", f"names channels that values sets: {', '.join(both[:5])}")
+        if request.HasField("if_revision") and request.if_revision < 0:
+            raise invalid_field("if_revision", "must be 0 (nothing was ever desired) or greater")
+        deadline = None
+        if request.HasField("deadline"):
+            duration_us = duration_from_message(request.deadline)
+            if duration_us <= 0:
+                raise invalid_field("deadline", "must be longer than 0; leave it out for no deadline")
+            deadline = self._clock.now_unix_us() + duration_us
+        return SetDesired(
+            twin_id=request.twin_id,
+            values=values_from_messages(request.values, "values"),
+            remove=tuple(request.remove),
+            if_revision=request.if_revision if request.HasField("if_revision") else None,
+            deadline_unix_us=deadline,
+        )
+
+
+def _check_prediction(prediction: prediction_pb2.Prediction) -> None:
+    at = "prediction"
+    require_name(prediction.channel, f"{at}.channel")
+    require_resource_id(prediction.model_id, f"{at}.model_id")
+    if not prediction.HasField("at") or not prediction.HasField("valid_until"):
+        raise invalid_field(f"{at}.at", "at and valid_until are required")
+    if prediction.input_offset < 0:
+        raise invalid_field(f"{at}.input_offset", "must be the offset that the inputs reflect")
+    if prediction.step_us <= 0:
+        raise invalid_field(f"{at}.step_us", "must be greater than 0")
+    levels = list(prediction.quantile_levels)
+    if not levels or levels != sorted(set(levels)) or not 0.0 < levels[0] <= levels[-1] < 1.0:
+        raise invalid_field(f"{at}.quantile_levels", "must be increasing and within (0, 1)")
+    count = len(prediction.values)
+    if not count or count % len(levels) or count > MAX_PREDICTED:
+        raise invalid_field(
+            f"{at}.values",
+            f"must hold steps x {len(levels)} levels, at most {MAX_PREDICTED:,} numbers; {count} were found",
+        )
+    if not all(map(isfinite, prediction.values)):
+        raise invalid_field(f"{at}.values", "must all be finite numbers")

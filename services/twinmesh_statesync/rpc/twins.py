@@ -1,0 +1,179 @@
+"""TwinService: twin types and twins, created and deleted through the log, read from the fold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.statesync.v1.statesync_pb2_grpc import TwinServiceServicer
+from twinmesh.type.v1 import replica_pb2
+from twinmesh_core.errors import Internal, invalid_field
+from twinmesh_core.ids import require_resource_id, require_twin_id
+from twinmesh_core.registry import Twin, TwinType, check_writable
+from twinmesh_core.registry_fold import Outcome
+from twinmesh_runtime.caller import current_caller
+from twinmesh_runtime.registry_mapping import (
+    time_to_message,
+    twin_from_message,
+    twin_to_message,
+    twin_type_from_message,
+    twin_type_to_message,
+)
+from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, DeleteTwin
+from twinmesh_statesync.domain.twin_state import TwinState
+from twinmesh_statesync.domain.writer import Writer, request_id_or_new
+from twinmesh_statesync.rpc.mapping.values import position_to_message
+from twinmesh_statesync.rpc.mutation import content_of
+from twinmesh_statesync.rpc.reading import PageToken, Reading, page_of, page_size, read_token
+
+
+class TwinServicer(TwinServiceServicer):
+    """Serves twin types and twins.
+
+    Args:
+        reading: read access to the fold.
+        writer: has mutations decided.
+    """
+
+    def __init__(self, reading: Reading, writer: Writer) -> None:
+        self._reading = reading
+        self._writer = writer
+
+    async def CreateTwinType(  # noqa: N802
+        self, request: statesync_pb2.CreateTwinTypeRequest, context: Any
+    ) -> statesync_pb2.CreateTwinTypeResponse:
+        """Create a version of a twin type."""
+        caller = current_caller()
+        wanted = twin_type_from_message(request.twin_type)
+        check_writable(wanted)
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            CreateTwinType(twin_type=wanted),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        stored = self._reading.live.fold.registry.require_twin_type(caller.tenant, wanted.twin_type_id, wanted.version)
+        return statesync_pb2.CreateTwinTypeResponse(
+            twin_type=twin_type_to_message(stored), position=position_to_message(decided.position)
+        )
+
+    async def GetTwinType(  # noqa: N802
+        self, request: statesync_pb2.GetTwinTypeRequest, context: Any
+    ) -> statesync_pb2.GetTwinTypeResponse:
+        """Return a twin type."""
+        tenant = current_caller().tenant
+        require_resource_id(request.twin_type_id, "twin_type_id")
+        if request.version < 0:
+            raise invalid_field("version", "must be 0 (the newest) or greater")
+        await self._reading.at_least(request.min_offset)
+        found = self._reading.live.fold.registry.require_twin_type(tenant, request.twin_type_id, request.version)
+        return statesync_pb2.GetTwinTypeResponse(twin_type=twin_type_to_message(found), as_of=self._reading.as_of())
+
+    async def ListTwinTypes(  # noqa: N802
+        self, request: statesync_pb2.ListTwinTypesRequest, context: Any
+    ) -> statesync_pb2.ListTwinTypesResponse:
+        """List the newest version of each twin type."""
+        size, token = page_size(request.page_size), read_token(request.page_token)
+        pinned = token.offset if token is not None else self._reading.live.fold.offset
+        newest: dict[str, TwinType] = {}
+        for twin_type in self._reading.live.fold.registry.twin_types(current_caller().tenant):
+            if twin_type.create_offset <= pinned:
+                newest[twin_type.twin_type_id] = twin_type
+        page, next_token = page_of(list(newest.values()), token, lambda t: t.twin_type_id, size, pinned)
+        return statesync_pb2.ListTwinTypesResponse(
+            twin_types=map(twin_type_to_message, page), next_page_token=next_token, as_of=self._reading.as_of()
+        )
+
+    async def CreateTwin(  # noqa: N802
+        self, request: statesync_pb2.CreateTwinRequest, context: Any
+    ) -> statesync_pb2.CreateTwinResponse:
+        """Create a twin."""
+        caller = current_caller()
+        wanted = twin_from_message(request.twin)
+        check_writable(wanted)
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            CreateTwin(twin=wanted, if_absent=request.if_absent),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        state = self._reading.live.fold.state(caller.tenant, wanted.twin_id)
+        if state is None:
+            raise Internal("The twin was created and cannot be found.")
+        return statesync_pb2.CreateTwinResponse(
+            twin=twin_to_message(state.twin),
+            position=position_to_message(decided.position),
+            created=decided.verdict.outcome is Outcome.ACCEPTED,
+        )
+
+    async def GetTwin(  # noqa: N802
+        self, request: statesync_pb2.GetTwinRequest, context: Any
+    ) -> statesync_pb2.GetTwinResponse:
+        """Return a twin."""
+        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
+        return statesync_pb2.GetTwinResponse(twin=twin_to_message(state.twin), as_of=self._reading.as_of())
+
+    async def ListTwins(  # noqa: N802
+        self, request: statesync_pb2.ListTwinsRequest, context: Any
+    ) -> statesync_pb2.ListTwinsResponse:
+        """List twins by id; all pages hold the ids that were alive when the first was asked for."""
+        tenant = current_caller().tenant
+        size, token = page_size(request.page_size), read_token(request.page_token)
+        await self._reading.at_least(max(request.min_offset, token.offset if token is not None else 0))
+        fold = self._reading.live.fold
+        pinned = token.offset if token is not None else fold.offset
+        states = fold.states(tenant)
+        # Only ids that are still to come are looked at: the token names the last one told.
+        ids = sorted(twin_id for twin_id in states if token is None or twin_id > token.key)
+        page: list[TwinState] = []
+        next_token = ""
+        for twin_id in ids:
+            state = states[twin_id]
+            if not _alive_at(state, pinned) or request.twin_type_id not in ("", state.twin.twin_type_id):
+                continue
+            if len(page) == size:
+                next_token = PageToken(offset=pinned, key=page[-1].twin.twin_id).encode()
+                break
+            page.append(state)
+        return statesync_pb2.ListTwinsResponse(
+            twins=map(_summary, page), next_page_token=next_token, as_of=self._reading.as_of()
+        )
+
+    async def DeleteTwin(  # noqa: N802
+        self, request: statesync_pb2.DeleteTwinRequest, context: Any
+    ) -> statesync_pb2.DeleteTwinResponse:
+        """Delete a twin."""
+        caller = current_caller()
+        require_twin_id(request.twin_id)
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            DeleteTwin(twin_id=request.twin_id),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        return statesync_pb2.DeleteTwinResponse(position=position_to_message(decided.position))
+
+
+def _alive_at(state: TwinState, offset: int) -> bool:
+    """Whether the twin lived at `offset`; exact for its last two lives."""
+    if state.alive and state.twin.create_offset <= offset:
+        return True
+    # A tombstone keeps its last life; a twin created anew after `offset` may have lived before.
+    began = state.previous_create_offset if state.alive else state.twin.create_offset
+    return 0 < began <= offset < state.delete_offset
+
+
+def _summary(state: TwinState) -> statesync_pb2.TwinSummary:
+    twin: Twin = state.twin
+    summary = statesync_pb2.TwinSummary(
+        twin=twin_to_message(twin),
+        connectivity=replica_pb2.Connectivity.ValueType(state.replica.connectivity),
+        delta_count=len(state.replica.delta),
+    )
+    newest = state.last_event_time_unix_us
+    if newest is not None:
+        summary.last_event_time.CopyFrom(time_to_message(newest))
+    return summary

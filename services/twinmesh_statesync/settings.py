@@ -1,0 +1,54 @@
+"""What an operator may choose about state-sync."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twinmesh_runtime.settings import ServiceSettings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatesyncSettings(ServiceSettings):
+    """Settings of state-sync, read from ``TWINMESH_STATESYNC_*``."""
+
+    port: int = setting(7402, help="Where gRPC is served; 0 takes a free one.", unit="port", minimum=0, maximum=65535)
+    database_url: str = setting(
+        help="PostgreSQL for checkpoints (schema statesync); the truth is the log, this only makes starts fast.",
+        unit="libpq URL",
+        secret=True,
+    )
+    checkpoint_interval_s: float = setting(
+        10.0,
+        help="How often the fold is saved; a start folds again what came after the last save.",
+        unit="s",
+        minimum=0.1,
+        maximum=3600,
+    )
+    watch_tick_ms: float = setting(
+        10.0,
+        help="Least time between two wake-ups of the watchers: more makes larger frames, less makes earlier ones.",
+        unit="ms",
+        minimum=0,
+        maximum=20,
+    )
+    ring_changes: int = setting(
+        200_000,
+        help="Recent changes kept per tenant, from which watchers resume.",
+        unit="changes",
+        minimum=1_000,
+        maximum=10_000_000,
+    )
+    ring_bytes: int = setting(
+        256 * 1024 * 1024,
+        help="Their estimated memory per tenant; whichever bound is reached first counts.",
+        unit="bytes",
+        minimum=1024 * 1024,
+        maximum=64 * 1024**3,
+    )
+    close_after_changes: int = setting(
+        10_000,
+        help="Changes that a watcher with policy CLOSE may lie behind before its stream is ended.",
+        unit="changes",
+        minimum=1,
+        maximum=10_000_000,
+    )
