@@ -19,8 +19,9 @@ class HostSampler:
     def __init__(self) -> None:
         psutil.cpu_percent(None)
         self._last_s = time.monotonic()
-        self._disk = psutil.disk_io_counters()
-        self._net = psutil.net_io_counters()
+        # A machine without disks or networks has no counters, whatever the stubs say.
+        self._disk: Any = psutil.disk_io_counters()
+        self._net: Any = psutil.net_io_counters()
 
     def sample(self) -> dict[str, float | int]:
         """Return one value per channel that this machine has; containers often hide temperatures and disks."""
@@ -35,11 +36,12 @@ class HostSampler:
             "disk_used": float(psutil.disk_usage("/").percent),
             "processes": len(psutil.pids()),
         }
-        disk, net = psutil.disk_io_counters(), psutil.net_io_counters()
-        if disk and self._disk:
+        disk: Any = psutil.disk_io_counters()
+        net: Any = psutil.net_io_counters()
+        if disk is not None and self._disk is not None:
             values["disk_read"] = (disk.read_bytes - self._disk.read_bytes) / 1e3 / elapsed_s
             values["disk_write"] = (disk.write_bytes - self._disk.write_bytes) / 1e3 / elapsed_s
-        if net and self._net:
+        if net is not None and self._net is not None:
             values["net_received"] = (net.bytes_recv - self._net.bytes_recv) / 1e3 / elapsed_s
             values["net_sent"] = (net.bytes_sent - self._net.bytes_sent) / 1e3 / elapsed_s
         hottest = _hottest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -48,26 +48,30 @@ class Recording:
         return int(np.isfinite(self.values).sum())
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dirt:
     """What was put in, to be compared with what the mesh found.
 
     Attributes:
-        spikes: values lifted by tens of kelvins, and when.
+        spike_times: when a value of T1's oil was lifted by tens of kelvins.
         stuck: when T2's ambient sensor stood still.
-        gap: when T1's gateway was off.
-        late: when T2's gateway buffered.
+        gap: when T1's gateway was off, and how many points it would have sent.
+        late: when T2's gateway buffered, and how many points.
         skewed: rows of T2 with a clock that is ahead.
     """
 
-    spikes: int = 0
-    spike_times: list[datetime] = field(default_factory=list)
-    stuck: tuple[datetime, datetime] | None = None
-    gap: tuple[datetime, datetime] | None = None
-    late: tuple[datetime, datetime] | None = None
-    late_points: int = 0
-    gap_points: int = 0
-    skewed: int = 0
+    spike_times: list[datetime]
+    stuck: tuple[datetime, datetime]
+    gap: tuple[datetime, datetime]
+    gap_points: int
+    late: tuple[datetime, datetime]
+    late_points: int
+    skewed: int
+
+    @property
+    def spikes(self) -> int:
+        """How many values were lifted."""
+        return len(self.spike_times)
 
 
 def play_past(world: World, twin_id: str, minutes: int, *, seed: int) -> Recording:
@@ -84,33 +88,31 @@ def play_past(world: World, twin_id: str, minutes: int, *, seed: int) -> Recordi
 def soil(recordings: dict[str, Recording], *, start: datetime, seed: int) -> Dirt:
     """Put the dirt of real life into the recordings, in place, and return what was put in."""
     rng = np.random.default_rng(seed)
-    dirt = Dirt()
     first, second = recordings["T1"], recordings["T2"]
     minutes = len(first.time_unix_us)
 
-    def moment(minute: int) -> datetime:
-        return start + minute * MINUTE
+    def span(at: int, length: int) -> tuple[datetime, datetime]:
+        return start + at * MINUTE, start + (at + length) * MINUTE
 
     spikes = np.sort(rng.choice(np.arange(60, minutes - 60, 5), SPIKES, replace=False))
     first.values[spikes, CHANNELS.index("oil")] += rng.uniform(25.0, 60.0, SPIKES)
-    dirt.spikes, dirt.spike_times = SPIKES, [moment(int(m)) for m in spikes]
 
-    at = minutes // 3
-    column = CHANNELS.index("ambient")
-    second.values[at : at + STUCK_MINUTES, column] = second.values[at, column]
-    dirt.stuck = moment(at), moment(at + STUCK_MINUTES)
-
-    at = minutes // 2
-    dirt.gap_points = int(np.isfinite(first.values[at : at + GAP_MINUTES]).sum())
-    first.values[at : at + GAP_MINUTES] = np.nan
-    dirt.gap = moment(at), moment(at + GAP_MINUTES)
-
-    at = 2 * minutes // 3
-    second.late[at : at + LATE_MINUTES] = True
-    dirt.late = moment(at), moment(at + LATE_MINUTES)
-    dirt.late_points = int(np.isfinite(second.values[second.late]).sum())
-    dirt.skewed = SKEWED_ROWS
-    return dirt
+    stuck, gap, late = minutes // 3, minutes // 2, 2 * minutes // 3
+    second.values[stuck : stuck + STUCK_MINUTES, CHANNELS.index("ambient")] = second.values[
+        stuck, CHANNELS.index("ambient")
+    ]
+    gap_points = int(np.isfinite(first.values[gap : gap + GAP_MINUTES]).sum())
+    first.values[gap : gap + GAP_MINUTES] = np.nan
+    second.late[late : late + LATE_MINUTES] = True
+    return Dirt(
+        spike_times=[start + int(m) * MINUTE for m in spikes],
+        stuck=span(stuck, STUCK_MINUTES),
+        gap=span(gap, GAP_MINUTES),
+        gap_points=gap_points,
+        late=span(late, LATE_MINUTES),
+        late_points=int(np.isfinite(second.values[second.late]).sum()),
+        skewed=SKEWED_ROWS,
+    )
 
 
 def batches(recording: Recording) -> Iterator[ObservationBatch]:
