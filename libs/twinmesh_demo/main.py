@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Run the demo with parsed options; the exit status."""
     story = Story()
+    options.out.mkdir(parents=True, exist_ok=True)
     try:
         return asyncio.run(_run(options, story))
     except (TwinmeshError, LocalMeshError) as error:
@@ -52,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
         known, other = group.split((TwinmeshError, LocalMeshError))
         if known is None or other is not None:
             raise
-        for error in known.exceptions:
-            story.say("failed", str(error), style="bold red")
+        for failure in known.exceptions:
+            story.say("failed", str(failure), style="bold red")
         return 1
     except KeyboardInterrupt:
         story.say("stopped", "every process and port is gone", style="bold yellow")
@@ -76,7 +77,6 @@ async def _run(options: argparse.Namespace, story: Story) -> int:
             f":{mesh.ports.base}-{mesh.ports.base + 4}   data: {data_dir}",
         )
         target = mesh.endpoints["ingestion"]
-        out.mkdir(parents=True, exist_ok=True)
         async with connect_async(target) as client:
             if recording is not None:
                 await csv_story.tell(client, recording, story=story, out=out)

@@ -99,5 +99,6 @@ def _page(facts: Facts, story: Story, forecast_png: Path, control_png: Path, dir
     )  # fmt: skip
     parts.append(report.listing("Calls to copy", CALLS))
     parts.append(report.listing("The whole output", "\n".join(story.lines)))
-    lead = f"Two transformers at {facts.zone}, from {local(facts.start, facts.zone)} on. Every figure was measured in this run."
+    when = local(facts.start, facts.zone)
+    lead = f"Two transformers at {facts.zone}, from {when} on. Every figure was measured in this run."
     return report.page("Twinmesh: the whole loop", lead, parts)
