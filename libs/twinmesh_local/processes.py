@@ -117,8 +117,8 @@ class Guardian:
         self,
         *,
         log: Path,
-        on_exit: Callable[[ProcessExit], None] | None = None,
-        on_lost: Callable[[], None] | None = None,
+        on_exit: Callable[[ProcessExit], object] | None = None,
+        on_lost: Callable[[], object] | None = None,
         keep_open: Sequence[int] = (),
     ) -> None:
         self._log = log
@@ -264,7 +264,7 @@ class Guardian:
             answer.set_result(message)
 
     def _tidy_up_for_the_lost(self) -> None:
-        """Do what the guardian can no longer: wait for the servers, which its death ends, and remove their leftovers."""
+        """Do what the guardian no longer can: wait for the servers, which its death ends, remove what they left."""
         running = {pid: spec for pid, spec in self._specs.items() if pid not in self._exits}
         deadline = time.monotonic() + _LOST_GRACE_S
         while any(_runs(pid) for pid in running) and time.monotonic() < deadline:
