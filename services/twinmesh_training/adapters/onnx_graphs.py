@@ -11,7 +11,14 @@ import onnxruntime
 
 from twinmesh_training.adapters.onnx_builder import GraphBuilder
 from twinmesh_training.domain.dataset import Batch
-from twinmesh_training.domain.features import CLIP, DAY_HARMONICS, SCALE_FLOOR, WEEK_HARMONICS, FeatureMap, Normalisation
+from twinmesh_training.domain.features import (
+    CLIP,
+    DAY_HARMONICS,
+    SCALE_FLOOR,
+    WEEK_HARMONICS,
+    FeatureMap,
+    Normalisation,
+)
 from twinmesh_training.domain.ports import Float32
 from twinmesh_training.domain.predictor import Network, Predictor
 from twinmesh_training.domain.rollout import LAGS, Rollout
@@ -97,7 +104,7 @@ def _features(g: GraphBuilder, mapping: FeatureMap) -> tuple[str, str, str, str]
     )
 
 
-def _impute(g: GraphBuilder, window: str, context: int, fallback: np.ndarray) -> str:  # type: ignore[type-arg]  # 1-d
+def _impute(g: GraphBuilder, window: str, context: int, fallback: np.ndarray) -> str:
     """Mirror `impute`."""
     missing = g.op("IsNaN", window)
     zero, one = g.floats(0.0), g.floats(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -59,7 +60,7 @@ class TorchNetworkTrainer:
 
 def _build(inputs: int, hidden: tuple[int, ...], outputs: int, randomness: torch.Generator) -> list[nn.Linear]:
     widths = (inputs, *hidden)
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     for layer in layers:
         nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=randomness)
         nn.init.zeros_(layer.bias)
@@ -135,7 +136,7 @@ def _error(layers: list[nn.Linear], x: torch.Tensor, y: torch.Tensor) -> float:
 def _blended(
     layers: list[nn.Linear], x: torch.Tensor, y: torch.Tensor
 ) -> tuple[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], ...]:
-    """Weights as arrays; the last layer shrunk by the factor that validates best: part-way to the gate is often better."""
+    """Weights as arrays, the last layer shrunk by the factor that validates best: half-way to the gate may be better."""
     answer = _forward(layers, x)
     factor = min(_BLENDS, key=lambda f: float((f * answer - y).abs().mean()))
     found = [

@@ -1,8 +1,8 @@
 """Split conformal calibration: how far the truth strayed from the point forecast on windows that nothing was fitted on.
 
 Source: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World" (2005); signed residuals per step, as
-Y. Romano et al., "Conformalized Quantile Regression" (2019), so that skewed errors give skewed intervals. Time series are
-not exchangeable: the promise is the coverage *measured* on the held-out tail, not a theorem.
+Y. Romano et al., "Conformalized Quantile Regression" (2019), so that skewed errors give skewed intervals. Time series
+are not exchangeable: the promise is the coverage *measured* on the held-out tail, not a theorem.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     targets end before the purge gap            targets end before       origins from the tail's start on;
     origins start after one whole context       the purge gap            their windows may reach back into a gap
 
-An origin `t` is a step edge: its window is the `context_steps` steps before it, its truth the `horizon_steps` steps from
-it on. A purge gap is one window long, so no step that a later part reads is an answer of an earlier part.
+An origin `t` is a step edge: its window is the `context_steps` steps before it, its truth the `horizon_steps` steps
+from it on. A purge gap is one window long, so no step that a later part reads is an answer of an earlier part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from twinmesh_core.calendar import calendar_features
 from twinmesh_core.errors import FailedPrecondition, Reason
-from twinmesh_training.domain.values import Task, TrainingSpec
+from twinmesh_training.domain.values import TrainingSpec
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class Dataset:
         spec: what is asked for.
         histories: the past of each twin.
         calendars: float32 [steps + 1, 4] per history: the calendar at each step's edge.
-        fit, calibration, holdout: origins of the three parts; `fit` and `calibration` are thinned evenly to their bounds.
+        fit, calibration, holdout: origins of the three parts, each thinned evenly to its bound.
         fit_end: first step whose truth no fit window may see (before the purge gap).
         holdout_start: step at which the held-out tail starts.
         dropped: windows left out of all parts because too much of them is missing.
@@ -245,9 +245,7 @@ def _origins(usable: tuple[npt.NDArray[np.bool_], ...], first: int, last: int, s
     return together[np.lexsort((together[:, 0], together[:, 1]))]
 
 
-def _tail_origins(
-    spec: TrainingSpec, usable: tuple[npt.NDArray[np.bool_], ...], first: int, last: int
-) -> Origins:
+def _tail_origins(spec: TrainingSpec, usable: tuple[npt.NDArray[np.bool_], ...], first: int, last: int) -> Origins:
     """Rolling origins of the held-out tail: as many as asked for, else hourly and at least 100 where it allows."""
     span = last - first + 1
     if spec.origins:

@@ -99,7 +99,7 @@ class FeatureMap:
         """Number of features."""
         levels = len(self.channel_mean) if self.normalisation.has_levels else 0
         pooled = self.target_pool.shape[1] + len(self.others) * self.other_pool.shape[1]
-        return pooled + levels + len(self.pairs) + CALENDAR_WIDTH
+        return int(pooled) + levels + len(self.pairs) + CALENDAR_WIDTH
 
     def compute(self, window: npt.NDArray[np.floating], calendar: npt.NDArray[np.floating]) -> Features:
         """Return the features of windows [n, context, channels] (NaN = missing) with calendars [n, 4]."""
@@ -132,7 +132,7 @@ class FeatureMap:
 
 
 def impute(window: Float64, fallback: Float64) -> Float64:
-    """Return the window without NaN: the last known value, before the first known one the window's mean, else `fallback`.
+    """Return the window without NaN: the last known value, before the first one the window's mean, else `fallback`.
 
     The newest known value is found by doubling distances, as the graph does it: no loop over steps.
     """

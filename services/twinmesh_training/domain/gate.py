@@ -13,7 +13,7 @@ from twinmesh_training.domain.values import Family
 
 
 def passes_gate(family: Family, held_out_mae: Mapping[Family, float]) -> bool:
-    """Return whether a family beats what it must on the held-out tail: seasonal-naive, and unless it is the gate, the gate.
+    """Return whether a family beats seasonal-naive and, unless it is the gate, the gate on the held-out tail.
 
     Args:
         family: whose.

@@ -78,7 +78,9 @@ def reported_steps(horizon: int) -> tuple[int, ...]:
     return tuple(sorted({1, max(1, horizon // 4), max(1, horizon // 2), horizon}))
 
 
-def _worst_day(error: Float64, known: npt.NDArray[np.bool_], origin_time_us: npt.NDArray[np.int64], step_us: int) -> float:
+def _worst_day(
+    error: Float64, known: npt.NDArray[np.bool_], origin_time_us: npt.NDArray[np.int64], step_us: int
+) -> float:
     """MAE of the worst day (UTC) of truths, among days with at least a quarter of the truths of the fullest day."""
     at = origin_time_us[:, None] + np.arange(error.shape[1]) * step_us
     days, of_day = np.unique(at // _DAY_US, return_inverse=True)

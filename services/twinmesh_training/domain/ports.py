@@ -153,7 +153,7 @@ class Registry(Protocol):
         ...
 
     async def cancel_run(self, tenant: str, run_id: str) -> Run:
-        """Cancel: a queued run ends at once, a running one when its worker hears of it. Raises RUN_ENDED, RUN_NOT_FOUND."""
+        """Cancel: a queued run now, a running one when its worker hears it. Raises RUN_ENDED, RUN_NOT_FOUND."""
         ...
 
     async def claim(self, owner: str, lease_s: float) -> Claim | None:

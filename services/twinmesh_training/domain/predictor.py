@@ -55,7 +55,7 @@ class Predictor:
         linear: features -> [horizon], normalised units.
         rollout: DYNAMICS only: the trajectory under the planned controls, to which everything else is added.
         network: the MLP's residual; None = the gate.
-        offsets: float64 [horizon, levels], normalised units: from the point forecast to each quantile; 0 for the median.
+        offsets: float64 [horizon, levels], normalised units: from the point forecast to each quantile; median 0.
     """
 
     features: FeatureMap

@@ -1,4 +1,4 @@
-"""How a dynamics model answers its controls, measured on held-out windows: an operator should see it before trusting it."""
+"""How a dynamics model answers its controls on held-out windows: an operator should see it before trusting it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _ROWS = 256
 
 
 def control_metrics(dataset: Dataset, predictor: Predictor) -> tuple[Metric, ...]:
-    """Return, per control: the mean effect at the horizon's end of holding it at its highest instead of its lowest recorded
-    value (``control_effect``, target units), and the share of windows whose effect has the sign of that mean
-    (``control_sign_share``); scope ``control=<channel>``. Empty for FORECAST.
+    """Return how the forecast at the horizon's end answers each control; empty for FORECAST.
+
+    ``control_effect`` is the mean change, in target units, when the control is held at its highest instead of its
+    lowest recorded value; ``control_sign_share`` the share of windows whose change has the sign of that mean. Scope:
+    ``control=<channel>``.
     """
     spec = dataset.spec
     if not spec.controls:

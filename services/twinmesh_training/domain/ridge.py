@@ -1,13 +1,14 @@
 """Ridge regression in closed form, its strength chosen by blocked validation: the gate that every network must beat.
 
-Source: A. E. Hoerl, R. W. Kennard, "Ridge Regression", Technometrics 12 (1970); one eigendecomposition of the Gram matrix
-serves every strength.
+Source: A. E. Hoerl, R. W. Kennard, "Ridge Regression", Technometrics 12 (1970); one eigendecomposition of the Gram
+matrix serves every strength.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -86,7 +87,7 @@ def fit_ridge(
 
     blocks = max(2, min(blocks, n // 16)) if x.shape[1] <= _MANY_FEATURES else 2
     edges = np.linspace(0, n, blocks + 1).astype(int)
-    parts = [_moments(standard[a:b], y[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [_moments(standard[a:b], y[a:b]) for a, b in pairwise(edges)]
     total = _Moments(
         sum(p.count for p in parts),
         np.sum([p.x for p in parts], axis=0),

@@ -6,7 +6,8 @@ the step before and on the load and weather of the step itself, what is left of 
 
 * channels that the controls move (*driven*: the target, and any other whose next step is predicted better with the
   controls than without) follow a one-step model, fitted on recorded steps;
-* all other channels (*exogenous*: load, weather) follow their outlook, a linear map of the window that no control enters;
+* all other channels (*exogenous*: load, weather) follow their outlook, a linear map of the window that no control
+  enters;
 * whatever else the window tells about the trajectory is added by maps that do not see the planned controls, so they
   cannot bend the response to them.
 """
@@ -100,7 +101,8 @@ class Rollout:
             moved = np.clip(lags[0] + self.step.apply(phi), self.low, self.high)
             lags = [moved, *lags[:-1]]
             target[:, k] = moved[:, 0]
-        return target * self.scale[driven[0]] + self.mean[driven[0]]
+        answer: Float64 = target * self.scale[driven[0]] + self.mean[driven[0]]
+        return answer
 
     def _exogenous(self, features: Features, now: Float64) -> Float64:
         if self.outlook is None:
@@ -111,7 +113,8 @@ class Rollout:
     def _planned(self, now: Float64, future: npt.NDArray[np.floating]) -> Float64:
         controls = list(self.controls)
         planned = (future.astype(np.float64) - self.mean[controls]) / self.scale[controls]
-        return np.where(np.isnan(planned), now[:, None, :], planned)
+        held: Float64 = np.where(np.isnan(planned), now[:, None, :], planned)
+        return held
 
 
 def product_pairs(states: int, controls: int) -> tuple[tuple[int, int], ...]:
@@ -221,11 +224,14 @@ class _Recorded:
 
 def _recorded_steps(dataset: Dataset, mean: Float64, scale: Float64) -> _Recorded:
     end = dataset.fit_end
-    now, before, calendar, order = [], [[] for _ in range(LAGS)], [], []
+    now: list[Float64] = []
+    before: list[list[Float64]] = [[] for _ in range(LAGS)]
+    calendar: list[Float64] = []
+    order: list[npt.NDArray[np.int64]] = []
     for history, calendars in zip(dataset.histories, dataset.calendars, strict=True):
         values = (history.values[:end] - mean) / scale
         rows = np.arange(LAGS, end)
-        complete = ~np.isnan(values).any(axis=1)
+        complete = np.logical_not(np.isnan(values).any(axis=1))
         whole = complete[rows].copy()
         for lag in range(1, LAGS + 1):
             whole &= complete[rows - lag]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final
 
 from twinmesh_core.errors import FieldViolation, InvalidArgument
@@ -66,7 +67,9 @@ def _names(spec: TrainingSpec) -> list[FieldViolation]:
 def _controls(spec: TrainingSpec) -> list[FieldViolation]:
     found = []
     if spec.task is Task.DYNAMICS and not spec.controls:
-        found.append(_violation("controls", "is required for DYNAMICS: name the channels whose planned values it takes"))
+        found.append(
+            _violation("controls", "is required for DYNAMICS: name the channels whose planned values it takes")
+        )
     if spec.task is Task.FORECAST and spec.controls:
         found.append(_violation("controls", "is for DYNAMICS only; list the channel in inputs, or set task DYNAMICS"))
     if len(spec.controls) > MAX_CONTROLS:
@@ -74,7 +77,9 @@ def _controls(spec: TrainingSpec) -> list[FieldViolation]:
     if len(set(spec.controls)) < len(spec.controls):
         found.append(_violation("controls", "names a channel twice; name each once"))
     if spec.target in spec.controls:
-        found.append(_violation("controls", f"holds the target {quoted(spec.target)}; a model cannot predict its own control"))
+        found.append(
+            _violation("controls", f"holds the target {quoted(spec.target)}; a model cannot predict its own control")
+        )
     return found
 
 
@@ -87,14 +92,18 @@ def _shape(spec: TrainingSpec) -> list[FieldViolation]:
     elif spec.context_steps * len(spec.channels) > MAX_WINDOW_CELLS:
         cells = spec.context_steps * len(spec.channels)
         found.append(
-            _violation("context_steps", f"x channels is {cells:,}; at most {MAX_WINDOW_CELLS:,}: shorten it or take fewer inputs")
+            _violation(
+                "context_steps",
+                f"x channels is {cells:,}; at most {MAX_WINDOW_CELLS:,}: shorten it or take fewer inputs",
+            )
         )
     if not 1 <= spec.horizon_steps <= MAX_STEPS:
         found.append(_violation("horizon_steps", f"is {spec.horizon_steps}; choose 1 to {MAX_STEPS:,}"))
     elif spec.task is Task.DYNAMICS and spec.horizon_steps > MAX_DYNAMICS_HORIZON:
         found.append(
             _violation(
-                "horizon_steps", f"is {spec.horizon_steps}; DYNAMICS takes at most {MAX_DYNAMICS_HORIZON}: use a longer step"
+                "horizon_steps",
+                f"is {spec.horizon_steps}; DYNAMICS takes at most {MAX_DYNAMICS_HORIZON}: use a longer step",
             )
         )
     if not 0 <= spec.origins <= MAX_ORIGINS:
@@ -108,7 +117,7 @@ def _levels(spec: TrainingSpec) -> list[FieldViolation]:
         return [_violation("quantile_levels", f"has {len(levels)} levels; give 1 to {MAX_LEVELS}")]
     if not all(math.isfinite(q) and 0 < q < 1 for q in levels):
         return [_violation("quantile_levels", "must lie between 0 and 1, both excluded")]
-    if any(b <= a for a, b in zip(levels, levels[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(levels)):
         return [_violation("quantile_levels", "must increase, e.g. 0.1, 0.5, 0.9")]
     if 0.5 not in levels:
         return [_violation("quantile_levels", "must hold 0.5, the median forecast")]
@@ -132,5 +141,9 @@ def _times(spec: TrainingSpec) -> list[FieldViolation]:
 
 def _families(spec: TrainingSpec) -> list[FieldViolation]:
     if Family.SEASONAL_NAIVE in spec.families:
-        return [_violation("families", "SEASONAL_NAIVE is always measured as the floor and cannot be trained; use RIDGE, MLP")]
+        return [
+            _violation(
+                "families", "SEASONAL_NAIVE is always measured as the floor and cannot be trained; use RIDGE, MLP"
+            )
+        ]
     return []

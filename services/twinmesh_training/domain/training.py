@@ -353,7 +353,7 @@ def _checked(dataset: Dataset, origins: Origins, progress: Progress) -> Iterator
 
 
 def filled(truth: Float64) -> Float64:
-    """Return truths [n, horizon] for fitting: a missing step takes its neighbour's value, from within the same truth."""
+    """Return truths [n, horizon] to fit: a missing step takes its neighbour's value, from within the same truth."""
     missing = np.isnan(truth)
     if not missing.any():
         return truth

@@ -100,7 +100,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One measured property: a name, a value in the target's unit or a ratio, and the share of the horizon it covers."""
+    """One measured property: a name, a value in the target's unit or a ratio, and the share of the horizon covered."""
 
     name: str
     value: float
@@ -139,7 +139,10 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """A few inputs of the graph with the outputs it must give: little-endian float32, row-major; tolerance in target units."""
+    """A few inputs of the graph with the outputs it must give: little-endian float32, row-major.
+
+    `tolerance` is the largest allowed difference, in target units.
+    """
 
     rows: int
     window: bytes
@@ -180,7 +183,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A training run as everyone sees it; `number` orders runs of all tenants by creation, `revision` counts its changes."""
+    """A training run as everyone sees it; `number` orders runs by creation, `revision` counts its changes."""
 
     run_id: str
     number: int = 0

@@ -1,0 +1,8 @@
+"""``python -m twinmesh_training``: the training service."""
+
+from twinmesh_runtime.service import run
+from twinmesh_training.main import compose
+from twinmesh_training.settings import TrainingSettings
+
+if __name__ == "__main__":
+    run("training", TrainingSettings, compose)

@@ -1,1 +1,0 @@
-"""Numbered SQL of the schema ``training``."""
