@@ -1,7 +1,7 @@
 """A service as far as the local mesh is concerned: listens, says that it is ready, ends at SIGTERM.
 
-``python fake_service.py TOKEN``. In the environment, FAKE_FAIL=TOKEN ends that one at once, FAKE_DEAF=TOKEN makes it ignore
-SIGTERM, FAKE_CHILD=TOKEN makes it start a process that would outlive it.
+``python fake_service.py TOKEN``. In the environment, FAKE_FAIL=TOKEN ends that one at once, FAKE_DEAF=TOKEN makes it
+ignore SIGTERM, FAKE_CHILD=TOKEN makes it start a process that would outlive it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def main() -> None:
     if os.environ.get("FAKE_CHILD") == TOKEN:
         await asyncio.create_subprocess_exec("/bin/sleep", "1234567", start_new_session=True)
     server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(check)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(check)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})])
     prefix = f"TWINMESH_{TOKEN.upper()}_"
     server.add_insecure_port(f"{os.environ[prefix + 'HOST']}:{os.environ[prefix + 'PORT']}")
