@@ -10,7 +10,15 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
 
-from twinmesh_core.errors import FailedPrecondition, NotFound, Reason, ResourceExhausted, TwinmeshError, invalid_field
+from twinmesh_core.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    Reason,
+    ResourceExhausted,
+    TwinmeshError,
+    invalid_field,
+)
 from twinmesh_core.ids import quoted
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
@@ -323,6 +331,10 @@ def _predict(draft: Draft, action: RecordPrediction) -> None:
 
 
 def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_unix_us: int) -> Command:
+    if action.command_id in state.commands:
+        raise AlreadyExists(
+            f"Command {quoted(action.command_id)} of {quoted(action.twin_id)} exists; choose another id."
+        )
     spec = state.twin_type.command(action.name)
     if spec is None:
         names = ", ".join(command.name for command in state.twin_type.commands) or "none"
@@ -368,6 +380,8 @@ def _record_event(draft: Draft, action: RecordEvent) -> None:
     event = action.event
     if event.channel:
         require_channel(draft.state, event.channel)
+    if event.event_id in draft.state.events:
+        raise AlreadyExists(f"Event {quoted(event.event_id)} of {quoted(event.twin_id)} exists; choose another id.")
     if len(draft.state.events) >= MAX_EVENTS:
         raise ResourceExhausted(f"{quoted(event.twin_id)} has {MAX_EVENTS} events, which is the most a twin can keep.")
     draft.events.append(replace(event, offset=draft.offset))

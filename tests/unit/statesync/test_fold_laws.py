@@ -1,0 +1,144 @@
+"""The laws of the fold, on random histories."""
+
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.statesync.worlds import T0, TENANT, TWINS, S, World, bodies, doubles, grown, twin_ids
+
+from twinmesh_statesync.domain.changes import ChangeKind
+from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, capture, capture_all, digest, restore
+from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.replica import DesiredState
+
+
+def facts(world: World) -> dict[str, Any]:
+    return {
+        twin: {
+            channel: (value.value, value.quality, value.event_time_unix_us)
+            for channel, value in world.replica(twin).reported.values.items()
+        }
+        for twin in ("a", "b")
+    }
+
+
+distinct_rows = st.lists(
+    st.tuples(twin_ids, st.sampled_from(["temperature", "speed"]), st.floats(-50, 50), st.integers(1, 3)),
+    min_size=1,
+    max_size=24,
+).map(lambda rows: [(twin, channel, T0 + i * S, value, q) for i, (twin, channel, value, q) in enumerate(rows)])
+
+
+@given(rows=distinct_rows, seed=st.randoms(use_true_random=False))
+def test_order_batching_and_repetition_of_inputs_do_not_matter(
+    rows: list[tuple[str, str, int, float, int]], seed: random.Random
+) -> None:
+    straight = World("a", "b")
+    straight.see(doubles(rows))
+    shuffled = World("a", "b")
+    again = rows + seed.sample(rows, len(rows) // 2)
+    seed.shuffle(again)
+    while again:
+        size = seed.randint(1, 5)
+        shuffled.see(doubles(again[:size]))
+        again = again[size:]
+    assert facts(straight) == facts(shuffled)
+
+
+@given(steps=bodies)
+def test_revisions_are_dense_and_each_change_names_the_one_before(steps: list[Any]) -> None:
+    world = grown(steps)
+    fold = Fold()
+    seen = dict.fromkeys(TWINS, 0)
+    for entry in world.entries:
+        touched: set[str] = set()
+        for change in fold.apply(entry).changes:
+            twin = change.twin.twin_id
+            assert twin not in touched, "one entry makes at most one change of a twin"
+            touched.add(twin)
+            assert change.offset == entry.offset
+            assert change.previous_revision == seen[twin]
+            assert change.revision == seen[twin] + 1
+            seen[twin] = change.revision
+    for twin in TWINS:
+        state = fold.state(TENANT, twin)
+        assert (state.replica.revision if state is not None else 0) == seen[twin]
+
+
+@given(steps=bodies)
+def test_the_delta_is_what_desired_asks_and_reported_does_not_meet(steps: list[Any]) -> None:
+    world = World("a", "b")
+    for step in steps:
+        if hasattr(step, "series"):
+            world.see(step)
+        else:
+            world.do(step)
+        for twin in ("a", "b"):
+            replica = world.replica(twin)
+            state = world.fold.state(TENANT, twin)
+            assert state is not None
+            expected = {
+                channel
+                for channel, target in replica.desired.values.items()
+                if channel not in replica.reported.values
+                or not replica.reported.values[channel].meets(target.value, state.specs[channel].tolerance)
+            }
+            assert {item.channel for item in replica.delta} == expected
+            applied = {c for c, t in replica.desired.values.items() if t.state is DesiredState.APPLIED}
+            assert applied == set(replica.desired.values) - expected
+
+
+@given(steps=bodies)
+def test_facet_revisions_never_go_back(steps: list[Any]) -> None:
+    world = World("a", "b")
+    before = dict.fromkeys(TWINS, (0, 0, 0))
+    for step in steps:
+        folded = world.see(step) if hasattr(step, "series") else world.do(step)
+        for change in folded.changes:
+            replica = world.replica(change.twin.twin_id)
+            now = (replica.reported.revision, replica.desired.revision, replica.predicted.revision)
+            then = before[change.twin.twin_id]
+            assert all(new in (old, old + 1) for old, new in zip(then, now, strict=True))
+            before[change.twin.twin_id] = now
+            if change.kind is not ChangeKind.DELETED and change.reported:
+                assert now[0] == then[0] + 1
+
+
+@settings(max_examples=60)
+@given(steps=bodies, cut=st.integers(0, 40))
+def test_a_fold_from_a_checkpoint_at_any_point_equals_the_fold_from_the_beginning(steps: list[Any], cut: int) -> None:
+    world = grown(steps)
+    part = Fold()
+    for entry in world.entries[:cut]:
+        part.apply(entry)
+    position = Position(incarnation="i", offset=part.offset)
+    resumed = restore(Checkpoint(position=position, records=tuple(capture_all(part).records())))
+    assert digest(resumed) == digest(part)
+    for entry in world.entries[cut:]:
+        resumed.apply(entry)
+    assert digest(resumed) == digest(world.fold)
+
+
+@settings(max_examples=60)
+@given(steps=bodies, cuts=st.sets(st.integers(0, 40)))
+def test_checkpoints_saved_piece_by_piece_hold_everything(steps: list[Any], cuts: set[int]) -> None:
+    world = grown(steps)
+    fold = Fold()
+    kept: dict[tuple[str, str, str], Any] = {}
+    for i, entry in enumerate(world.entries):
+        fold.apply(entry)
+        if i in cuts or i == len(world.entries) - 1:
+            for record in capture(fold, fold.take_unsaved()).records():
+                kept[record.tenant, record.kind, record.key] = record
+    position = Position(incarnation="i", offset=fold.offset)
+    assert digest(restore(Checkpoint(position=position, records=tuple(kept.values())))) == digest(world.fold)
+
+
+@given(steps=bodies)
+def test_entries_told_again_change_nothing(steps: list[Any]) -> None:
+    world = grown(steps)
+    before = digest(world.fold)
+    for entry in world.entries:
+        assert world.fold.apply(entry).changes == ()
+    assert digest(world.fold) == before

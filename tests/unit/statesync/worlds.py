@@ -1,0 +1,224 @@
+"""A small world for the fold: one type with every kind of channel, entries by the shortest way, random histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import (
+    ObservationBatch,
+    SeriesKey,
+    bool_section,
+    double_section,
+    int64_section,
+    text_section,
+)
+from twinmesh_core.registry import ChannelSpec, CommandSpec, Twin, TwinType
+from twinmesh_statesync.domain.commands import CommandState
+from twinmesh_statesync.domain.entries import (
+    Action,
+    ControlEntry,
+    CreateTwin,
+    CreateTwinType,
+    DeleteTwin,
+    ExpireDesired,
+    LogEntry,
+    QueueCommand,
+    RecordEvent,
+    RecordPrediction,
+    SetConnectivity,
+    SetDesired,
+    UpdateCommand,
+)
+from twinmesh_statesync.domain.events import Connectivity, Event, EventKind, Prediction
+from twinmesh_statesync.domain.fold import Fold, Folded
+
+T0 = 1_700_000_000_000_000
+S = 1_000_000
+TENANT = "default"
+TWINS = ("a", "b", "c")
+
+PUMP = TwinType(
+    twin_type_id="pump",
+    version=1,
+    channels=(
+        ChannelSpec(name="temperature", kind=ChannelKind.GAUGE, unit="Cel", expected_interval_us=S),
+        ChannelSpec(
+            name="speed",
+            kind=ChannelKind.GAUGE,
+            min_value=0.0,
+            max_value=100.0,
+            tolerance=0.5,
+            controllable=True,
+            set_command="set_speed",
+        ),
+        ChannelSpec(name="target", kind=ChannelKind.GAUGE, controllable=True),
+        ChannelSpec(name="stage", kind=ChannelKind.STATE, controllable=True),
+        ChannelSpec(name="on", kind=ChannelKind.BOOL, controllable=True),
+        ChannelSpec(name="label", kind=ChannelKind.TEXT),
+        ChannelSpec(name="document", kind=ChannelKind.JSON, controllable=True),
+    ),
+    commands=(CommandSpec(name="set_speed", required_args=("value",)), CommandSpec(name="stop")),
+)
+
+
+def doubles(rows: list[tuple[str, str, int, float, int]]) -> ObservationBatch:
+    """Return a batch of (twin, channel, time, value, quality) rows of gauges."""
+    keys = list(dict.fromkeys((twin, channel) for twin, channel, *_ in rows))
+    return ObservationBatch(
+        series=tuple(SeriesKey(twin_id=t, channel=c, kind=ChannelKind.GAUGE) for t, c in keys),
+        doubles=double_section(
+            [keys.index((t, c)) for t, c, *_ in rows],
+            [row[2] for row in rows],
+            [row[3] for row in rows],
+            [row[4] for row in rows],
+        ),
+    )
+
+
+def all_kinds(twin: str, time: int, number: int) -> ObservationBatch:
+    """Return a batch with one row of each kind of column."""
+    names = ("temperature", "stage", "on", "label", "document")
+    return ObservationBatch(
+        series=tuple(SeriesKey(twin_id=twin, channel=name) for name in names),
+        doubles=double_section([0], [time], [number / 2], [1]),
+        int64s=int64_section([1], [time], [number], [1]),
+        bools=bool_section([2], [time], [number % 2 == 1], [2]),
+        texts=text_section([3], [time], [f"t{number}"], [1]),
+        jsons=text_section([4], [time], [f'{{"n": {number}}}'], [1]),
+    )
+
+
+class World:
+    """A fold with a log that grows by what it is told."""
+
+    def __init__(self, *twins: str) -> None:
+        self.fold = Fold()
+        self.entries: list[LogEntry] = []
+        self.now = T0
+        self.do(CreateTwinType(twin_type=PUMP))
+        for twin in twins:
+            self.create(twin)
+
+    def do(self, action: Action, request_id: str = "") -> Folded:
+        """Fold a control entry."""
+        number = len(self.entries) + 1
+        return self.add(ControlEntry(request_id=request_id or f"r{number}", principal="test", action=action))
+
+    def create(self, twin: str) -> Folded:
+        return self.do(CreateTwin(twin=Twin(twin_id=twin, twin_type_id="pump")))
+
+    def see(self, batch: ObservationBatch) -> Folded:
+        """Fold an observation entry."""
+        return self.add(batch)
+
+    def report(self, twin: str, channel: str, time: int, value: float, quality: int = 1) -> Folded:
+        return self.add(doubles([(twin, channel, time, value, quality)]))
+
+    def add(self, body: Any) -> Folded:
+        self.now += 1_000
+        entry = LogEntry(offset=len(self.entries) + 1, tenant=TENANT, commit_time_unix_us=self.now, body=body)
+        self.entries.append(entry)
+        return self.fold.apply(entry)
+
+    def replica(self, twin: str) -> Any:
+        state = self.fold.state(TENANT, twin)
+        assert state is not None
+        return state.replica
+
+    def commands(self, twin: str) -> Any:
+        state = self.fold.state(TENANT, twin)
+        assert state is not None
+        return state.commands
+
+
+def prediction(channel: str = "temperature", model: str = "m", input_offset: int = 1, at: int = T0) -> Prediction:
+    return Prediction(
+        channel=channel,
+        model_id=model,
+        model_version=1,
+        at_unix_us=at,
+        input_offset=input_offset,
+        valid_until_unix_us=at + S,
+        step_us=S,
+        quantile_levels=(0.1, 0.5, 0.9),
+        values=(1.0, 2.0, 3.0),
+        unit="Cel",
+    )
+
+
+twin_ids = st.sampled_from(TWINS)
+numbers = st.integers(0, 8).map(float)
+times = st.integers(-5, 40).map(lambda step: T0 + step * S)
+observation_rows = st.lists(
+    st.tuples(
+        twin_ids, st.sampled_from(["temperature", "speed", "target", "nothing"]), times, numbers, st.integers(1, 3)
+    ),
+    min_size=1,
+    max_size=6,
+)
+batches = st.one_of(observation_rows.map(doubles), st.builds(all_kinds, twin_ids, times, st.integers(0, 5)))
+targets = st.dictionaries(st.sampled_from(["speed", "target"]), numbers, max_size=2)
+command_ids = st.sampled_from(["c1", "c2", "c3"])
+actions: st.SearchStrategy[Action] = st.one_of(
+    st.builds(CreateTwin, twin=st.builds(Twin, twin_id=twin_ids, twin_type_id=st.just("pump"))),
+    st.builds(DeleteTwin, twin_id=twin_ids),
+    st.builds(
+        SetDesired,
+        twin_id=twin_ids,
+        values=targets,
+        remove=st.lists(st.sampled_from(["stage", "target"]), max_size=1).map(tuple),
+        if_revision=st.one_of(st.none(), st.integers(0, 4)),
+        deadline_unix_us=st.one_of(st.none(), st.just(T0 + S)),
+    ),
+    st.builds(
+        RecordPrediction,
+        twin_id=twin_ids,
+        prediction=st.builds(prediction, st.just("temperature"), st.sampled_from(["m", "n"]), st.integers(0, 20)),
+    ),
+    st.builds(QueueCommand, command_id=command_ids, twin_id=twin_ids, name=st.just("stop"), args=st.just({})),
+    st.builds(
+        UpdateCommand,
+        command_id=command_ids,
+        twin_id=twin_ids,
+        state=st.sampled_from([s for s in CommandState if s > CommandState.QUEUED]),
+        message=st.just("said"),
+    ),
+    st.builds(
+        RecordEvent,
+        event=st.builds(
+            Event,
+            event_id=st.sampled_from(["e1", "e2"]),
+            twin_id=twin_ids,
+            kind=st.just(EventKind.NOTE),
+            start_time_unix_us=times,
+        ),
+    ),
+    st.builds(
+        ExpireDesired,
+        twin_id=twin_ids,
+        channels=st.just(("speed", "target")),
+        set_offsets=st.tuples(st.integers(4, 12), st.integers(4, 12)),
+    ),
+    st.builds(
+        SetConnectivity,
+        twin_id=twin_ids,
+        connectivity=st.sampled_from(Connectivity),
+        last_arrival_unix_us=st.just(T0),
+    ),
+)
+bodies = st.lists(st.one_of(batches, batches, actions), max_size=40)
+"""What a log may hold, in any order; creations, deletions and refusals included."""
+
+
+def grown(steps: list[Any]) -> World:
+    """Return a world with two of three twins, grown by the steps."""
+    world = World("a", "b")
+    for step in steps:
+        if isinstance(step, ObservationBatch):
+            world.see(step)
+        else:
+            world.do(step)
+    return world
