@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from twinmesh.inference.v1 import inference_pb2_grpc
@@ -25,9 +26,10 @@ from twinmesh_inference.settings import InferenceSettings
 from twinmesh_runtime.caller import DEFAULT_TENANT
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
-from twinmesh_runtime.telemetry import gauge, log
+from twinmesh_runtime.telemetry import gauge, histogram, log
 
 _TRITON_MESSAGE_BYTES = 64 * 1024 * 1024
+_BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 async def compose(settings: InferenceSettings, stack: AsyncExitStack) -> Service:
@@ -67,6 +69,7 @@ async def compose(settings: InferenceSettings, stack: AsyncExitStack) -> Service
         max_queued_rows=settings.max_queued_rows,
         max_batch_bytes=settings.max_batch_bytes,
         infer_timeout_s=settings.infer_timeout_s,
+        on_batch=_batch_metrics(),
     )
     gauge("inference", "queued_rows", "Rows waiting for Triton or in flight.").set_function(
         lambda: float(coalescer.queued_rows)
@@ -126,3 +129,14 @@ async def compose(settings: InferenceSettings, stack: AsyncExitStack) -> Service
         checks={"postgres": lambda: ping(pool), "deployments": deployments.check},
         background=(coalescer.run, deployments.run, reconciler.run),
     )
+
+
+def _batch_metrics() -> Callable[[int, float], None]:
+    batch_rows = histogram("inference", "batch_rows", "Rows of one call to Triton.", buckets=_BATCH_ROWS)
+    batch_seconds = histogram("inference", "batch_seconds", "Duration of one call to Triton.")
+
+    def observe(rows: int, seconds: float) -> None:
+        batch_rows.observe(rows)
+        batch_seconds.observe(seconds)
+
+    return observe

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +62,7 @@ class Coalescer:
         max_queued_rows: most rows waiting or in flight, over all models.
         max_batch_bytes: largest input of one call to the executor.
         infer_timeout_s: longest one call to the executor may take, however patient its callers are.
+        on_batch: told the rows and seconds of each batch that was answered, for metrics.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Coalescer:
         max_queued_rows: int = 16_384,
         max_batch_bytes: int = 4 * 1024 * 1024,
         infer_timeout_s: float = 30.0,
+        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self._executor = executor
         self._clock = clock
         self._max_queued_rows = max_queued_rows
         self._max_batch_bytes = max_batch_bytes
         self._infer_timeout_s = infer_timeout_s
+        self._on_batch = on_batch
         self._lines: dict[Endpoint, _Line] = {}
         self._group: asyncio.TaskGroup | None = None
         self._rows = 0
@@ -207,6 +210,7 @@ class Coalescer:
             try:
                 answer = await self._executor.infer(endpoint, rows, _joined(part), timeout_s=patience_s)
                 _deliver(endpoint, part, rows, answer)
+                self._on_batch(rows, self._clock.monotonic_s() - now_s)
             except _SPLIT_ON as error:
                 if len(part) == 1:
                     _fail(part, error)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
-from twinmesh_core.errors import TwinmeshError, Unavailable
+from twinmesh_core.errors import Reason, TwinmeshError, Unavailable
 from twinmesh_inference.domain.catalogue import Catalogue
 from twinmesh_inference.domain.models import Deployment, DeploymentState, Endpoint
 from twinmesh_inference.domain.naming import endpoint_of
 from twinmesh_inference.domain.ports import DeploymentStore, ModelServer
+
+_AnswerT = TypeVar("_AnswerT")
 
 
 class Report(Protocol):
@@ -77,6 +80,24 @@ class Deployments:
         shown = [self._as_seen(tenant, one, loaded or frozenset()) for one in deployments]
         self._catalogues[tenant] = Catalogue.of(shown, pointers, server_live=loaded is not None)
         return self._catalogues[tenant]
+
+    async def answer(
+        self, tenant: str, choose: Callable[[Catalogue], Deployment], ask: Callable[[Deployment], Awaitable[_AnswerT]]
+    ) -> _AnswerT:
+        """Return what the chosen deployment answers; look and choose once more if it is not loaded any more.
+
+        Another replica may have rolled on twice since this one last looked, and then what was chosen is gone.
+        """
+        chosen = choose(self.catalogue(tenant))
+        try:
+            return await ask(chosen)
+        except Unavailable as error:
+            if error.reason != Reason.MODEL_NOT_READY:
+                raise
+            again = choose(await self.refresh(tenant))
+            if (again.model_id, again.version) == (chosen.model_id, chosen.version):
+                raise
+            return await ask(again)
 
     async def check(self) -> None:
         """Raise `Unavailable` until every tenant's picture was read once: before that, calls would see no model."""

@@ -11,6 +11,7 @@ from twinmesh_core.errors import NotFound, Reason, invalid_field
 from twinmesh_core.ids import quoted
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_inference.domain import rows
+from twinmesh_inference.domain.catalogue import Catalogue
 from twinmesh_inference.domain.coalescer import Coalescer
 from twinmesh_inference.domain.deployments import Deployments
 from twinmesh_inference.domain.models import Deployment, ModelTask, Signature
@@ -109,7 +110,13 @@ class Forecaster:
             InvalidArgument: the question does not fit the model.
         """
         twin = await self._twins.twin(tenant, question.twin_id, min_offset=question.min_offset)
-        deployment = self._choose(tenant, twin, question)
+        return await self._deployments.answer(
+            tenant,
+            lambda catalogue: _choose(catalogue, twin, question),
+            lambda deployment: self._answer(tenant, twin, deployment, question),
+        )
+
+    async def _answer(self, tenant: str, twin: Twin, deployment: Deployment, question: ForecastQuestion) -> Forecast:
         signature = deployment.signature
         steps = _horizon_steps(question, signature)
         columns = _level_columns(question, signature)
@@ -147,31 +154,6 @@ class Forecaster:
             limit_crossing_unix_us=_crossing(values, signature, window.at_unix_us, limit),
         )
 
-    def _choose(self, tenant: str, twin: Twin, question: ForecastQuestion) -> Deployment:
-        catalogue = self._deployments.catalogue(tenant)
-        if question.channel and question.channel not in twin.channels:
-            there = ", ".join(sorted(twin.channels))
-            raise NotFound(
-                f"The twin {quoted(twin.twin_id)} has no channel {quoted(question.channel)}; it has: {there}.",
-                reason=Reason.CHANNEL_NOT_FOUND,
-                metadata={"channels": there},
-            )
-        if not question.model_id:
-            return catalogue.choose(
-                twin,
-                ModelTask.FORECAST,
-                f"forecasts {quoted(question.channel)} of {quoted(twin.twin_id)}",
-                lambda one: one.signature.target == question.channel,
-            )
-        found = catalogue.named(question.model_id, question.model_version, ModelTask.FORECAST)
-        if question.channel not in {"", found.signature.target}:
-            raise invalid_field(
-                "channel",
-                f"is {quoted(question.channel)} and the model {quoted(found.model_id)} predicts "
-                f"{quoted(found.signature.target)}",
-            )
-        return found
-
     async def _run(self, tenant: str, deployment: Deployment, twin: Twin, window: Window) -> rows.Quantiles:
         left_s = remaining_s()
         answer = await self._coalescer.submit(
@@ -182,6 +164,31 @@ class Forecaster:
         )
         quantiles: rows.Quantiles = rows.quantiles_of(answer, 1, deployment)[0]
         return quantiles
+
+
+def _choose(catalogue: Catalogue, twin: Twin, question: ForecastQuestion) -> Deployment:
+    if question.channel and question.channel not in twin.channels:
+        there = ", ".join(sorted(twin.channels))
+        raise NotFound(
+            f"The twin {quoted(twin.twin_id)} has no channel {quoted(question.channel)}; it has: {there}.",
+            reason=Reason.CHANNEL_NOT_FOUND,
+            metadata={"channels": there},
+        )
+    if not question.model_id:
+        return catalogue.choose(
+            twin,
+            ModelTask.FORECAST,
+            f"forecasts {quoted(question.channel)} of {quoted(twin.twin_id)}",
+            lambda one: one.signature.target == question.channel,
+        )
+    found = catalogue.named(question.model_id, question.model_version, ModelTask.FORECAST)
+    if question.channel not in {"", found.signature.target}:
+        raise invalid_field(
+            "channel",
+            f"is {quoted(question.channel)} and the model {quoted(found.model_id)} predicts "
+            f"{quoted(found.signature.target)}",
+        )
+    return found
 
 
 def _horizon_steps(question: ForecastQuestion, signature: Signature) -> int:

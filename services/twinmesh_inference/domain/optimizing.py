@@ -14,6 +14,7 @@ from twinmesh_core.errors import FailedPrecondition, NotFound, Reason, invalid_f
 from twinmesh_core.ids import quoted
 from twinmesh_core.time import US_PER_HOUR, US_PER_S
 from twinmesh_inference.domain import plans, rows
+from twinmesh_inference.domain.catalogue import Catalogue
 from twinmesh_inference.domain.coalescer import Coalescer
 from twinmesh_inference.domain.deployments import Deployments
 from twinmesh_inference.domain.models import Deployment, ModelTask, Signature
@@ -134,7 +135,13 @@ class Optimizer:
             InvalidArgument: the question does not fit the model; values that it never saw are refused.
         """
         twin = await self._twins.twin(tenant, question.twin_id, min_offset=question.min_offset)
-        deployment = self._choose(tenant, twin, question)
+        return await self._deployments.answer(
+            tenant,
+            lambda catalogue: _choose(catalogue, twin, question),
+            lambda deployment: self._answer(tenant, twin, deployment, question),
+        )
+
+    async def _answer(self, tenant: str, twin: Twin, deployment: Deployment, question: OptimizeQuestion) -> Decision:
         signature = deployment.signature
         rule = _cost_rule(question, signature)
         _require_seen(question, signature)
@@ -177,28 +184,6 @@ class Optimizer:
             infeasible=not bool(appraisal.feasible.any()),
         )
 
-    def _choose(self, tenant: str, twin: Twin, question: OptimizeQuestion) -> Deployment:
-        if question.control not in twin.channels:
-            there = ", ".join(sorted(twin.channels))
-            raise NotFound(
-                f"The twin {quoted(twin.twin_id)} has no channel {quoted(question.control)}; it has: {there}.",
-                reason=Reason.CHANNEL_NOT_FOUND,
-                metadata={"channels": there},
-            )
-        catalogue = self._deployments.catalogue(tenant)
-        if not question.model_id:
-            return catalogue.choose(
-                twin,
-                ModelTask.DYNAMICS,
-                f"predicts what {quoted(question.control)} of {quoted(twin.twin_id)} brings about",
-                lambda one: question.control in one.signature.controls,
-            )
-        found = catalogue.named(question.model_id, 0, ModelTask.DYNAMICS)
-        if question.control not in found.signature.controls:
-            known = ", ".join(found.signature.controls)
-            raise invalid_field("control", f"the model {quoted(found.model_id)} takes other controls: {known}")
-        return found
-
     async def _run(
         self,
         tenant: str,
@@ -223,6 +208,28 @@ class Optimizer:
             )
             answers.append(rows.quantiles_of(answer, len(part), deployment))
         return np.concatenate(answers)
+
+
+def _choose(catalogue: Catalogue, twin: Twin, question: OptimizeQuestion) -> Deployment:
+    if question.control not in twin.channels:
+        there = ", ".join(sorted(twin.channels))
+        raise NotFound(
+            f"The twin {quoted(twin.twin_id)} has no channel {quoted(question.control)}; it has: {there}.",
+            reason=Reason.CHANNEL_NOT_FOUND,
+            metadata={"channels": there},
+        )
+    if not question.model_id:
+        return catalogue.choose(
+            twin,
+            ModelTask.DYNAMICS,
+            f"predicts what {quoted(question.control)} of {quoted(twin.twin_id)} brings about",
+            lambda one: question.control in one.signature.controls,
+        )
+    found = catalogue.named(question.model_id, 0, ModelTask.DYNAMICS)
+    if question.control not in found.signature.controls:
+        known = ", ".join(found.signature.controls)
+        raise invalid_field("control", f"the model {quoted(found.model_id)} takes other controls: {known}")
+    return found
 
 
 def _cost_rule(question: OptimizeQuestion, signature: Signature) -> plans.CostRule:

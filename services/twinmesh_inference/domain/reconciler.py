@@ -162,9 +162,8 @@ class Reconciler:
         return True
 
     async def _advance(self, tenant: str, wanted: ModelVersion, catalogue: Catalogue) -> bool:
-        pointer = catalogue.pointers.get(wanted.model_id)
         key = (tenant, wanted.model_id, wanted.version)
-        if (pointer is not None and pointer.serving == wanted.version) or not self._due(key):
+        if _serves(catalogue, wanted) or not self._due(key):
             return False
         started_s = self._clock.monotonic_s()
         try:
@@ -203,6 +202,15 @@ class Reconciler:
             self._report("reconcile_hindered", level="warning", tenant=tenant, dependency=with_whom, problem=words)
         elif before and not words:
             self._report("reconcile_resumed", tenant=tenant, dependency=with_whom)
+
+
+def _serves(catalogue: Catalogue, wanted: ModelVersion) -> bool:
+    pointer = catalogue.pointers.get(wanted.model_id)
+    known = catalogue.deployments.get((wanted.model_id, wanted.version))
+    if pointer is None or known is None or pointer.serving != wanted.version:
+        return False
+    # A registry that was set up anew counts from 1 again: the same number may be another model.
+    return known.artifact_sha256 == wanted.artifact_sha256
 
 
 def _lost(catalogue: Catalogue) -> list[tuple[str, int]]:

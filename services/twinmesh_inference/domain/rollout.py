@@ -130,7 +130,8 @@ class Rollout:
             raise Rejected(problem)
         pointer = catalogue.pointers.get(full.model_id)
         serving = catalogue.deployments.get((full.model_id, pointer.serving)) if pointer is not None else None
-        beside = (serving.version,) if serving and self.endpoint(tenant, serving).name == endpoint.name else ()
+        shares_name = serving is not None and self.endpoint(tenant, serving).name == endpoint.name
+        beside = (serving.version,) if serving and shares_name and serving.version != full.version else ()
         await self._load(tenant, endpoint, full.model_id, full.artifact_sha256, full.artifact_bytes, beside)
         problem = await prove(self._executor, endpoint, full.golden, timeout_s=self._prove_timeout_s)
         if problem:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-
 from tests.unit.inference.graphs import build, dynamics_signature
+
 from twinmesh_core.time import SystemClock
 from twinmesh_inference.adapters.memory import MemoryDeploymentStore
 from twinmesh_inference.adapters.postgres import PostgresDeploymentStore

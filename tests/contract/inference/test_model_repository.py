@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from tests.unit.inference.fakes import FakeArtifact
 from tests.unit.inference.graphs import Built, build, dynamics_signature
+from tritonclient.grpc import model_config_pb2
+
 from twinmesh_core.errors import DataLoss, Reason, Unavailable
 from twinmesh_inference.adapters.repository import ModelFiles
 from twinmesh_inference.domain.models import Endpoint
@@ -23,14 +24,13 @@ def oil(version: int) -> tuple[Built, Endpoint]:
 
 async def place(files: ModelFiles, built: Built, endpoint: Endpoint, content: bytes | None = None) -> None:
     artifact = FakeArtifact(len(built.onnx), built.version.artifact_sha256, built.onnx if content is None else content)
-    await files.place(
-        endpoint, artifact, size_bytes=built.version.artifact_bytes, sha256=built.version.artifact_sha256
-    )
+    await files.place(endpoint, artifact, size_bytes=built.version.artifact_bytes, sha256=built.version.artifact_sha256)
 
 
 async def test_a_placed_version_is_held_and_described(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "models")
     await files.prepare()
+    name = oil(1)[1].name
     for version in (1, 10, 9):
         built, endpoint = oil(version)
         assert not await files.holds(endpoint, built.version.artifact_sha256)
@@ -38,8 +38,8 @@ async def test_a_placed_version_is_held_and_described(tmp_path: Path) -> None:
         assert await files.holds(endpoint, built.version.artifact_sha256)
         assert not await files.holds(endpoint, "another")
         await files.configure(endpoint)
-    assert await files.versions(endpoint.name) == (1, 9, 10)
-    directory = tmp_path / "models" / endpoint.name
+    assert await files.versions(name) == (1, 9, 10)
+    directory = tmp_path / "models" / name
     assert sorted(one.name for one in directory.iterdir()) == ["1", "10", "9", "config.pbtxt"]
     config = text_format.Parse((directory / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert config.backend == "onnxruntime"
@@ -54,22 +54,22 @@ async def test_a_placed_version_is_held_and_described(tmp_path: Path) -> None:
     ]
     assert [(one.name, list(one.dims)) for one in config.output] == [("quantiles", [8, 3])]
     assert {one.data_type for one in (*config.input, *config.output)} == {model_config_pb2.TYPE_FP32}
-    await files.discard(endpoint.name, 9)
-    await files.discard(endpoint.name, 9)
-    assert await files.versions(endpoint.name) == (1, 10)
-    await files.discard(endpoint.name)
+    await files.discard(name, 9)
+    await files.discard(name, 9)
+    assert await files.versions(name) == (1, 10)
+    await files.discard(name)
     assert not directory.exists()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"x" + b[1:], lambda b: b""])
-async def test_a_damaged_file_never_gets_there(tmp_path: Path, damage: object) -> None:
+async def test_a_damaged_file_never_gets_there(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     files = ModelFiles(tmp_path)
     built, endpoint = oil(1)
     with pytest.raises(DataLoss) as refused:
-        await place(files, built, endpoint, damage(built.onnx))  # type: ignore[operator]
+        await place(files, built, endpoint, damage(built.onnx))
     assert refused.value.reason == Reason.CHECKSUM_MISMATCH
     assert await files.versions(endpoint.name) == ()
-    assert [one.name for one in tmp_path.rglob("*") if one.is_file()] == []
+    assert list((tmp_path / endpoint.name).iterdir()) == []
 
 
 async def test_a_manifest_of_another_file_is_refused(tmp_path: Path) -> None:

@@ -7,19 +7,18 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-
 from tests.integration.inference.world import world
 from tests.unit.inference.graphs import build
-from twinmesh.inference.v1 import inference_pb2
+
+from twinmesh.inference.v1 import inference_pb2, inference_pb2_grpc
 from twinmesh_client.transport import call
 from twinmesh_core.errors import Reason, Unavailable
 from twinmesh_local.processes import Guardian
 from twinmesh_local.triton import TritonServer
-
-
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-def oil(**fields: object) -> inference_pb2.ForecastRequest:
+def oil() -> inference_pb2.ForecastRequest:
     return inference_pb2.ForecastRequest(twin_id="T1", channel="oil_temp")
 
 
@@ -134,24 +133,25 @@ async def test_triton_missing_at_start_then_there_then_killed_then_back(
 async def test_a_restarted_service_serves_at_once_what_is_loaded_without_training(
     database_url: str, triton_server: TritonServer
 ) -> None:
-    servers = {
-        "database_url": database_url,
-        "triton_url": triton_server.grpc_url,
-        "model_repository": triton_server.model_repository,
-    }
-    async with world(**servers) as first:  # type: ignore[arg-type]
+    start = partial(
+        world,
+        database_url=database_url,
+        triton_url=triton_server.grpc_url,
+        model_repository=triton_server.model_repository,
+    )
+    async with start() as first:
         first.peers.promote(build("oil-again", 1))
         await first.serving("oil-again", 1)
-    async with world(**servers) as second:  # type: ignore[arg-type]
+    async with start() as second:
         assert not second.peers.production
         answer = await call(second.stub.Forecast, oil(), timeout_s=5)
         assert answer.prediction.model_id == "oil-again"
 
 
-async def _announced(stub: object) -> None:
+async def _announced(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
     async with asyncio.timeout(20):
         while True:
-            answer = await stub.ListDeployments(inference_pb2.ListDeploymentsRequest(), timeout=5)  # type: ignore[attr-defined]
+            answer = await stub.ListDeployments(inference_pb2.ListDeploymentsRequest(), timeout=5)
             assert not answer.triton_ready
             if answer.deployments:
                 assert answer.deployments[0].state == inference_pb2.DEPLOYMENT_STATE_LOADING
@@ -159,9 +159,9 @@ async def _announced(stub: object) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _refused_for_want_of_triton(stub: object) -> None:
+async def _refused_for_want_of_triton(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
     with pytest.raises(Unavailable) as refused:
-        await call(stub.Forecast, oil(), timeout_s=10)  # type: ignore[attr-defined]
+        await call(stub.Forecast, oil(), timeout_s=10)
     assert refused.value.reason == Reason.DEPENDENCY_UNAVAILABLE
     assert refused.value.metadata["dependency"] == "triton"
     assert isinstance(refused.value.retry_after_s, float)

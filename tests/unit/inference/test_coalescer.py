@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from random import Random
+from typing import Any
 
 import pytest
 from tests.unit.inference.fakes import FakeExecutor
@@ -58,7 +59,7 @@ async def ask(coalescer: Coalescer, target: Endpoint, numbers: Sequence[int], ti
 
 
 @asynccontextmanager
-async def running(executor: FakeExecutor, **bounds: int) -> AsyncIterator[Coalescer]:
+async def running(executor: FakeExecutor, **bounds: Any) -> AsyncIterator[Coalescer]:
     coalescer = Coalescer(executor, SystemClock(), **bounds)
     task = asyncio.create_task(coalescer.run())
     await asyncio.sleep(0)

@@ -24,7 +24,7 @@ from tests.unit.inference.fakes import (
 from tests.unit.inference.graphs import STEP_US, build
 
 from twinmesh_core.calendar import calendar_features
-from twinmesh_core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Reason
+from twinmesh_core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Reason, Unavailable
 from twinmesh_core.time import US_PER_S
 from twinmesh_inference.adapters.memory import MemoryDeploymentStore
 from twinmesh_inference.domain.coalescer import Coalescer
@@ -46,14 +46,21 @@ class Bench:
     twins: FakeTwins = field(default_factory=lambda: FakeTwins({"T1": transformer(), "T2": transformer("T2")}))
     clock: HandClock = field(default_factory=HandClock)
     seen: list[Sequence[bytes]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    store: MemoryDeploymentStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = MemoryDeploymentStore(self.clock)
 
     def respond(self, endpoint: Endpoint, rows: int, inputs: Sequence[bytes]) -> bytes:
+        if endpoint.version in self.gone:
+            raise Unavailable("The model is being loaded.", reason=Reason.MODEL_NOT_READY)
         self.seen.append(inputs)
         return self.answer.astype("<f4").tobytes() * rows
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Forecaster]:
-        store = MemoryDeploymentStore(self.clock)
+        store = self.store
         for model_id in ("oil", "pressure-of-oil"):
             version = build(model_id, 1, twin_ids=("T1",) if model_id == "oil" else ("T9",)).version
             await store.put_deployment(TENANT, deployment_of(version, DeploymentState.READY, ready_time_us=1))
@@ -201,3 +208,15 @@ async def test_an_unknown_twin_and_an_unknown_channel_are_told_apart() -> None:
         await Bench(steady()).ask(channel="pressure")
     assert no_channel.value.reason == Reason.CHANNEL_NOT_FOUND
     assert no_channel.value.metadata["channels"] == "load, oil_temp, stage"
+
+
+async def test_a_call_follows_a_roll_that_another_replica_made_meanwhile() -> None:
+    bench = Bench(steady(), gone={1})
+    async with bench.running() as forecaster:
+        with pytest.raises(Unavailable):
+            await forecaster.forecast(TENANT, ForecastQuestion(twin_id="T1", model_id="oil"))
+        second = deployment_of(build("oil", 2).version, DeploymentState.READY, ready_time_us=2)
+        await bench.store.put_deployment(TENANT, second)
+        await bench.store.move_pointer(TENANT, "oil", 2)
+        found = await forecaster.forecast(TENANT, ForecastQuestion(twin_id="T1", model_id="oil"))
+    assert found.prediction.model_version == 2
