@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from twinmesh_local.accounts import remove_home
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian
 from twinmesh_local.triton import TritonServer
@@ -81,3 +82,13 @@ def triton_server(guardian: Guardian, servers_dir: Path) -> Iterator[TritonServe
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def mesh_data_dir() -> Iterator[Path]:
+    """An empty data directory for a `LocalMesh`, removed afterwards wherever its data went."""
+    base = Path(tempfile.mkdtemp(prefix="twinmesh-mesh-"))
+    base.chmod(0o711)
+    yield base / "data"
+    remove_home(base / "data" / "postgresql")
+    shutil.rmtree(base, ignore_errors=True)
