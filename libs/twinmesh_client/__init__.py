@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from twinmesh_client.aio.device import Refused
     from twinmesh_client.aio.mesh import connect_async
     from twinmesh_client.aio.watcher import GapDetected
-    from twinmesh_client.connect import connect
+    from twinmesh_client.connecting import connect
     from twinmesh_client.modelling import channel, command, twin_type
     from twinmesh_client.replicas import NotConverged, Position
 
+# A module must not be named as one of these: importing it would put the module in the name's place.
 _LAZY = {
     "GapDetected": "twinmesh_client.aio.watcher",
     "NotConverged": "twinmesh_client.replicas",
@@ -48,7 +49,7 @@ _LAZY = {
     "WriteAck": "twinmesh_client.acks",
     "channel": "twinmesh_client.modelling",
     "command": "twinmesh_client.modelling",
-    "connect": "twinmesh_client.connect",
+    "connect": "twinmesh_client.connecting",
     "connect_async": "twinmesh_client.aio.mesh",
     "twin_type": "twinmesh_client.modelling",
 }
@@ -96,4 +97,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'twinmesh_client' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(module), name)
+    found = getattr(import_module(module), name)
+    globals()[name] = found
+    return found

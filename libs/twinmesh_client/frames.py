@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,7 +28,21 @@ if TYPE_CHECKING:
 
 MAX_ROWS_PER_BATCH: Final = 100_000
 """Rows (values) per message: large enough to be fast, small enough to be repeated cheaply."""
+MAX_TEXT_BYTES_PER_BATCH: Final = 4 * 1024 * 1024
+"""Bound of the texts in one message, far below the largest message."""
 _NAMED: Final = 3
+_OFFSET: Final = r"(?:[Zz]|[+-]\d{2}:?\d{2})\s*$"
+_LARGEST_EXACT: Final = 2.0**53
+_TRUE: Final = ("true", "yes", "on", "1", "1.0")
+_FALSE: Final = ("false", "no", "off", "0", "0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    position: int
+    name: str
+    channel: str
+    unit: str
 
 
 def frame_batches(
@@ -46,8 +62,8 @@ def frame_batches(
         twin_id: the twin it belongs to.
         kinds: kind of each known channel; unknown ones go as their dtype suggests, and the server judges.
         time_zone: zone of naive times; required for them.
-        units: unit of columns that are not in their channel's own unit.
-        columns: channel of columns that are named otherwise.
+        units: unit of columns (by column or by channel) that are not in their channel's own unit.
+        columns: channel of columns that are named otherwise than it.
         max_rows: most values per batch.
 
     Raises:
@@ -58,13 +74,30 @@ def frame_batches(
 
     table = _with_time_index(frame if isinstance(frame, pd.DataFrame) else frame.to_frame())
     times = event_times(table.index, time_zone)
-    names = {str(c): (columns or {}).get(str(c), str(c)) for c in table.columns}
-    _check_names(names, units, columns)
+    chosen = _chosen_columns(table, units or {}, columns or {})
     order = np.argsort(times, kind="stable")
-    rows_per_batch = max(1, max_rows // max(1, len(names)))
+    rows_per_batch = max(1, max_rows // max(1, len(chosen)))
     for start in range(0, len(order), rows_per_batch):
         picked = order[start : start + rows_per_batch]
-        yield _batch(table.iloc[picked], times[picked], twin_id, names, kinds, units or {})
+        yield from _bounded(table.iloc[picked], times[picked], twin_id, chosen, kinds)
+
+
+def _bounded(
+    table: pd.DataFrame,
+    times: npt.NDArray[np.int64],
+    twin_id: str,
+    chosen: Sequence[_Column],
+    kinds: Mapping[str, ChannelKind],
+) -> Iterator[ObservationBatch]:
+    """Yield one batch, or halves of it where long texts would make the message too large."""
+    batch = _batch(table, times, twin_id, chosen, kinds)
+    text_bytes = len(batch.texts.heap) + len(batch.jsons.heap)
+    if text_bytes <= MAX_TEXT_BYTES_PER_BATCH or len(times) == 1:
+        yield batch
+        return
+    half = len(times) // 2
+    yield from _bounded(table.iloc[:half], times[:half], twin_id, chosen, kinds)
+    yield from _bounded(table.iloc[half:], times[half:], twin_id, chosen, kinds)
 
 
 def event_times(index: pd.Index[Any], time_zone: str | None) -> npt.NDArray[np.int64]:
@@ -87,7 +120,12 @@ def _parsed(index: pd.Index[Any]) -> pd.DatetimeIndex:
         raise invalid_field(
             "time", "the index holds numbers; make it times first, e.g. pandas.to_datetime(index, unit='s', utc=True)"
         )
-    stamps = pd.to_datetime(index.to_series(), errors="coerce", format="ISO8601")
+    texts = index.to_series()
+    try:
+        stamps = pd.to_datetime(texts, errors="coerce", format="ISO8601")
+    except ValueError:
+        # Offsets that differ from row to row: each row names its instant, if each row has one.
+        stamps = _with_offsets(texts)
     if stamps.isna().any():
         row = int(np.flatnonzero(stamps.isna().to_numpy())[0])
         raise invalid_field(
@@ -96,9 +134,19 @@ def _parsed(index: pd.Index[Any]) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(stamps)
 
 
-def _localised(stamps: pd.DatetimeIndex, time_zone: str | None) -> pd.DatetimeIndex:
+def _with_offsets(texts: pd.Series[Any]) -> pd.Series[Any]:
     import pandas as pd
 
+    with_offset = texts.astype(str).str.contains(_OFFSET, regex=True).to_numpy()
+    if not with_offset.all():
+        row = int(np.flatnonzero(~with_offset)[0])
+        raise invalid_field(
+            "time", f"row {row} (counted from 0), {str(texts.iloc[row])[:40]!r}, has no offset while others have one"
+        )
+    return pd.to_datetime(texts, errors="coerce", format="ISO8601", utc=True)
+
+
+def _localised(stamps: pd.DatetimeIndex, time_zone: str | None) -> pd.DatetimeIndex:
     if not time_zone:
         raise invalid_field(
             "time_zone", "the times have no zone; say which one they are in, e.g. time_zone='Europe/Berlin' or 'UTC'"
@@ -121,8 +169,6 @@ def _localised(stamps: pd.DatetimeIndex, time_zone: str | None) -> pd.DatetimeIn
             f"Clocks change in {time_zone}: these local times {'; '.join(parts)}. "
             "Give times with an offset, convert them to UTC, or use time_zone='UTC' if they were recorded in UTC."
         ) from error
-    except pd.errors.OutOfBoundsDatetime as error:
-        raise invalid_field("time", "a time is outside the years 1 to 9999") from error
 
 
 def _doubtful_times(stamps: pd.DatetimeIndex, zone: str) -> tuple[pd.DatetimeIndex, pd.DatetimeIndex] | None:
@@ -142,37 +188,40 @@ def _with_time_index(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _check_names(names: Mapping[str, str], units: Mapping[str, str] | None, columns: Mapping[str, str] | None) -> None:
-    for field, given in (("units", units), ("columns", columns)):
-        unknown = sorted(set(given or {}) - names.keys())
+def _chosen_columns(table: pd.DataFrame, units: Mapping[str, str], columns: Mapping[str, str]) -> list[_Column]:
+    names = [str(c) for c in table.columns]
+    channels = [columns.get(name, name) for name in names]
+    for field, given, known in (("units", units, {*names, *channels}), ("columns", columns, {*names})):
+        unknown = sorted(set(given) - known)
         if unknown:
             raise invalid_field(field, f"names {unknown[0]!r}, which is no column; there are {', '.join(names)}")
+    repeated = sorted({c for c in channels if channels.count(c) > 1})
+    if repeated:
+        raise invalid_field("columns", f"the channel {repeated[0]!r} is meant by two columns; drop or rename one")
+    return [
+        _Column(i, name, channel, units.get(name, units.get(channel, "")))
+        for i, (name, channel) in enumerate(zip(names, channels, strict=True))
+    ]
 
 
 def _batch(
     table: pd.DataFrame,
     times: npt.NDArray[np.int64],
     twin_id: str,
-    names: Mapping[str, str],
+    chosen: Sequence[_Column],
     kinds: Mapping[str, ChannelKind],
-    units: Mapping[str, str],
 ) -> ObservationBatch:
-    import pandas as pd
-
     keys: list[SeriesKey] = []
     parts: dict[str, list[tuple[int, npt.NDArray[np.int64], Any]]] = {}
-    for column, channel in names.items():
-        cells = table[column]
+    for column in chosen:
+        cells = table.iloc[:, column.position]
         present = cells.notna().to_numpy()
         if not present.any():
             continue
-        keys.append(SeriesKey(twin_id=twin_id, channel=channel, unit=units.get(column, "")))
-        kind = kinds.get(channel) or _kind_of(cells)
-        section, values = _column(column, cells[present], kind)
+        keys.append(SeriesKey(twin_id=twin_id, channel=column.channel, unit=column.unit))
+        kind = kinds.get(column.channel) or _kind_of(cells)
+        section, values = _values(column.name, cells[present], kind)
         parts.setdefault(section, []).append((len(keys) - 1, times[present], values))
-    empty = not pd.notna(table.to_numpy(dtype=object)).any()
-    if empty:
-        return ObservationBatch()
     sections: dict[str, Any] = {name: _section(name, columns) for name, columns in parts.items()}
     return ObservationBatch(series=tuple(keys), **sections)
 
@@ -187,25 +236,45 @@ def _kind_of(cells: pd.Series[Any]) -> ChannelKind:
     return ChannelKind.TEXT
 
 
-def _column(name: str, cells: pd.Series[Any], kind: ChannelKind) -> tuple[str, Any]:
+def _values(name: str, cells: pd.Series[Any], kind: ChannelKind) -> tuple[str, Any]:
+    """Return the section that values of a kind go to, and the values; raises where a cell cannot be one."""
     import pandas as pd
 
-    if kind in (ChannelKind.TEXT, ChannelKind.JSON):
-        return ("texts" if kind is ChannelKind.TEXT else "jsons"), [str(v) for v in cells]
+    if kind is ChannelKind.TEXT:
+        return "texts", [str(v) for v in cells]
+    if kind is ChannelKind.JSON:
+        return "jsons", [v if isinstance(v, str) else json.dumps(v) for v in cells]
     if kind is ChannelKind.BOOL:
-        return "bools", cells.astype(bool).to_numpy()
+        return "bools", _bools(name, cells)
+    if kind is ChannelKind.STATE and pd.api.types.is_integer_dtype(cells):
+        return "int64s", cells.to_numpy(np.int64)
     numbers = pd.to_numeric(cells, errors="coerce")
-    if numbers.isna().any():
-        row = int(np.flatnonzero(numbers.isna().to_numpy())[0])
-        raise invalid_field(
-            name, f"holds {str(cells.iloc[row])[:40]!r} at {cells.index[row]}, which is no number; mend or drop the row"
-        )
+    _refuse_first(name, cells, numbers.isna().to_numpy(), "which is no number")
+    values = numbers.to_numpy(np.float64)
     if kind is ChannelKind.STATE:
-        whole = numbers.to_numpy(np.float64)
-        if (whole != np.round(whole)).any():
-            raise invalid_field(name, "holds fractions, but a STATE channel takes whole numbers; round them first")
-        return "int64s", whole.astype(np.int64)
-    return "doubles", numbers.to_numpy(np.float64)
+        _refuse_first(name, cells, values != np.round(values), "but a STATE channel takes whole numbers")
+        _refuse_first(name, cells, np.abs(values) >= _LARGEST_EXACT, "which is too large for a whole number")
+        return "int64s", values.astype(np.int64)
+    return "doubles", values
+
+
+def _bools(name: str, cells: pd.Series[Any]) -> npt.NDArray[np.bool_]:
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(cells):
+        return cells.to_numpy(np.bool_)
+    texts = cells.astype(str).str.strip().str.lower()
+    true = texts.isin(_TRUE).to_numpy()
+    _refuse_first(name, cells, ~(true | texts.isin(_FALSE).to_numpy()), "which is neither true nor false")
+    return np.asarray(true, np.bool_)
+
+
+def _refuse_first(name: str, cells: pd.Series[Any], wrong: npt.NDArray[np.bool_], why: str) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise invalid_field(
+            name, f"holds {str(cells.iloc[row])[:40]!r} at {cells.index[row]}, {why}; mend or drop the row"
+        )
 
 
 def _section(name: str, columns: list[tuple[int, npt.NDArray[np.int64], Any]]) -> Section | TextSection:

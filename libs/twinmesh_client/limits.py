@@ -8,3 +8,5 @@ PATIENCE_S: Final = 120.0
 """How long a producer session waits for a mesh that is away before it gives up."""
 MAX_UNACKED_POINTS: Final = 400_000
 """Points of a producer session that may wait for their acknowledgement; `write` waits beyond it."""
+MAX_UNACKED_BYTES: Final = 64 * 1024 * 1024
+"""Encoded bytes of a producer session that may wait likewise: texts are larger than numbers."""

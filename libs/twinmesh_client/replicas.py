@@ -208,7 +208,9 @@ class WatchEvent:
             if state.offset == want.offset and state.state in ("REJECTED", "EXPIRED"):
                 why = state.rejection or "its deadline passed before the device reported it"
                 raise NotConverged(f"{self.twin_id}: {channel} = {show(state.value)} was not reached: {why}")
-        return self.delta is not None and not want.channels & self.delta.keys()
+        # The write itself tells a delta only if it changed one: a target that the facts met already changes none.
+        delta = want.delta if self.delta is None and self.offset == want.offset else self.delta
+        return delta is not None and not want.channels & delta.keys()
 
 
 def moment(timestamp: Timestamp) -> datetime:

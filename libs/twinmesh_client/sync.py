@@ -523,7 +523,12 @@ class Models:
         return self._portal.run(self._source.cancel(run_id))
 
     def watch_run(self, run_id: str) -> Iterator[TrainingRun]:
-        """Yield a run now and after each change, until it has ended."""
+        """Yield a run now and after each change, until it has ended; reconnects while the service restarts.
+
+        Raises:
+            NotFound: no such run.
+            Unavailable: the service was away for too long.
+        """
 
         return self._portal.iterate(self._source.watch_run(run_id))
 
@@ -563,6 +568,30 @@ class Writer:
         self._portal = portal
         self._source = source
 
+    @property
+    def reconnects(self) -> int:
+        """Sessions opened again after a failure."""
+
+        return self._source.reconnects
+
+    @property
+    def replayed(self) -> int:
+        """Acknowledgements that answered a repeated delivery."""
+
+        return self._source.replayed
+
+    @property
+    def durable_without_ack(self) -> int:
+        """Points that a server said are durable, but whose acknowledgement was lost with a connection."""
+
+        return self._source.durable_without_ack
+
+    @property
+    def acknowledged(self) -> WriteAck:
+        """The sum of all acknowledgements so far."""
+
+        return self._source.acknowledged
+
     def __enter__(self) -> Self:
         self._portal.run(self._source.__aenter__())
         return self
@@ -576,6 +605,7 @@ class Writer:
         """Take one batch and return its sequence; waits while too much is unacknowledged.
 
         Raises:
+            ResourceExhausted: the batch is too large for one message; nothing was taken.
             TwinmeshError: the session ended for good (fenced by a newer one, or the mesh was away for too long).
         """
 
@@ -585,12 +615,6 @@ class Writer:
         """Wait until everything taken is durable; returns the sum of all acknowledgements so far; raises as `write`."""
 
         return self._portal.run(self._source.flush())
-
-    @property
-    def acknowledged(self) -> WriteAck:
-        """The sum of all acknowledgements so far."""
-
-        return self._source.acknowledged
 
 
 class Mesh:

@@ -12,7 +12,7 @@ from twinmesh.type.v1 import command_pb2
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.replicas import Command, command
 from twinmesh_client.transport import call, stream
-from twinmesh_core.errors import FailedPrecondition, NotFound, Reason, Unavailable
+from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, NotFound, Reason, Unavailable
 
 Handler = Callable[[Command], Awaitable[str | None]]
 """Does a command; returns words for the answer. Raising `Refused` fails the command with its text."""
@@ -46,9 +46,11 @@ class Device:
                         pause_s = FIRST_PAUSE_S
                         for message in answer.commands:
                             await self._obey(command(message))
-            except (Unavailable, NotFound):
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            except (Unavailable, DeadlineExceeded, NotFound):
+                # Away, restarting, or the twin is not created yet: what is queued waits for this device.
+                pass
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _obey(self, order: Command) -> None:
         if order.command_id not in self._done:

@@ -94,15 +94,18 @@ class Mesh:
 
 
 @asynccontextmanager
-async def connect_async(target: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AsyncIterator[Mesh]:
+async def connect_async(
+    target: str | None = None, *, context: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> AsyncIterator[Mesh]:
     """Connect to a mesh: ``async with connect_async() as mesh``.
 
     Args:
-        target: ``host:port`` of any one service; None = ``TWINMESH_TARGET``, else the saved context.
+        target: ``host:port`` of any one service; None = by context, else ``TWINMESH_TARGET``, else context ``local``.
+        context: name of a saved context.
         timeout_s: deadline of each call that is not told otherwise.
 
     Raises:
         Unavailable: no mesh there; the message says how to start one.
     """
-    async with open_connection(resolve_target(target), timeout_s=timeout_s) as connection:
+    async with open_connection(resolve_target(target, context), timeout_s=timeout_s) as connection:
         yield Mesh(connection)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Final
 
 from twinmesh.inference.v1 import inference_pb2
 from twinmesh.training.v1 import training_pb2
 from twinmesh.type.v1 import model_pb2
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
+from twinmesh_client.limits import PATIENCE_S
 from twinmesh_client.runs import Deployment, ModelVersion, TrainingRun, deployment, model_version, training_run
 from twinmesh_client.transport import call, stream
 from twinmesh_client.values import enum_name
-from twinmesh_core.errors import FailedPrecondition
+from twinmesh_core.errors import FailedPrecondition, Unavailable
+
+PAUSE_S: Final = 0.5
 
 
 class Models:
@@ -122,11 +127,30 @@ class Models:
         return training_run(answer.run)
 
     async def watch_run(self, run_id: str) -> AsyncGenerator[TrainingRun, None]:
-        """Yield a run now and after each change, until it has ended."""
+        """Yield a run now and after each change, until it has ended; reconnects while the service restarts.
+
+        Raises:
+            NotFound: no such run.
+            Unavailable: the service was away for too long.
+        """
         request = training_pb2.WatchTrainingRunRequest(run_id=run_id)
-        async with aclosing(stream(self._connection.training.WatchTrainingRun, request, timeout_s=None)) as answers:
-            async for answer in answers:
-                yield training_run(answer.run)
+        loop = asyncio.get_running_loop()
+        heard_s = loop.time()
+        while True:
+            try:
+                async with aclosing(
+                    stream(self._connection.training.WatchTrainingRun, request, timeout_s=None)
+                ) as answers:
+                    async for answer in answers:
+                        heard_s = loop.time()
+                        state = training_run(answer.run)
+                        yield state
+                        if state.ended:
+                            return
+            except Unavailable:
+                if loop.time() - heard_s > PATIENCE_S:
+                    raise
+            await asyncio.sleep(PAUSE_S)
 
     async def wait(self, run_id: str) -> TrainingRun:
         """Wait for the end of a run and return it.

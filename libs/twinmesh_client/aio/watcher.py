@@ -100,8 +100,10 @@ async def watch(
             if error.reason != Reason.WATCHER_TOO_SLOW or policy == "close":
                 raise
         except Unavailable:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            # The server went away, or is draining: another one, or the same one restarted, goes on from `after`.
+            pass
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         if after is None:
             proof.reset()
 

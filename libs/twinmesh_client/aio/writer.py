@@ -13,11 +13,12 @@ import grpc.aio
 
 from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh_client.acks import WriteAck, total, write_ack
-from twinmesh_client.limits import MAX_UNACKED_POINTS, PATIENCE_S
-from twinmesh_client.transport import rpc_errors
+from twinmesh_client.limits import MAX_UNACKED_BYTES, MAX_UNACKED_POINTS, PATIENCE_S
+from twinmesh_client.transport import MAX_MESSAGE_BYTES, rpc_errors
 from twinmesh_core.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    Internal,
     Reason,
     ResourceExhausted,
     TwinmeshError,
@@ -29,6 +30,9 @@ from twinmesh_core.wire import encode, encode_varint
 METHOD: Final = "/twinmesh.ingestion.v1.IngestionService/WriteStream"
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
+SILENCE_S: Final = 30.0
+"""A session without a welcome, or without an acknowledgement of what it sent, for so long is opened anew."""
+_Stream = grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]
 
 
 @dataclass(slots=True)
@@ -53,32 +57,51 @@ class Writer:
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
         patience_s: float = PATIENCE_S,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self._call: grpc.aio.StreamStreamMultiCallable[bytes, ingestion_pb2.WriteStreamResponse] = (
             channel.stream_stream(METHOD, response_deserializer=ingestion_pb2.WriteStreamResponse.FromString)
         )
-        self._hello = ingestion_pb2.WriteStreamRequest(
-            hello=ingestion_pb2.ProducerHello(producer_id=producer_id)
-        ).SerializeToString()
+        self._producer_id = producer_id
         self._backfill = backfill
         self._on_ack = on_ack
         self._patience_s = patience_s
+        self._silence_s = silence_s
         self._unacked: deque[_Unacked] = deque()
         self._unacked_points = 0
+        self._unacked_bytes = 0
         self._unsent = 0
         self._next_sequence = 0
+        self._heard_s = 0.0
+        """Loop time since which somebody waits in vain: the last progress, or when waiting began."""
         self._changed = asyncio.Condition()
-        self._closing = False
         self._failure: TwinmeshError | None = None
-        self._acks: list[WriteAck] = []
+        self._acknowledged = WriteAck()
         self._session: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self.reconnects = 0
+        self._reconnects = 0
+        self._replayed = 0
+        self._durable_without_ack = 0
+
+    @property
+    def reconnects(self) -> int:
         """Sessions opened again after a failure."""
-        self.replayed = 0
+        return self._reconnects
+
+    @property
+    def replayed(self) -> int:
         """Acknowledgements that answered a repeated delivery."""
-        self.durable_without_ack = 0
+        return self._replayed
+
+    @property
+    def durable_without_ack(self) -> int:
         """Points that a server said are durable, but whose acknowledgement was lost with a connection."""
+        return self._durable_without_ack
+
+    @property
+    def acknowledged(self) -> WriteAck:
+        """The sum of all acknowledgements so far."""
+        return self._acknowledged
 
     async def __aenter__(self) -> Self:
         self._session = asyncio.create_task(self._keep_session(), name="twinmesh-writer")
@@ -94,7 +117,6 @@ class Writer:
             if kind is None:
                 await self.flush()
         finally:
-            self._closing = True
             session.cancel()
             await asyncio.gather(session, return_exceptions=True)
 
@@ -102,25 +124,31 @@ class Writer:
         """Take one batch and return its sequence; waits while too much is unacknowledged.
 
         Raises:
+            ResourceExhausted: the batch is too large for one message; nothing was taken.
             TwinmeshError: the session ended for good (fenced by a newer one, or the mesh was away for too long).
         """
         point_count = batch.point_count()
         if not point_count:
             return self._next_sequence
-        await self._await_session()
+        columns = encode(batch)
+        if len(columns) > MAX_MESSAGE_BYTES - 1_024:
+            raise ResourceExhausted(
+                f"The batch has {len(columns):,} bytes and a message holds {MAX_MESSAGE_BYTES:,}; "
+                "write it in smaller batches.",
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
         async with self._changed:
             await self._changed.wait_for(
-                lambda: (
-                    self._failure is not None
-                    or self._unacked_points + point_count <= MAX_UNACKED_POINTS
-                    or not self._unacked
-                )
+                lambda: self._failure is not None or (self._ready.is_set() and self._takes(point_count, len(columns)))
             )
             self._raise_failure()
+            if not self._unacked:
+                self._heard_s = asyncio.get_running_loop().time()
             self._next_sequence += 1
-            message = _batch_message(self._next_sequence, encode(batch), backfill=self._backfill)
+            message = _batch_message(self._next_sequence, columns, backfill=self._backfill)
             self._unacked.append(_Unacked(sequence=self._next_sequence, message=message, point_count=point_count))
             self._unacked_points += point_count
+            self._unacked_bytes += len(message)
             self._unsent += 1
             self._changed.notify_all()
             return self._next_sequence
@@ -130,86 +158,99 @@ class Writer:
         async with self._changed:
             await self._changed.wait_for(lambda: self._failure is not None or not self._unacked)
             self._raise_failure()
-        return self.acknowledged
+        return self._acknowledged
 
-    @property
-    def acknowledged(self) -> WriteAck:
-        """The sum of all acknowledgements so far."""
-        self._acks = [total(self._acks)]
-        return self._acks[0]
-
-    async def _await_session(self) -> None:
-        while not self._ready.is_set():
-            self._raise_failure()
-            waiting = asyncio.create_task(self._ready.wait())
-            await asyncio.wait({waiting, *([self._session] if self._session else [])}, return_when="FIRST_COMPLETED")
-            waiting.cancel()
-        self._raise_failure()
+    def _takes(self, point_count: int, byte_count: int) -> bool:
+        return not self._unacked or (
+            self._unacked_points + point_count <= MAX_UNACKED_POINTS
+            and self._unacked_bytes + byte_count <= MAX_UNACKED_BYTES
+        )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            # Each caller gets its own: raising one object twice would chain their tracebacks.
+            raise _copy(self._failure)
 
     async def _keep_session(self) -> None:
         loop = asyncio.get_running_loop()
-        pause_s, away_since = FIRST_PAUSE_S, loop.time()
-        while not self._closing:
-            acked_before = self._next_sequence - len(self._unacked)
-            try:
-                await self._run_session()
-            except (Unavailable, DeadlineExceeded, ResourceExhausted, FailedPrecondition) as error:
-                permanent = isinstance(error, FailedPrecondition) and error.reason != Reason.NOT_SEQUENCER
-                if self._next_sequence - len(self._unacked) > acked_before:
-                    pause_s, away_since = FIRST_PAUSE_S, loop.time()
-                if permanent or loop.time() - away_since > self._patience_s:
-                    await self._fail(error)
-                    return
-                self.reconnects += 1
-                await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            except TwinmeshError as error:
-                await self._fail(error)
-                return
-
-    async def _fail(self, error: TwinmeshError) -> None:
-        async with self._changed:
-            self._failure = error
-            self._ready.set()
-            self._changed.notify_all()
+        pause_s = FIRST_PAUSE_S
+        self._heard_s = loop.time()
+        failure: TwinmeshError = Unavailable("The writer was closed.")
+        try:
+            while True:
+                heard_before = self._heard_s
+                try:
+                    await self._run_session()
+                except TwinmeshError as error:
+                    if self._heard_s > heard_before:
+                        pause_s = FIRST_PAUSE_S
+                    waiting = bool(self._unacked) or not self._ready.is_set()
+                    if not _mends(error) or (waiting and loop.time() - self._heard_s > self._patience_s):
+                        failure = error
+                        return
+                    self._reconnects += 1
+                    await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0))
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        except Exception:
+            failure = Internal(
+                "The writer failed by a defect of the SDK; what it had not had acknowledged may be lost."
+            )
+            raise
+        finally:
+            # However it ends, whoever waits in `write` or `flush` must hear of it.
+            self._failure = failure
+            async with self._changed:
+                self._changed.notify_all()
 
     async def _run_session(self) -> None:
         opened = self._call()
         try:
-            with rpc_errors():
-                await opened.write(self._hello)
-                first = await opened.read()
-            if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
-                raise Unavailable("The server ended the session without a welcome.")
-            await self._rewind(first.welcome.last_sequence)
+            await self._welcome(opened)
             async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(opened))
-                group.create_task(self._receive(opened, sender))
-        except* TwinmeshError as errors:
-            raise errors.exceptions[0] from None
-        except* asyncio.InvalidStateError:
-            # gRPC's way to say that the call ended while something was being written to it.
-            raise Unavailable("The session ended.") from None
+                helpers = [group.create_task(self._send(opened)), group.create_task(self._watch_for_silence())]
+                group.create_task(self._receive(opened, helpers))
+        except BaseExceptionGroup as failures:
+            # The first is the cause, the rest its consequences; a defect must not hide behind them.
+            known, defects = failures.split(TwinmeshError)
+            raise (defects or known or failures).exceptions[0] from None
         finally:
             opened.cancel()
 
+    async def _welcome(self, opened: _Stream) -> None:
+        hello = ingestion_pb2.WriteStreamRequest(hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id))
+        try:
+            async with asyncio.timeout(self._silence_s):
+                with rpc_errors():
+                    await opened.write(hello.SerializeToString())
+                    first = await opened.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"The server did not open the session within {self._silence_s:g} s.") from None
+        except asyncio.InvalidStateError:
+            raise Unavailable("The session ended before it was opened.") from None
+        if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
+            raise Unavailable("The server ended the session without a welcome.")
+        await self._rewind(first.welcome.last_sequence)
+
     async def _rewind(self, durable: int) -> None:
+        """Go back to what the server says is durable; raises when another producer of this name has written."""
         async with self._changed:
-            if not self._unacked:
+            if not self._ready.is_set():
                 self._next_sequence = durable
+            elif durable > self._next_sequence:
+                raise FailedPrecondition(
+                    f"Another writer uses the producer id {self._producer_id!r} and has written up to sequence "
+                    f"{durable}; give each source of batches an id of its own.",
+                    reason=Reason.PRODUCER_FENCED,
+                )
             while self._unacked and self._unacked[0].sequence < durable:
                 # Stored, but its own answer is lost: only the last durable batch is answered again.
-                self.durable_without_ack += self._unacked[0].point_count
+                self._durable_without_ack += self._unacked[0].point_count
                 self._forget_first()
             self._unsent = len(self._unacked)
             self._ready.set()
             self._changed.notify_all()
 
-    async def _send(self, opened: grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]) -> None:
+    async def _send(self, opened: _Stream) -> None:
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._unsent > 0)
@@ -218,13 +259,11 @@ class Writer:
             try:
                 with rpc_errors():
                     await opened.write(item.message)
-            except asyncio.InvalidStateError:
+            except (asyncio.InvalidStateError, TwinmeshError):
                 # The call has ended; the reader knows why, and a new session sends this one again.
                 return
 
-    async def _receive(
-        self, opened: grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse], sender: asyncio.Task[None]
-    ) -> None:
+    async def _receive(self, opened: _Stream, helpers: list[asyncio.Task[None]]) -> None:
         try:
             while True:
                 with rpc_errors():
@@ -233,15 +272,27 @@ class Writer:
                     raise Unavailable("The server ended the session.")
                 await self._take(answer.ack)
         finally:
-            sender.cancel()
+            for helper in helpers:
+                helper.cancel()
+
+    async def _watch_for_silence(self) -> None:
+        """Raise when a server that holds the connection open no longer acknowledges."""
+        loop = asyncio.get_running_loop()
+        opened_s = loop.time()
+        while True:
+            since_s = max(self._heard_s, opened_s)
+            if self._unacked and loop.time() - since_s > self._silence_s:
+                raise DeadlineExceeded(f"The server acknowledged nothing for {self._silence_s:g} s.")
+            await asyncio.sleep(self._silence_s / 10)
 
     async def _take(self, message: ingestion_pb2.ProducerAck) -> None:
         ack = write_ack(message.ack)
         async with self._changed:
             while self._unacked and self._unacked[0].sequence <= message.sequence:
                 self._forget_first()
-            self._acks.append(ack)
-            self.replayed += ack.replayed
+            self._acknowledged = total((self._acknowledged, ack))
+            self._replayed += ack.replayed
+            self._heard_s = asyncio.get_running_loop().time()
             self._changed.notify_all()
         if self._on_ack is not None:
             self._on_ack(ack)
@@ -249,7 +300,22 @@ class Writer:
     def _forget_first(self) -> None:
         first = self._unacked.popleft()
         self._unacked_points -= first.point_count
+        self._unacked_bytes -= len(first.message)
         self._unsent = min(self._unsent, len(self._unacked))
+
+
+def _mends(error: TwinmeshError) -> bool:
+    """Whether a new session may go on where this one failed."""
+    if isinstance(error, Unavailable | DeadlineExceeded):
+        return True
+    if isinstance(error, ResourceExhausted):
+        return error.retryable
+    return isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
+
+
+def _copy(error: TwinmeshError) -> TwinmeshError:
+    rebuild, state = error.__reduce__()
+    return rebuild(*state)  # type: ignore[operator,misc,no-any-return]  # the pickle protocol's untyped pair
 
 
 def _batch_message(sequence: int, batch: bytes, *, backfill: bool) -> bytes:

@@ -12,18 +12,21 @@ from twinmesh_client.sync import Mesh
 
 
 @contextmanager
-def connect(target: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Mesh]:
+def connect(
+    target: str | None = None, *, context: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Iterator[Mesh]:
     """Connect to a mesh from ordinary, synchronous code.
 
     Args:
-        target: ``host:port`` of any one service; None = ``TWINMESH_TARGET``, else the saved context.
+        target: ``host:port`` of any one service; None = by context, else ``TWINMESH_TARGET``, else context ``local``.
+        context: name of a saved context.
         timeout_s: deadline of each call that is not told otherwise.
 
     Raises:
         Unavailable: no mesh there; the message says how to start one.
     """
     portal = Portal()
-    connection = connect_async(target, timeout_s=timeout_s)
+    connection = connect_async(target, context=context, timeout_s=timeout_s)
     try:
         source = portal.run(connection.__aenter__())
         try:
