@@ -141,11 +141,13 @@ SENSORS: Final = {"load": 60.0, "ambient": 0.15, "oil": 0.12, "hot_spot": 0.2, "
 
 
 def sense(rng: np.random.Generator, truth: dict[str, float]) -> dict[str, float]:
-    """Return what noisy sensors make of the truth; the stage is exact."""
-    return {
+    """Return what noisy sensors make of the truth; the stage is exact, and no meter shows a negative power."""
+    readings = {
         name: value + SENSORS[name] * float(rng.standard_normal()) if name in SENSORS else value
         for name, value in truth.items()
     }
+    readings["fan_power"] = max(0.0, readings["fan_power"])
+    return readings
 
 
 def record(
