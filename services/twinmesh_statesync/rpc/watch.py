@@ -22,7 +22,7 @@ from twinmesh_statesync.rpc.reading import Reading
 
 MAX_TWIN_IDS: Final = 10_000
 _SNAPSHOT_TWINS: Final = 100
-_HEARTBEAT_S: Final = 0.25
+HEARTBEAT_S: Final = 0.25
 """How often sleeping watchers look whether a bookmark is due; one timer for all of them."""
 
 
@@ -43,20 +43,24 @@ class Watches:
         reading: read access to the fold.
         clock: for bookmarks.
         close_after: changes that a watcher with policy CLOSE may lie behind.
+        heartbeat_s: how often bookmarks are looked after.
     """
 
-    def __init__(self, reading: Reading, clock: Clock, *, close_after: int = 10_000) -> None:
+    def __init__(
+        self, reading: Reading, clock: Clock, *, close_after: int = 10_000, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
         self._reading = reading
         self._live: LiveFold = reading.live
         self._clock = clock
         self._close_after = close_after
+        self._heartbeat_s = heartbeat_s
         self._frames = Frames()
         self._draining = False
 
     async def beat(self) -> None:
         """Wake the watchers now and then, for bookmarks; runs for ever."""
         while True:
-            await asyncio.sleep(_HEARTBEAT_S)
+            await asyncio.sleep(self._heartbeat_s)
             self._live.pulse.touch()
 
     async def drain(self) -> None:
@@ -84,7 +88,7 @@ class Watches:
             ResourceExhausted: WATCHER_TOO_SLOW, for policy CLOSE.
             Unavailable: DRAINING.
         """
-        terms = _terms(request)
+        terms = _terms(request, self._heartbeat_s)
         self.check_draining(request.resume_after.offset)
         await self._live.check()
         generation = self._live.generation
@@ -166,7 +170,7 @@ class Watches:
             )
 
 
-def _terms(request: statesync_pb2.WatchRequest) -> _Terms:
+def _terms(request: statesync_pb2.WatchRequest, heartbeat_s: float) -> _Terms:
     if len(request.twin_ids) > MAX_TWIN_IDS:
         raise invalid_field("twin_ids", f"must hold at most {MAX_TWIN_IDS:,} ids; watch by type, or in several calls")
     for i, twin_id in enumerate(request.twin_ids):
@@ -183,7 +187,7 @@ def _terms(request: statesync_pb2.WatchRequest) -> _Terms:
         latest=request.policy == statesync_pb2.WATCH_POLICY_LATEST,
         close=request.policy == statesync_pb2.WATCH_POLICY_CLOSE,
         # Looked at every heartbeat: due one beat earlier, so that the silence is never longer than asked for.
-        bookmark_s=max((interval_us or US_PER_S) / US_PER_S - _HEARTBEAT_S, 0.0),
+        bookmark_s=max((interval_us or US_PER_S) / US_PER_S - heartbeat_s, 0.0),
     )
 
 
