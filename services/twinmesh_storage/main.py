@@ -14,18 +14,27 @@ from twinmesh_runtime.observation_codec import decode_batch
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, histogram
+from twinmesh_storage.adapters.memory import NoCache
 from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
-from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
+from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
+from twinmesh_storage.adapters.redis import RedisLatestCache
+from twinmesh_storage.domain.aggregate import Aggregator
 from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.compactor import Compactor, Fold
+from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.history import History
+from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import LatestCache
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
-from twinmesh_storage.rpc.servicer import SERVICE_NAME, LogServicer, ReadServicer, register
+from twinmesh_storage.domain.window_reader import WindowReader
+from twinmesh_storage.rpc.log import LogServicer
+from twinmesh_storage.rpc.reads import ReadServicer
+from twinmesh_storage.rpc.serving import SERVICE_NAME, register
 from twinmesh_storage.settings import StorageSettings
 
 
@@ -54,6 +63,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         incarnation=at_start.incarnation,
         fold_offset=at_start.fold_offset,
         ring_bytes=settings.ring_bytes,
+        hot_rows=settings.hot_rows,
         clock=clock,
     )
     catch_up = CatchUp(log=store, series=series_store, catalogue=catalogue, view=view, decode=decode_batch)
@@ -71,6 +81,13 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         ),
         report=_report,
     )
+    latest = LatestReader(view=view, blocks=blocks, cache=_cache(settings, stack), catalogue=catalogue)
+
+    async def folded(fold: Fold) -> None:
+        counter("storage", "folded_points", "Observations folded into blocks.").inc(fold.rows)
+        histogram("storage", "fold_seconds", "Duration of a fold into blocks.").observe(fold.seconds)
+        await latest.store(fold)
+
     compactor = Compactor(
         view=view,
         blocks=blocks,
@@ -80,7 +97,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         fold_after_s=settings.fold_after_s,
         clock=clock,
         report=_report,
-        folded=_folded,
+        folded=folded,
     )
     directory = Directory(store=series_store, catalogue=catalogue, decode=decode_batch)
     history = History(blocks=blocks, view=view)
@@ -91,13 +108,24 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         directory=directory,
         follower=Follower(log=store, view=view),
     )
-    read_servicer = ReadServicer(view=view, directory=directory, history=history)
+    read_servicer = ReadServicer(
+        view=view,
+        directory=directory,
+        history=history,
+        latest=latest,
+        windows=WindowReader(history=history, latest=latest, blocks=blocks, view=view),
+        aggregator=Aggregator(history=history),
+        counting=Counting(history=history, log=store, view=view),
+        blocks=blocks,
+        series=series_store,
+        quarantine=PostgresQuarantine(pool=pool, timeout_s=settings.database_timeout_s),
+    )
 
     async def drain() -> None:
         view.close()
 
     return Service(
-        register=lambda server: register(server, log_servicer, read_servicer),
+        register=lambda server: register(server, log_servicer.handlers(), read_servicer.handlers()),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
         background=(sequencer.run, compactor.run),
@@ -109,6 +137,11 @@ def _report(event: str, **fields: Any) -> None:
     log(event, **fields)
 
 
-def _folded(fold: Fold) -> None:
-    counter("storage", "folded_points", "Observations folded into blocks.").inc(fold.rows)
-    histogram("storage", "fold_seconds", "Duration of a fold into blocks.").observe(fold.seconds)
+def _cache(settings: StorageSettings, stack: AsyncExitStack) -> LatestCache:
+    if not settings.redis_url:
+        return NoCache()
+    cache = RedisLatestCache(
+        url=settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000, prefix=settings.database_schema
+    )
+    stack.push_async_callback(cache.close)
+    return cache

@@ -8,7 +8,7 @@ again from the log to the same blocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +29,7 @@ from twinmesh_storage.domain.blocks import (
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore, LeaseLost
-from twinmesh_storage.domain.rows import Lane, Rows, merge
+from twinmesh_storage.domain.rows import Lane, merge
 from twinmesh_storage.domain.sequencer import Report
 from twinmesh_storage.domain.series import Catalogue, Series
 from twinmesh_storage.domain.tail import Generation, Run
@@ -47,7 +47,7 @@ class Fold:
         offset: entries up to here are in blocks now.
         rows: rows of the tail that went in.
         blocks: blocks written.
-        series: int64, the series touched, ascending.
+        series: int64, the series touched.
         seconds: how long it took.
     """
 
@@ -79,7 +79,7 @@ class Compactor:
         fold_after_s: float,
         clock: Clock,
         report: Report,
-        folded: Callable[[Fold], None],
+        folded: Callable[[Fold], Awaitable[None]],
     ) -> None:
         self._view = view
         self._blocks = blocks
@@ -137,19 +137,20 @@ class Compactor:
         if not generation.closed:
             tail.seal()
         await self._view.tail_view()
-        fold = await self._fold(lease, generation, started)
+        fresh = await asyncio.to_thread(_winners_by_lane, generation.runs)
+        fold = await self._fold(lease, generation, fresh, started)
+        # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from blocks.
         tail.drop_through(generation.last)
-        self._folded(fold)
+        self._view.hot.absorb(fresh)
+        await self._folded(fold)
         return fold
 
-    async def _fold(self, lease: Lease, generation: Generation, started: float) -> Fold:
-        runs = generation.runs
-        fresh = await asyncio.to_thread(_winners_by_lane, runs)
+    async def _fold(self, lease: Lease, generation: Generation, fresh: dict[Lane, Run], started: float) -> Fold:
         spans = await asyncio.to_thread(_spans, fresh, self._series_of)
         touched = await self._blocks.read_touched(spans, SMALL_BLOCK_ROWS)
         added = await asyncio.to_thread(fold_blocks, fresh, touched, self._series_of)
         await self._blocks.replace(lease, generation.last, touched, added)
-        series = np.unique(np.concatenate([run.keys for run in runs]))
+        series = np.concatenate([run.keys for run in fresh.values()])
         return Fold(
             offset=generation.last,
             rows=generation.row_count,
@@ -165,22 +166,22 @@ class Compactor:
         return series
 
 
-def _winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Rows]:
+def _winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Run]:
     return {
-        lane: merge([run.rows for run in runs if run.lane is lane])
+        lane: Run.of(lane, merge([run.rows for run in runs if run.lane is lane]))
         for lane in Lane
         if any(run.lane is lane for run in runs)
     }
 
 
-def _spans(fresh: dict[Lane, Rows], series_of: SeriesOf) -> list[BlockSpan]:
-    return [span for rows in fresh.values() for span in spans_of(rows, series_of)]
+def _spans(fresh: dict[Lane, Run], series_of: SeriesOf) -> list[BlockSpan]:
+    return [span for run in fresh.values() for span in spans_of(run.rows, series_of)]
 
 
-def fold_blocks(fresh: dict[Lane, Rows], touched: Sequence[Block], series_of: SeriesOf) -> list[Block]:
+def fold_blocks(fresh: dict[Lane, Run], touched: Sequence[Block], series_of: SeriesOf) -> list[Block]:
     """Return the blocks that replace `touched` once the fresh rows are merged in."""
     added = []
-    for lane, rows in fresh.items():
+    for lane, run in fresh.items():
         old = [decode_block(block) for block in touched if block_lane(block) is lane]
-        added.extend(build_blocks(merge([*old, rows]), lane, series_of))
+        added.extend(build_blocks(merge([*old, run.rows]), lane, series_of))
     return added

@@ -84,6 +84,10 @@ class Directory:
             self._catalogue.add(await self._store.list_twins(tenant, twin_ids))
         return [series for twin_id in twin_ids for series in self._catalogue.of_twin(tenant, twin_id)]
 
+    def all_series(self, tenant: str) -> list[Series]:
+        """Return every series of the tenant that this process knows; those with rows in the tail are among them."""
+        return [series for series in self._catalogue.all() if series.tenant == tenant]
+
     async def land(self, tenant: str, body: bytes) -> tuple[Segment, ...]:
         """Decode a landed batch and check that every row belongs to a series of this tenant, of the section's kind.
 

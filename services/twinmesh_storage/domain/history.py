@@ -46,6 +46,17 @@ class SeriesRows:
     rows: Rows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Blocks that overlap [start, end) of some series, and the tail as it was before they were read."""
+
+    series: tuple[Series, ...]
+    blocks: tuple[Block, ...]
+    tail: TailView
+    start: int
+    end: int
+
+
 class History:
     """Reads series over ranges of event time."""
 
@@ -63,6 +74,11 @@ class History:
         Args:
             max_quality: rows with a greater quality number (less trust) are left out.
         """
+        async for page in self.pages(tenant, series, start, end):
+            yield await self._merge(page, max_quality)
+
+    async def pages(self, tenant: str, series: Sequence[Series], start: int, end: int) -> AsyncIterator[Page]:
+        """Yield blocks and tail for parts of the series and of the time, so that each fits in memory."""
         remaining = list(series)
         lower = start
         while remaining:
@@ -74,43 +90,37 @@ class History:
             if len(blocks) >= _PAGE_BLOCKS:
                 last = blocks[-1]
                 index = next(i for i, s in enumerate(group) if s.series_id == last.series_id)
-                whole, part = group[:index], group[index]
-                if whole:
-                    group = whole
+                if index:  # all of the series before it are whole
+                    group = group[:index]
                     blocks = [b for b in blocks if b.series_id != last.series_id]
                 else:
-                    group, upper = [part], min(end, last.t1 + 1)
-            merged = await self._merge(group, blocks, tail, lower, upper, max_quality)
-            yield merged
+                    group, upper = group[:1], min(end, last.t1 + 1)
+            yield Page(series=tuple(group), blocks=tuple(blocks), tail=tail, start=lower, end=upper)
             if upper == end:
                 remaining = remaining[len(group) :]
                 lower = start
             else:
                 lower = upper
 
-    async def _merge(
-        self, series: Sequence[Series], blocks: Sequence[Block], tail: TailView, start: int, end: int, max_quality: int
-    ) -> list[SeriesRows]:
-        if sum(block.n for block in blocks) > _THREAD_ROWS or tail.row_count() > _THREAD_ROWS:
-            merged = await asyncio.to_thread(merge_series, series, blocks, tail, start, end)
+    async def _merge(self, page: Page, max_quality: int) -> list[SeriesRows]:
+        if sum(block.n for block in page.blocks) > _THREAD_ROWS or page.tail.row_count() > _THREAD_ROWS:
+            merged = await asyncio.to_thread(merge_page, page)
         else:
-            merged = merge_series(series, blocks, tail, start, end)
+            merged = merge_page(page)
         if max_quality >= 3:
             return merged
         return [SeriesRows(series=m.series, rows=m.rows.take(m.rows.quality <= max_quality)) for m in merged]
 
 
-def merge_series(
-    series: Sequence[Series], blocks: Sequence[Block], tail: TailView, start: int, end: int
-) -> list[SeriesRows]:
-    """Merge what blocks and tail have of each series within [start, end)."""
+def merge_page(page: Page) -> list[SeriesRows]:
+    """Merge what blocks and tail have of each series of a page."""
     by_series: dict[int, list[Block]] = {}
-    for block in blocks:
+    for block in page.blocks:
         by_series.setdefault(block.series_id, []).append(block)
     merged = []
-    for one in series:
-        stored = [cut(decode_block(block), start, end) for block in by_series.get(one.series_id, ())]
-        fresh = tail.select(one.series_id, start, end)
+    for one in page.series:
+        stored = [cut(decode_block(block), page.start, page.end) for block in by_series.get(one.series_id, ())]
+        fresh = page.tail.select(one.series_id, page.start, page.end)
         if not fresh and stored:
             rows = concat(stored)  # blocks do not overlap and come in order
         else:

@@ -9,17 +9,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.errors import Unavailable
 from twinmesh_storage.domain.blocks import Block, block_lane, decode_block
 from twinmesh_storage.domain.compactor import Fold
 from twinmesh_storage.domain.history import SeriesRows
-from twinmesh_storage.domain.latest import CHUNK_SERIES
+from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore, LatestCache
-from twinmesh_storage.domain.rows import Lane, concat
+from twinmesh_storage.domain.rows import Lane, Rows, concat, no_rows
 from twinmesh_storage.domain.series import Catalogue, Series
 
 _BASES_AT_ONCE: Final = 2_000
+_ATTEMPTS: Final = 5
 
 
 class LatestReader:
@@ -39,53 +40,68 @@ class LatestReader:
         self._filling = asyncio.Lock()
 
     async def read(self, tenant: str, series: Sequence[Series]) -> tuple[int, list[SeriesRows]]:
-        """Return the offset reflected at least, and the newest row of each series that has one."""
-        view = self._view
-        tail = await view.tail_view()
-        table = view.latest
-        ids = np.array([s.series_id for s in series], np.int64)
-        if len(table.without_base(ids)):
-            async with self._filling:
-                await self._fill(tenant, series)
-            table = view.latest
-        found: dict[int, SeriesRows] = {}
-        by_id = {s.series_id: s for s in series}
-        for lane in Lane:
-            wanted = np.array([s.series_id for s in series if Lane.of(s.kind) is lane], np.int64)
-            rows = table.rows(wanted, lane)
-            for row, series_id in enumerate(rows.series.tolist()):
-                found[series_id] = SeriesRows(series=by_id[series_id], rows=rows.take(slice(row, row + 1)))
-        return tail.head, [found[s.series_id] for s in series if s.series_id in found]
+        """Return the offset reflected at least, and the newest row of each series that has one.
 
-    async def _fill(self, tenant: str, series: Sequence[Series]) -> None:
+        Raises:
+            Unavailable: other processes fold faster than this one can follow; try again.
+        """
+        view = self._view
+        ids = np.array([s.series_id for s in series], np.int64)
+        for _ in range(_ATTEMPTS):
+            tail = await view.tail_view()
+            if not len(view.latest.without_base(ids)):
+                return tail.head, _newest(series, view.latest)
+            async with self._filling:
+                await self._fill(tenant, ids)
+        raise Unavailable("History moves too fast to be read; try again.", retry_after_s=1.0)
+
+    async def _fill(self, tenant: str, ids: npt.NDArray[np.int64]) -> None:
+        """Put in the bases that are missing; in vain if the table is replaced meanwhile."""
         table = self._view.latest
         if not self._warmed:
             self._warmed = True
-            await self._warm()
-        missing = table.without_base(np.array([s.series_id for s in series], np.int64))
+            cached = await self._cache.load(self._view.incarnation, self._view.tail.base)
+            if self._view.latest is not table:
+                return
+            for number, body in cached.items():
+                table.put_chunk(number, body)
+        missing = table.without_base(ids)
         for at in range(0, len(missing), _BASES_AT_ONCE):
             part = missing[at : at + _BASES_AT_ONCE]
             blocks = await self._blocks.read_last(tenant, part.tolist())
-            await asyncio.to_thread(put_bases, self._view, part, blocks)
-
-    async def _warm(self) -> None:
-        """Take from the cache what is still true."""
-        view = self._view
-        table, base = view.latest, view.tail.base
-        for number, body in (await self._cache.load(view.incarnation, base)).items():
-            table.put_chunk(number, body)
+            bases = await asyncio.to_thread(_last_rows, blocks)
+            if self._view.latest is not table:
+                return
+            for lane, rows in bases.items():
+                table.put_base(rows.series, rows, lane)
+            table.put_base(part, no_rows(Lane.NUMERIC), Lane.NUMERIC)
 
     async def store(self, fold: Fold) -> None:
         """Put the chunks that a fold touched into the cache, as of its offset."""
+        if not self._cache.enabled:
+            return
         view = self._view
-        table = view.latest
-        touched = np.unique(fold.series // CHUNK_SERIES).tolist()
-        texts = np.array(
-            [s for s in fold.series.tolist() if self._lane(s) is Lane.TEXT], np.int64
-        )
-        chunks = {number: table.chunk(number, texts) for number in touched}
+        touched = [s for s in map(self._catalogue.by_id, fold.series.tolist()) if s is not None]
+        for tenant in sorted({s.tenant for s in touched}):
+            await self._fill(tenant, np.array([s.series_id for s in touched if s.tenant == tenant], np.int64))
+        texts = np.array([s.series_id for s in touched if Lane.of(s.kind) is Lane.TEXT], np.int64)
+        numbers = np.unique(fold.series // CHUNK_SERIES).tolist()
+        chunks = {number: view.latest.chunk(number, texts) for number in numbers}
         await self._cache.store(view.incarnation, fold.offset, chunks)
 
-    def _lane(self, series_id: int) -> Lane | None:
-        series = self._catalogue.by_id(series_id)
-        return None if series is None else Lane.of(series.kind)
+
+def _newest(series: Sequence[Series], table: LatestTable) -> list[SeriesRows]:
+    found: dict[int, Rows] = {}
+    for lane in Lane:
+        rows = table.rows(np.array([s.series_id for s in series if Lane.of(s.kind) is lane], np.int64), lane)
+        for row, series_id in enumerate(rows.series.tolist()):
+            found[series_id] = rows.take(slice(row, row + 1))
+    return [SeriesRows(series=s, rows=found[s.series_id]) for s in series if s.series_id in found]
+
+
+def _last_rows(blocks: Sequence[Block]) -> dict[Lane, Rows]:
+    """Return the last row of each block, by lane."""
+    by_lane: dict[Lane, list[Rows]] = {}
+    for block in blocks:
+        by_lane.setdefault(block_lane(block), []).append(decode_block(block).take(slice(block.n - 1, block.n)))
+    return {lane: concat(parts) for lane, parts in by_lane.items()}

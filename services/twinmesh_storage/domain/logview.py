@@ -13,6 +13,7 @@ from typing import Final
 from twinmesh_core.errors import FailedPrecondition, OutOfRange, Reason
 from twinmesh_core.time import Clock
 from twinmesh_storage.domain.entries import LogEntry
+from twinmesh_storage.domain.hot import HotRows
 from twinmesh_storage.domain.latest import LatestTable
 from twinmesh_storage.domain.tail import Tail, TailView
 
@@ -69,12 +70,14 @@ class LogView:
         incarnation: of the log; offsets of another mean nothing here.
         fold_offset: entries up to here are in blocks; the view begins after it.
         ring_bytes: bound of the ring.
+        hot_rows: bound of the unpacked history.
     """
 
-    def __init__(self, *, incarnation: str, fold_offset: int, ring_bytes: int, clock: Clock) -> None:
+    def __init__(self, *, incarnation: str, fold_offset: int, ring_bytes: int, hot_rows: int, clock: Clock) -> None:
         self.incarnation = incarnation
         self.tail = Tail(fold_offset)
         self.latest = LatestTable()
+        self.hot = HotRows(hot_rows)
         self._ring = Ring(ring_bytes)
         self._clock = clock
         self._head = fold_offset
@@ -108,6 +111,7 @@ class LogView:
         self.incarnation = incarnation
         self.tail.reset(fold_offset)
         self.latest = LatestTable()
+        self.hot.clear()
         self._ring.clear()
         self._head = fold_offset
         self._commit_time_unix_us = commit_time_unix_us
@@ -126,6 +130,16 @@ class LogView:
             self._head = entry.offset
         self._commit_time_unix_us = entries[-1].commit_time_unix_us
         self._wake()
+
+    def folded_elsewhere(self, fold_offset: int) -> None:
+        """Learn that another process folded entries up to here."""
+        if fold_offset > self.tail.base:
+            # What leaves the tail may not have been sorted yet, so what was learnt from it is incomplete.
+            self.tail.drop_through(fold_offset)
+            self.hot.clear()
+            self.latest = LatestTable()
+            for run in self.tail.view().runs:
+                self.latest.absorb(run)
 
     def seed_commit_time(self, commit_time_unix_us: int) -> None:
         """State the head's commit time when no entry has been applied yet."""

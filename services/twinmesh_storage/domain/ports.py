@@ -122,6 +122,10 @@ class BlockStore(Protocol):
         """Return the newest block of each series that has one."""
         ...
 
+    async def read_before(self, tenant: str, series: Sequence[int], before: Sequence[int]) -> list[Block]:
+        """Return, of each series, the newest block that begins before its moment (same order as `series`)."""
+        ...
+
     async def read_touched(self, spans: Sequence[BlockSpan], small: int) -> list[Block]:
         """Return the blocks that rows within the spans must be merged with.
 
@@ -215,6 +219,11 @@ class QuarantineStore(Protocol):
 
 class LatestCache(Protocol):
     """Packed latest values that other processes, and a restarted one, may use. Never fails: a defect is a miss."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether storing is worth the work."""
+        ...
 
     async def load(self, incarnation: str, oldest_fold: int) -> dict[int, bytes]:
         """Return the records of each chunk that are valid for a tail that begins at or before `oldest_fold`."""

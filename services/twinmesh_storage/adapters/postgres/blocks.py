@@ -66,6 +66,12 @@ cross join lateral (
     select * from block where tenant = %(tenant)s and series_id = s.id order by t0 desc limit 1) b
 """  # noqa: S608 -- constants of this module
 
+_READ_BEFORE: Final = f"""
+select {_B} from unnest(%(series)s::bigint[], %(before)s::bigint[]) as s (id, before)
+cross join lateral (
+    select * from block where tenant = %(tenant)s and series_id = s.id and t0 < s.before order by t0 desc limit 1) b
+"""  # noqa: S608 -- constants of this module
+
 _READ_TOUCHED: Final = f"""
 select {_B} from unnest(%(tenant)s::text[], %(series)s::bigint[], %(cell)s::bigint[], %(first)s::bigint[],
                         %(last)s::bigint[]) as s (tenant, id, cell, first, last)
@@ -119,6 +125,11 @@ class PostgresBlocks:
     async def read_last(self, tenant: str, series: Sequence[int]) -> list[Block]:
         """See `BlockStore.read_last`."""
         return await self._fetch(_READ_LAST, {"tenant": tenant, "series": list(series)}, self._timeout_s)
+
+    async def read_before(self, tenant: str, series: Sequence[int], before: Sequence[int]) -> list[Block]:
+        """See `BlockStore.read_before`."""
+        arguments = {"tenant": tenant, "series": list(series), "before": list(before)}
+        return await self._fetch(_READ_BEFORE, arguments, self._timeout_s)
 
     async def _fetch(self, statement: str, arguments: dict[str, Any], timeout_s: float) -> list[Block]:
         async with connection(self._pool, timeout_s=timeout_s) as conn, conn.cursor(binary=True) as cursor:

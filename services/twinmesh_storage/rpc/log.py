@@ -1,16 +1,13 @@
-"""StorageService: what each call means in terms of the domain."""
+"""The log's side of StorageService: append, follow, positions, producers, series ids."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-
-import grpc
-import grpc.aio
+from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_core.errors import PermissionDenied, Reason, invalid_field
+from twinmesh_core.errors import PermissionDenied, invalid_field
 from twinmesh_core.ids import require_producer_id
 from twinmesh_core.time import US_PER_S
 from twinmesh_runtime.caller import ALL_TENANTS, Role, current_caller
@@ -19,20 +16,18 @@ from twinmesh_runtime.telemetry import counter
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.entries import EntryKind
 from twinmesh_storage.domain.follow import Follower
-from twinmesh_storage.domain.history import History, answers
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Sequencer
 from twinmesh_storage.rpc import mapping, raw
+from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
 
-SERVICE_NAME: Final = "twinmesh.storage.v1.StorageService"
 _MAX_BOOKMARK_S: Final = 5.0
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogServicer:
-    """The log: append, follow, positions, producers, series ids."""
+    """Calls on the log."""
 
     log: LogStore
     view: LogView
@@ -116,72 +111,3 @@ def _entry_kind(number: int, index: int) -> EntryKind:
     if number not in (EntryKind.OBSERVATIONS, EntryKind.CONTROL):
         raise invalid_field(f"kinds[{index}]", "must be ENTRY_KIND_OBSERVATIONS or ENTRY_KIND_CONTROL")
     return EntryKind(number)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadServicer:
-    """History: ranges, latest values, windows, aggregates, and what there is."""
-
-    view: LogView
-    directory: Directory
-    history: History
-
-    async def read_range(self, request: storage_pb2.ReadRangeRequest, _: Any) -> AsyncIterator[bytes]:
-        """Stream the rows of series within a time range."""
-        tenant = own_tenant()
-        start, end = mapping.time_range(request)
-        names = mapping.names(request.series, "series", 10_000)
-        await self.view.wait_for(request.min_offset)
-        as_of = self.view.head
-        series = await self.directory.require(tenant, names)
-        any_rows = False
-        async for parts in self.history.stream(
-            tenant, series, start, end, mapping.max_quality(request.min_quality, default=3)
-        ):
-            for batch in answers(parts):
-                any_rows = True
-                yield raw.batch_answer(batch, self.view.incarnation, as_of)
-        if not any_rows:
-            yield storage_pb2.ReadRangeResponse(
-                as_of=mapping.position(self.view.incarnation, as_of)
-            ).SerializeToString()
-
-    def handlers(self) -> dict[str, Handler]:
-        """Return the gRPC handlers of these methods, by name."""
-        pb = storage_pb2
-        return {"ReadRange": byte_stream(self.read_range, pb.ReadRangeRequest)}
-
-
-def own_tenant() -> str:
-    """Return the caller's tenant.
-
-    Raises:
-        PermissionDenied: the caller stands for all tenants, which only Follow allows.
-    """
-    caller = current_caller()
-    if caller.tenant == ALL_TENANTS:
-        raise PermissionDenied("Name one tenant; only Follow spans all of them.", reason=Reason.PERMISSION_DENIED)
-    return caller.tenant
-
-
-def unary(call: Callable[..., Any], request: Any, response: Any) -> Handler:
-    """Return the handler of a unary method with typed messages."""
-    return grpc.unary_unary_rpc_method_handler(
-        call, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-    )
-
-
-def byte_stream(call: Callable[..., Any], request: Any) -> Handler:
-    """Return the handler of a streaming method that writes its answers as bytes."""
-    return grpc.unary_stream_rpc_method_handler(call, request_deserializer=request.FromString)
-
-
-def byte_unary(call: Callable[..., Any], request: Any) -> Handler:
-    """Return the handler of a unary method that writes its answer as bytes."""
-    return grpc.unary_unary_rpc_method_handler(call, request_deserializer=request.FromString)
-
-
-def register(server: grpc.aio.Server, *parts: LogServicer | ReadServicer) -> None:
-    """Add the service to a server."""
-    handlers = {name: handler for part in parts for name, handler in part.handlers().items()}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))

@@ -1,0 +1,95 @@
+"""Exact counts: what blocks hold at rest, plus what the tail adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+from twinmesh_core.errors import Unavailable
+from twinmesh_storage.domain.blocks import decode_block
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import LogStore
+from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows
+from twinmesh_storage.domain.series import Series
+
+_ATTEMPTS: Final = 20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailDelta:
+    """What the tail adds to the blocks of one series.
+
+    Attributes:
+        by_quality: change of the number of readable rows GOOD, UNCERTAIN, BAD (a correction may lower one).
+        first: first event time in the tail.
+        last: last event time in the tail.
+    """
+
+    by_quality: tuple[int, int, int]
+    first: int
+    last: int
+
+
+class Counting:
+    """Counts what is readable, over a fold offset that stood still meanwhile."""
+
+    def __init__(self, *, history: History, log: LogStore, view: LogView) -> None:
+        self._history = history
+        self._log = log
+        self._view = view
+
+    async def steady(self, count: Callable[[], Awaitable[_T]]) -> tuple[int, _T]:
+        """Return the offset reflected, and what `count` gives when no fold happens while it runs.
+
+        Raises:
+            Unavailable: folds never stood still; try again.
+        """
+        for _ in range(_ATTEMPTS):
+            before = await self._log.position()
+            tail = await self._view.tail_view()
+            result = await count()
+            if (await self._log.position()).fold_offset == before.fold_offset:
+                return tail.head, result
+        raise Unavailable("History moves too fast to be counted; try again.", retry_after_s=1.0)
+
+    async def tail_delta(self, tenant: str, series: Sequence[Series]) -> dict[int, TailDelta]:
+        """Return what the tail adds, for those of the series that occur in it."""
+        tail = await self._view.tail_view()
+        fresh: dict[int, Rows] = {}
+        in_tail = set(tail.series().tolist())
+        for one in series:
+            if one.series_id in in_tail:
+                fresh[one.series_id] = merge(tail.select(one.series_id, MIN_TIME, MAX_TIME))
+        wanted = [s for s in series if s.series_id in fresh]
+        if not wanted:
+            return {}
+        first = min(int(rows.ts[0]) for rows in fresh.values())
+        last = max(int(rows.ts[-1]) for rows in fresh.values())
+        deltas = {}
+        stored: dict[int, list[Rows]] = {}
+        async for page in self._history.pages(tenant, wanted, first, last + 1):
+            for block in page.blocks:
+                rows = fresh[block.series_id]
+                stored.setdefault(block.series_id, []).append(
+                    cut(decode_block(block), int(rows.ts[0]), int(rows.ts[-1]) + 1)
+                )
+        for one in wanted:
+            rows = fresh[one.series_id]
+            parts = [part for part in stored.get(one.series_id, ()) if len(part)]
+            before = concat(parts) if parts else no_rows(Lane.of(one.kind))
+            change = _by_quality(merge([before, rows])) - _by_quality(before)
+            deltas[one.series_id] = TailDelta(
+                by_quality=(int(change[0]), int(change[1]), int(change[2])),
+                first=int(rows.ts[0]),
+                last=int(rows.ts[-1]),
+            )
+        return deltas
+
+
+def _by_quality(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.bincount(rows.quality, minlength=4)[1:4].astype(np.int64)

@@ -1,0 +1,86 @@
+"""Hot rows: recent folded history kept unpacked per series, so that windows need neither database nor decoding.
+
+For each series it holds, this has *all* folded rows from `since` on. Folds of this process are merged in at once; if
+another process folds, everything is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from twinmesh_storage.domain.rows import Lane, Rows, concat, merge
+from twinmesh_storage.domain.tail import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotSeries:
+    """All folded rows of a series with event time >= since, by event time."""
+
+    since: int
+    rows: Rows
+
+
+class HotRows:
+    """A bounded set of series, the longest unused ones leaving first.
+
+    Args:
+        max_rows: bound over all series.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._rows = 0
+        self._series: OrderedDict[int, HotSeries] = OrderedDict()
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a fold was merged in; see `put`."""
+        return self._version
+
+    def get(self, series_id: int, since: int) -> Rows | None:
+        """Return the folded rows of a series from at most `since` on; None = not here."""
+        hot = self._series.get(series_id)
+        if hot is None or hot.since > since:
+            return None
+        self._series.move_to_end(series_id)
+        return hot.rows
+
+    def put(self, series_id: int, hot: HotSeries, version: int) -> None:
+        """Keep what was read from blocks since `version`; ignored if a fold happened meanwhile, which it may lack."""
+        if version != self._version or len(hot.rows) > self._max_rows:
+            return
+        old = self._series.pop(series_id, None)
+        if old is not None:
+            self._rows -= len(old.rows)
+        self._series[series_id] = hot
+        self._rows += len(hot.rows)
+        while self._rows > self._max_rows:
+            _, gone = self._series.popitem(last=False)
+            self._rows -= len(gone.rows)
+
+    def absorb(self, fresh: Mapping[Lane, Run]) -> None:
+        """Merge in what a fold put into blocks: readable rows, by lane."""
+        self._version += 1
+        for run in fresh.values():
+            for at in np.flatnonzero(np.isin(run.keys, list(self._series))).tolist():
+                series_id = int(run.keys[at])
+                hot = self._series[series_id]
+                rows = run.rows.take(slice(int(run.starts[at]), int(run.starts[at + 1])))
+                rows = rows.take(rows.ts >= hot.since)
+                if not len(rows):
+                    continue
+                later = not len(hot.rows) or rows.ts[0] > hot.rows.ts[-1]
+                merged = concat([hot.rows, rows]) if later else merge([hot.rows, rows])
+                self._rows += len(merged) - len(hot.rows)
+                self._series[series_id] = HotSeries(since=hot.since, rows=merged)
+
+    def clear(self) -> None:
+        """Forget everything: somebody else folded."""
+        self._version += 1
+        self._series.clear()
+        self._rows = 0

@@ -1,0 +1,235 @@
+"""Reading windows: finds the rows of many twins' channels, from memory where they are recent, and builds matrices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.time import floor_to
+from twinmesh_storage.domain.blocks import Block, decode_block
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
+from twinmesh_storage.domain.hot import HotSeries
+from twinmesh_storage.domain.latest_reader import LatestReader
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import BlockStore
+from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, winners
+from twinmesh_storage.domain.series import Series
+from twinmesh_storage.domain.tail import TailView
+from twinmesh_storage.domain.window import Column, WindowSpec, build_windows, usable
+
+_THREAD_VALUES: Final = 20_000
+_KEEP_WINDOWS: Final = 4  # a window that ends within this many lengths of the newest value is worth keeping unpacked
+_OLDER_ATTEMPTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Windows of many twins.
+
+    Attributes:
+        values: float64 [twin, step, channel], NaN = missing.
+        at: end of each twin's window, microseconds; 0 for a twin that has no value at all.
+        coverage: float64 [twin, channel], share of steps with a value before filling.
+        as_of: offset that they reflect.
+    """
+
+    values: npt.NDArray[np.float64]
+    at: tuple[int, ...]
+    coverage: npt.NDArray[np.float64]
+    as_of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """One column to be filled: which series, the window's bounds, and from when on rows are needed."""
+
+    series: Series
+    at: int
+    start: int
+    since: int
+
+
+class WindowReader:
+    """Reads windows of twins."""
+
+    def __init__(self, *, history: History, latest: LatestReader, blocks: BlockStore, view: LogView) -> None:
+        self._history = history
+        self._latest = latest
+        self._blocks = blocks
+        self._view = view
+
+    async def read(
+        self, tenant: str, grid: Sequence[Sequence[Series | None]], at: int | None, spec: WindowSpec
+    ) -> Windows:
+        """Read one window per twin.
+
+        Args:
+            grid: per twin, the series of each channel; None = the twin has none.
+            at: end of the windows, aligned down to the step; None = per twin, the end of the step that holds the
+                newest event time of its channels.
+        """
+        newest = await self._newest(tenant, grid, spec)
+        ends = [
+            0
+            if last is None
+            else floor_to(last, spec.step_us) + spec.step_us
+            if at is None
+            else floor_to(at, spec.step_us)
+            for last in newest
+        ]
+        length = spec.step_us * spec.steps
+        reach = spec.gap_steps * spec.step_us if spec.fills and spec.max_gap_us else 0
+        needs: list[_Need | None] = []
+        recent: dict[int, bool] = {}
+        for twin, end, last in zip(grid, ends, newest, strict=True):
+            for series in twin:
+                if series is None or last is None:
+                    needs.append(None)
+                    continue
+                needs.append(_Need(series=series, at=end, start=end - length, since=end - length - reach))
+                recent[series.series_id] = last - end <= _KEEP_WINDOWS * length
+        tail = await self._view.tail_view()
+        found = await self._folded(tenant, [n for n in needs if n is not None], recent)
+        if spec.fills and not spec.max_gap_us:
+            await self._reach_back(tenant, [n for n in needs if n is not None], found, tail, spec)
+
+        def build() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+            columns = [_column(need, found, tail, spec) for need in needs]
+            return build_windows(columns, spec)
+
+        big = len(needs) * spec.steps > _THREAD_VALUES
+        values, coverage = await asyncio.to_thread(build) if big else build()
+        twins, channels = len(grid), len(grid[0]) if grid else 0
+        matrix = values.reshape(twins, channels, spec.steps).transpose(0, 2, 1)
+        return Windows(
+            values=np.ascontiguousarray(matrix),
+            at=tuple(ends),
+            coverage=coverage.reshape(twins, channels),
+            as_of=spec.as_of_offset or tail.head,
+        )
+
+    async def _newest(self, tenant: str, grid: Sequence[Sequence[Series | None]], spec: WindowSpec) -> list[int | None]:
+        """Return the newest event time of each twin's channels, None = no value."""
+        series = [s for twin in grid for s in twin if s is not None]
+        _, rows = await self._latest.read(tenant, series)
+        newest: dict[int, int] = {}
+        hidden: list[Series] = []
+        for one in rows:
+            if spec.as_of_offset and int(one.rows.offset[0]) > spec.as_of_offset:
+                hidden.append(one.series)
+            else:
+                newest[one.series.series_id] = int(one.rows.ts[0])
+        # The newest value came after the offset asked for; what was newest then has to be looked up.
+        async for parts in self._history.stream(tenant, hidden, MIN_TIME, MAX_TIME):
+            for part in parts:
+                seen = part.rows.ts[part.rows.offset <= spec.as_of_offset]
+                if len(seen):
+                    newest[part.series.series_id] = int(seen[-1])
+        out: list[int | None] = []
+        for twin in grid:
+            times = [newest[s.series_id] for s in twin if s is not None and s.series_id in newest]
+            out.append(max(times) if times else None)
+        return out
+
+    async def _folded(self, tenant: str, needs: Sequence[_Need], recent: dict[int, bool]) -> dict[int, HotSeries]:
+        """Return the folded rows of each series from `since` on, at least up to `at`."""
+        hot = self._view.hot
+        found: dict[int, HotSeries] = {}
+        missing: list[_Need] = []
+        for need in needs:
+            rows = hot.get(need.series.series_id, need.since)
+            if rows is None:
+                missing.append(need)
+            else:
+                found[need.series.series_id] = HotSeries(since=need.since, rows=rows)
+        for cluster in _clusters(missing):
+            since = min(need.since for need in cluster)
+            keep = all(recent[need.series.series_id] for need in cluster)
+            end = MAX_TIME if keep else max(need.at for need in cluster)
+            version = hot.version
+            loaded = await self._load(tenant, [need.series for need in cluster], since, end)
+            for series_id, rows in loaded.items():
+                found[series_id] = HotSeries(since=since, rows=rows)
+                if keep:
+                    hot.put(series_id, found[series_id], version)
+        return found
+
+    async def _load(self, tenant: str, series: Sequence[Series], since: int, end: int) -> dict[int, Rows]:
+        parts: dict[int, list[Rows]] = {s.series_id: [] for s in series}
+        async for page in self._history.pages(tenant, series, since, end):
+            decoded = await asyncio.to_thread(_decode_all, page.blocks)
+            for block, rows in zip(page.blocks, decoded, strict=True):
+                parts[block.series_id].append(cut(rows, page.start, page.end))
+        return {series_id: concat(p) if p else no_rows(Lane.NUMERIC) for series_id, p in parts.items()}
+
+    async def _reach_back(
+        self,
+        tenant: str,
+        needs: Sequence[_Need],
+        found: dict[int, HotSeries],
+        tail: TailView,
+        spec: WindowSpec,
+    ) -> None:
+        """Put the newest usable row before the window in front, for columns whose first step is empty."""
+        waiting = [need for need in needs if _lacks_start(need, found, tail, spec)]
+        for _ in range(_OLDER_ATTEMPTS):
+            if not waiting:
+                return
+            ids = [need.series.series_id for need in waiting]
+            blocks = await self._blocks.read_before(tenant, ids, [found[i].since for i in ids])
+            older = {block.series_id: block for block in blocks}
+            for need in waiting:
+                block = older.get(need.series.series_id)
+                if block is None:
+                    continue
+                known = found[block.series_id]
+                rows = cut(decode_block(block), MIN_TIME, known.since)
+                found[block.series_id] = HotSeries(since=block.t0, rows=concat([rows, known.rows]))
+            waiting = [
+                need for need in waiting if need.series.series_id in older and _lacks_start(need, found, tail, spec)
+            ]
+
+
+def _decode_all(blocks: Sequence[Block]) -> list[Rows]:
+    return [decode_block(block) for block in blocks]
+
+
+def _clusters(needs: Sequence[_Need]) -> list[list[_Need]]:
+    """Group columns whose windows overlap, so that a twin that fell silent long ago widens nobody else's read."""
+    clusters: list[list[_Need]] = []
+    reach = MIN_TIME
+    for need in sorted(needs, key=lambda n: n.since):
+        if need.since > reach:
+            clusters.append([])
+            reach = need.at
+        clusters[-1].append(need)
+    return clusters
+
+
+def _column(need: _Need | None, found: dict[int, HotSeries], tail: TailView, spec: WindowSpec) -> Column:
+    if need is None:
+        return Column(kind=ChannelKind.GAUGE, at=0, parts=())
+    rows = found[need.series.series_id].rows
+    fresh = tail.select(need.series.series_id, MIN_TIME, need.at)
+    if spec.as_of_offset:
+        # Before merging: a later correction must not hide what was readable then.
+        fresh = [f for f in (part.take(part.offset <= spec.as_of_offset) for part in fresh) if len(f)]
+    if not fresh:
+        parts: tuple[Rows, ...] = (rows,)
+    elif len(fresh) == 1 and (not len(rows) or fresh[0].ts[0] > rows.ts[-1]):
+        parts = (rows, winners(fresh[0]))
+    else:
+        parts = (merge([rows, *fresh]),)
+    return Column(kind=need.series.kind, at=need.at, parts=tuple(p for p in parts if len(p)))
+
+
+def _lacks_start(need: _Need, found: dict[int, HotSeries], tail: TailView, spec: WindowSpec) -> bool:
+    """Whether neither the first step nor anything before it has a usable row yet."""
+    column = _column(need, found, tail, spec)
+    return not any(len(usable(cut(part, MIN_TIME, need.start + spec.step_us), spec)) for part in column.parts)

@@ -1,0 +1,221 @@
+"""History's side of StorageService: ranges, latest values, windows, aggregates, and what there is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh_core.errors import NotFound, Reason, invalid_field
+from twinmesh_runtime.registry_mapping import time_from_message, time_to_message
+from twinmesh_storage.domain.aggregate import MAX_VALUES, Aggregator, bucket_edges
+from twinmesh_storage.domain.counting import Counting, TailDelta
+from twinmesh_storage.domain.directory import Directory
+from twinmesh_storage.domain.history import History, answers, to_batch
+from twinmesh_storage.domain.latest_reader import LatestReader
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import BlockStore, HistoryCounts, QuarantineStore, SeriesStore, SeriesSummary
+from twinmesh_storage.domain.series import Series
+from twinmesh_storage.domain.window_reader import WindowReader
+from twinmesh_storage.rpc import mapping, paging, raw
+from twinmesh_storage.rpc.serving import Handler, byte_stream, byte_unary, own_tenant, unary
+
+_MAX_WINDOW_STEPS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadServicer:
+    """Reads."""
+
+    view: LogView
+    directory: Directory
+    history: History
+    latest: LatestReader
+    windows: WindowReader
+    aggregator: Aggregator
+    counting: Counting
+    blocks: BlockStore
+    series: SeriesStore
+    quarantine: QuarantineStore
+
+    async def read_range(self, request: storage_pb2.ReadRangeRequest, _: Any) -> AsyncIterator[bytes]:
+        """Stream the rows of series within a time range."""
+        tenant = own_tenant()
+        start, end = mapping.time_range(request)
+        names = mapping.names(request.series, "series", 10_000)
+        quality = mapping.max_quality(request.min_quality, default=3)
+        await self.view.wait_for(request.min_offset)
+        as_of = self.view.head
+        series = await self.directory.require(tenant, names)
+        any_rows = False
+        async for parts in self.history.stream(tenant, series, start, end, quality):
+            for batch in answers(parts):
+                any_rows = True
+                yield raw.batch_answer(batch, self.view.incarnation, as_of)
+        if not any_rows:
+            position = mapping.position(self.view.incarnation, as_of)
+            yield storage_pb2.ReadRangeResponse(as_of=position).SerializeToString()
+
+    async def read_latest(self, request: storage_pb2.ReadLatestRequest, _: Any) -> bytes:
+        """Return the newest row of each series."""
+        tenant = own_tenant()
+        if not request.series and not request.twin_ids:
+            raise invalid_field("series", "is empty, and so is twin_ids; name series or twins")
+        if request.series and request.twin_ids:
+            raise invalid_field("twin_ids", "excludes series; name one of the two")
+        await self.view.wait_for(request.min_offset)
+        if request.series:
+            names = mapping.names(request.series, "series", 100_000)
+            series = [s for s in await self.directory.known(tenant, names) if s is not None]
+        else:
+            series = await self.directory.of_twins(tenant, list(dict.fromkeys(request.twin_ids)))
+        if len(series) > 100_000:
+            raise invalid_field("twin_ids", f"have {len(series)} series; at most 100,000 are read at once")
+        as_of, rows = await self.latest.read(tenant, series)
+        return raw.batch_answer(to_batch(rows), self.view.incarnation, as_of)
+
+    async def read_window(self, request: storage_pb2.ReadWindowRequest, _: Any) -> storage_pb2.ReadWindowResponse:
+        """Return aligned windows of many twins."""
+        tenant = own_tenant()
+        spec = mapping.window_spec(request, _MAX_WINDOW_STEPS)
+        twins, channels = mapping.window_axes(request)
+        at = time_from_message(request.at) if request.HasField("at") else None
+        if request.as_of_offset:
+            self.view.check_position("", request.as_of_offset)
+        await self.view.wait_for(request.min_offset)
+        known = await self.directory.known(tenant, [(t, c) for t in twins for c in channels])
+        grid = [known[row * len(channels) : (row + 1) * len(channels)] for row in range(len(twins))]
+        _require_numeric(grid, channels)
+        windows = await self.windows.read(tenant, grid, at, spec)
+        units = [next((s.unit for s in column if s is not None), "") for column in zip(*grid, strict=True)]
+        return storage_pb2.ReadWindowResponse(
+            values=windows.values.tobytes(),
+            at_unix_us=list(windows.at),
+            coverage=windows.coverage.reshape(-1).tolist(),
+            units=units,
+            as_of=mapping.position(self.view.incarnation, windows.as_of),
+        )
+
+    async def aggregate(self, request: storage_pb2.AggregateRequest, _: Any) -> storage_pb2.AggregateResponse:
+        """Return aggregates per bucket."""
+        tenant = own_tenant()
+        names = mapping.names(request.series, "series", 1_000)
+        functions = mapping.functions(request)
+        bucket_us = mapping.positive_duration(request.bucket, "bucket")
+        start, end = mapping.required_range(request)
+        most = MAX_VALUES // (len(names) * len(functions))
+        edges = bucket_edges(start, end, bucket_us, request.time_zone, most)
+        await self.view.wait_for(request.min_offset)
+        as_of = self.view.head
+        series = await self.directory.require(tenant, names)
+        _require_numeric([series], [s.channel for s in series])
+        values = await self.aggregator.read(tenant, series, edges, functions)
+        return storage_pb2.AggregateResponse(
+            bucket_unix_us=edges[:-1].tolist(),
+            values=values.tobytes(),
+            as_of=mapping.position(self.view.incarnation, as_of),
+        )
+
+    async def list_series(self, request: storage_pb2.ListSeriesRequest, _: Any) -> storage_pb2.ListSeriesResponse:
+        """Return a page of the catalogue."""
+        tenant = own_tenant()
+        size = paging.page_size(request.page_size, default=1_000, most=10_000)
+        after = paging.names_after(request.page_token)
+
+        async def count() -> tuple[list[SeriesSummary], dict[int, TailDelta]]:
+            page = await self.series.page(tenant, request.twin_id, after, size)
+            return page, await self.counting.tail_delta(tenant, [s.series for s in page])
+
+        _, (page, deltas) = await self.counting.steady(count)
+        last = page[-1].series if len(page) == size else None
+        return storage_pb2.ListSeriesResponse(
+            series=[_series_info(s, deltas.get(s.series.series_id)) for s in page],
+            next_page_token=paging.names_token(last.twin_id, last.channel) if last is not None else "",
+        )
+
+    async def list_quarantine(
+        self, request: storage_pb2.ListQuarantineRequest, _: Any
+    ) -> storage_pb2.ListQuarantineResponse:
+        """Return a page of quarantined rows."""
+        size = paging.page_size(request.page_size, default=100, most=10_000)
+        before = paging.id_before(request.page_token)
+        rows, total = await self.quarantine.page(own_tenant(), request.reason, request.twin_id, before, size)
+        return storage_pb2.ListQuarantineResponse(
+            rows=[mapping.quarantined_row(row) for row in rows],
+            next_page_token=paging.id_token(rows[-1].quarantine_id) if len(rows) == size else "",
+            total_count=total,
+        )
+
+    async def get_statistics(
+        self, request: storage_pb2.GetStatisticsRequest, _: Any
+    ) -> storage_pb2.GetStatisticsResponse:
+        """Return exact counts."""
+        tenant = own_tenant()
+
+        async def count() -> tuple[HistoryCounts, dict[int, TailDelta]]:
+            counts = await self.blocks.counts(tenant, request.twin_id)
+            series = [
+                s for s in self.directory.all_series(tenant) if not request.twin_id or s.twin_id == request.twin_id
+            ]
+            return counts, await self.counting.tail_delta(tenant, series)
+
+        as_of, (counts, deltas) = await self.counting.steady(count)
+        by_quality = [
+            block + sum(delta.by_quality[q] for delta in deltas.values()) for q, block in enumerate(counts.block_points)
+        ]
+        return storage_pb2.GetStatisticsResponse(
+            entry_count=counts.entry_count,
+            landed_point_count=counts.landed_point_count,
+            point_count=sum(by_quality),
+            series_count=counts.series_count,
+            quarantined_count=counts.quarantined_count,
+            disk_bytes=counts.disk_bytes,
+            as_of=mapping.position(self.view.incarnation, as_of),
+            point_count_by_quality=by_quality,
+        )
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the gRPC handlers of these methods, by name."""
+        pb = storage_pb2
+        return {
+            "ReadRange": byte_stream(self.read_range, pb.ReadRangeRequest),
+            "ReadLatest": byte_unary(self.read_latest, pb.ReadLatestRequest),
+            "ReadWindow": unary(self.read_window, pb.ReadWindowRequest, pb.ReadWindowResponse),
+            "Aggregate": unary(self.aggregate, pb.AggregateRequest, pb.AggregateResponse),
+            "ListSeries": unary(self.list_series, pb.ListSeriesRequest, pb.ListSeriesResponse),
+            "ListQuarantine": unary(self.list_quarantine, pb.ListQuarantineRequest, pb.ListQuarantineResponse),
+            "GetStatistics": unary(self.get_statistics, pb.GetStatisticsRequest, pb.GetStatisticsResponse),
+        }
+
+
+def _require_numeric(grid: Sequence[Sequence[Series | None]], channels: Sequence[str]) -> None:
+    """Refuse channels without numbers, and names that no twin of the request has."""
+    for index, channel in enumerate(channels):
+        column = [twin[index] for twin in grid if twin[index] is not None]
+        if not column:
+            raise NotFound(
+                f"channels[{index}]: none of the twins has observations of channel {channel!r}; "
+                "check the names (list series), or write some first.",
+                reason=Reason.CHANNEL_NOT_FOUND,
+                metadata={"channel": channel},
+            )
+        for series in column:
+            if series is not None and not series.kind.numeric:
+                raise invalid_field(
+                    f"channels[{index}]", f"{series.twin_id}/{channel} is {series.kind.name}; only numbers can be used"
+                )
+
+
+def _series_info(summary: SeriesSummary, delta: TailDelta | None) -> storage_pb2.SeriesInfo:
+    first, last, added = summary.first_time_unix_us, summary.last_time_unix_us, 0
+    if delta is not None:
+        added = sum(delta.by_quality)
+        first = delta.first if first is None else min(first, delta.first)
+        last = delta.last if last is None else max(last, delta.last)
+    return storage_pb2.SeriesInfo(
+        key=mapping.series_message(summary.series),
+        point_count=summary.point_count + added,
+        first_time=time_to_message(first) if first is not None else None,
+        last_time=time_to_message(last) if last is not None else None,
+    )

@@ -1,0 +1,161 @@
+"""Reads through gRPC over real PostgreSQL: what is answered is the same from the tail, from blocks, and from both."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tests.integration.storage.mesh import T0, S, Storage, collect, doubles, storage
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh_core.errors import InvalidArgument, NotFound
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import ObservationBatch, bool_section, int64_section, text_section
+from twinmesh_runtime.registry_mapping import duration_to_message, time_to_message
+
+
+@pytest.fixture(params=["tail", "blocks", "both"])
+async def store(request, database_url):
+    fold_after_s = {"tail": 60.0, "blocks": 0.05, "both": 0.3}[request.param]
+    async with storage(database_url, fold_after_s=fold_after_s) as store:
+        yield store
+
+
+async def settle(store: Storage) -> None:
+    """Give folds the time to happen, or not."""
+    await asyncio.sleep(0.5)
+
+
+async def test_a_correction_replaces_the_value_and_its_quality(store):
+    keys = await store.series("t1", ["oil"])
+    await store.append(doubles(keys, [T0, T0 + S, T0 + 2 * S], [1.0, 2.0, 3.0]), request_id="a")
+    await settle(store)
+    await store.append(doubles(keys, [T0 + S, T0 - S], [20.0, 0.5], quality=np.array([3, 1], np.uint8)), request_id="b")
+    rows = await store.read([("t1", "oil")])
+    assert rows["t1/oil"] == [(T0 - S, 0.5, 1), (T0, 1.0, 1), (T0 + S, 20.0, 3), (T0 + 2 * S, 3.0, 1)]
+    good = await store.read([("t1", "oil")], min_quality=1, start_time=time_to_message(T0))
+    assert good["t1/oil"] == [(T0, 1.0, 1), (T0 + 2 * S, 3.0, 1)]
+    statistics = await store.ask("GetStatistics", storage_pb2.GetStatisticsRequest())
+    assert statistics.entry_count == 2
+    assert statistics.landed_point_count == 5
+    assert statistics.point_count == 4
+    assert list(statistics.point_count_by_quality) == [3, 0, 1]
+    listed = await store.ask("ListSeries", storage_pb2.ListSeriesRequest())
+    assert [(i.key.channel, i.point_count, i.first_time.seconds) for i in listed.series] == [
+        ("oil", 4, (T0 - S) // S)
+    ]
+
+
+async def test_every_kind_of_value_comes_back_as_it_was(store):
+    state = await store.series("t1", ["stage"], ChannelKind.STATE, "")
+    flag = await store.series("t1", ["on"], ChannelKind.BOOL, "")
+    text = await store.series("t1", ["note"], ChannelKind.TEXT, "")
+    json = await store.series("t1", ["doc"], ChannelKind.JSON, "")
+    times = [T0, T0 + S]
+    batch = ObservationBatch(
+        series=(*state, *flag, *text, *json),
+        int64s=int64_section([0, 0], times, [-(2**63), 2**62 + 1], [1, 1]),
+        bools=bool_section([1, 1], times, [True, False], [1, 1]),
+        texts=text_section([2, 2], times, ["", "Öl läuft"], [1, 2]),
+        jsons=text_section([3, 3], times, ['{"a": 1}', "[]"], [1, 1]),
+    )
+    await store.append(batch, request_id="k")
+    await settle(store)
+    names = [("t1", "stage"), ("t1", "on"), ("t1", "note"), ("t1", "doc")]
+    rows = await store.read(names)
+    assert rows["t1/stage"] == [(T0, -(2**63), 1), (T0 + S, 2**62 + 1, 1)]
+    assert rows["t1/on"] == [(T0, 1, 1), (T0 + S, 0, 1)]
+    assert rows["t1/note"] == [(T0, b"", 1), (T0 + S, "Öl läuft".encode(), 2)]
+    assert rows["t1/doc"] == [(T0, b'{"a": 1}', 1), (T0 + S, b"[]", 1)]
+    latest = await store.ask("ReadLatest", storage_pb2.ReadLatestRequest(twin_ids=["t1"]))
+    found: dict = {}
+    collect(latest.batch, found)
+    assert found == {name: values[-1:] for name, values in rows.items()}
+
+
+async def test_windows_are_aligned_filled_and_as_of(store):
+    keys = await store.series("t1", ["oil", "load"])
+    times = np.concatenate([T0 + S * np.arange(60), T0 + S * np.arange(0, 60, 20)])
+    handles = np.repeat(np.array([0, 1], np.uint32), [60, 3])
+    values = np.concatenate([np.arange(60.0), [1.0, 2.0, 3.0]])
+    first = await store.append(doubles(keys, times, values, handles), request_id="w")
+    await settle(store)
+    request = storage_pb2.ReadWindowRequest(
+        twin_ids=["t1"],
+        channels=["oil", "load"],
+        step=duration_to_message(10 * S),
+        steps=7,
+        gap_policy=storage_pb2.GAP_POLICY_HOLD,
+        min_offset=first.position.offset,
+    )
+    answer = await store.ask("ReadWindow", request)
+    window = np.frombuffer(answer.values).reshape(7, 2)
+    base = T0 - T0 % (10 * S)
+    newest_end = (T0 + 59 * S) // (10 * S) * 10 * S + 10 * S
+    assert list(answer.at_unix_us) == [newest_end]
+    step_of = (times[:60] - (newest_end - 70 * S)) // (10 * S)
+    expected = [values[:60][step_of == i].mean() if (step_of == i).any() else np.nan for i in range(7)]
+    np.testing.assert_allclose(window[:, 0], expected)
+    assert base <= T0
+    assert not np.isnan(window[-1, 1])
+    await store.append(doubles(keys, [T0 + 59 * S], [1e6]), request_id="later")
+    request.as_of_offset = first.position.offset
+    if answer.as_of.offset == first.position.offset:
+        again = await store.ask("ReadWindow", request)
+        np.testing.assert_array_equal(np.frombuffer(again.values), np.frombuffer(answer.values))
+    request.as_of_offset = 0
+    now = np.frombuffer((await store.ask("ReadWindow", request)).values).reshape(7, 2)
+    assert now[-1, 0] > 1e4
+
+
+async def test_aggregates_and_their_buckets(store):
+    keys = await store.series("t1", ["oil"])
+    day = 86_400 * S
+    midnight = T0 - T0 % day
+    times = midnight + 3_600 * S * np.arange(72)
+    await store.append(doubles(keys, times, np.arange(72.0)), request_id="agg")
+    await settle(store)
+    f = storage_pb2
+    request = storage_pb2.AggregateRequest(
+        series=[storage_pb2.SeriesSelector(twin_id="t1", channel="oil")],
+        start_time=time_to_message(midnight),
+        end_time=time_to_message(midnight + 3 * day),
+        bucket=duration_to_message(day),
+        functions=[
+            f.AGGREGATE_FUNCTION_COUNT,
+            f.AGGREGATE_FUNCTION_MEAN,
+            f.AGGREGATE_FUNCTION_MIN,
+            f.AGGREGATE_FUNCTION_LAST,
+            f.AGGREGATE_FUNCTION_STDDEV,
+        ],
+    )
+    answer = await store.ask("Aggregate", request)
+    table = np.frombuffer(answer.values).reshape(3, 5)
+    days = np.arange(72.0).reshape(3, 24)
+    np.testing.assert_allclose(
+        table, np.stack([np.full(3, 24), days.mean(1), days.min(1), days[:, -1], days.std(1, ddof=1)], axis=1)
+    )
+    request.time_zone = "Europe/Berlin"
+    berlin = await store.ask("Aggregate", request)
+    assert berlin.bucket_unix_us[0] == midnight - 3_600 * S
+    assert len(berlin.bucket_unix_us) == 4
+
+
+async def test_unknown_names_and_bad_requests_are_told(store):
+    keys = await store.series("t1", ["oil"])
+    with pytest.raises(NotFound, match="wrong"):
+        await store.read([("t1", "wrong")])
+    with pytest.raises(InvalidArgument, match="empty"):
+        await store.read([])
+    with pytest.raises(InvalidArgument, match="nothing to append"):
+        await store.append(doubles(keys, [], []), request_id="e")
+    with pytest.raises(InvalidArgument):
+        await store.ask("Append", storage_pb2.AppendRequest(observations=b"\xff\xff\xff garbage"))
+    with pytest.raises(InvalidArgument, match="page_token"):
+        await store.ask("ListSeries", storage_pb2.ListSeriesRequest(page_token="bad"))
+    latest = await store.ask(
+        "ReadLatest",
+        storage_pb2.ReadLatestRequest(series=[storage_pb2.SeriesSelector(twin_id="t1", channel="oil")]),
+    )
+    assert not latest.batch.series
