@@ -13,6 +13,7 @@ messages) is *not* an error: `walk` returns None, and the caller parses with the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -79,17 +80,27 @@ def walk(data: bytes) -> ObservationBatch | None:
     return ObservationBatch(**columns)
 
 
-def encode(batch: ObservationBatch) -> bytes:
+def encode(batch: ObservationBatch, *, dictionary: bytes | None = None) -> bytes:
     """Return the canonical bytes: equal to what protobuf serialises for the same content, at memcpy speed.
 
     Sections without rows are left out; so is a quality column in which no row states a quality.
+
+    Args:
+        batch: what to encode.
+        dictionary: `encode_dictionary` of `batch.series`, where the caller kept it from the last batch.
     """
-    parts: list[Any] = []
-    for key in batch.series:
-        _put_record(parts, 1, [_encode_key(key)])
+    parts: list[Any] = [encode_dictionary(batch.series) if dictionary is None else dictionary]
     for number, (_, section) in enumerate(batch.sections(), start=2):
         if len(section):
             _put_record(parts, number, _encode_section(section))
+    return b"".join(parts)
+
+
+def encode_dictionary(series: tuple[SeriesKey, ...]) -> bytes:
+    """Return the encoding of a batch's dictionary: the first bytes of every batch that has it."""
+    parts: list[Any] = []
+    for key in series:
+        _put_record(parts, 1, [_encode_key(key)])
     return b"".join(parts)
 
 
@@ -145,20 +156,37 @@ def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
 
 
 def _walk_batch(data: bytes) -> dict[str, Any]:
-    keys: list[SeriesKey] = []
     columns: dict[str, Any] = {}
-    for number, wire_type, start, end in fields(data):
-        if wire_type != LEN:
-            raise NotCanonical
-        if number == 1:
-            keys.append(_walk_key(data, start, end))
-            continue
+    position = _dictionary_end(data)
+    head = data[:position]
+    columns["series"] = _known_dictionary(head) if position <= _CACHED_BYTES else _walk_dictionary(head)
+    for number, wire_type, start, end in fields(data, position):
         reader = _SECTIONS.get(number)
-        if reader is None or reader[0] in columns:
+        if wire_type != LEN or reader is None or reader[0] in columns:
             raise NotCanonical
         columns[reader[0]] = reader[1](data, start, end)
-    columns["series"] = tuple(keys)
     return columns
+
+
+def _dictionary_end(data: bytes) -> int:
+    """Return where the entries of the dictionary, which come first, end."""
+    position, stop = 0, len(data)
+    while position < stop and data[position] == _ENTRY_TAG:
+        length, position = _varint(data, position + 1, stop)
+        position += length
+    if position > stop:
+        raise NotCanonical
+    return position
+
+
+def _walk_dictionary(head: bytes) -> tuple[SeriesKey, ...]:
+    return tuple(_walk_key(head, start, end) for _, _, start, end in fields(head))
+
+
+# A producer sends one dictionary with every batch; 1,000 entries cost 5 ms to read and 0.1 ms to recognise.
+_known_dictionary: Final = lru_cache(maxsize=128)(_walk_dictionary)
+_CACHED_BYTES: Final = 256 * 1024
+_ENTRY_TAG: Final = 1 << 3 | LEN
 
 
 def _walk_key(data: bytes, start: int, end: int) -> SeriesKey:

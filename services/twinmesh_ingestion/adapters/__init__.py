@@ -1,0 +1,1 @@
+"""The outside systems of ingestion: storage, which holds the log and through it the registry."""

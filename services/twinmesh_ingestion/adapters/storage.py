@@ -1,0 +1,138 @@
+"""The log, as storage serves it over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Final, TypeVar
+
+import grpc.aio
+
+from twinmesh.storage.v1 import storage_pb2, storage_pb2_grpc
+from twinmesh.type.v1 import observation_pb2
+from twinmesh_client.transport import call, tenant_metadata
+from twinmesh_core.call_context import remaining_s
+from twinmesh_core.errors import DeadlineExceeded, Unavailable
+from twinmesh_ingestion.domain.outcomes import QuarantinedRow
+from twinmesh_ingestion.domain.ports import Appended, NewSeries, OpenedProducer, Submission
+
+ResponseT = TypeVar("ResponseT")
+
+_RESOLVE_TIMEOUT_S: Final = 10.0
+_INT64: Final = range(-(2**63), 2**63)
+
+
+class StorageLog:
+    """Implements `domain.ports.Log`.
+
+    Args:
+        channel: to storage.
+        append_timeout_s: how long one attempt may take; the caller makes another one.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, *, append_timeout_s: float) -> None:
+        self._stub = storage_pb2_grpc.StorageServiceStub(channel)
+        self._append_timeout_s = append_timeout_s
+
+    async def append(self, tenant: str, submission: Submission) -> Appended:
+        """Make the entry durable; see the port."""
+        request = storage_pb2.AppendRequest(
+            observations=submission.body,
+            content_hash=submission.content_hash,
+            receipt=submission.receipt,
+            request_id=submission.request_id,
+            quarantine=map(_quarantined, submission.quarantine),
+        )
+        if submission.stamp is not None:
+            request.producer.producer_id = submission.stamp.producer_id
+            request.producer.epoch = submission.stamp.epoch
+            request.producer.sequence = submission.stamp.sequence
+        response = await _attempt(
+            call(self._stub.Append, request, timeout_s=self._append_timeout_s, metadata=tenant_metadata(tenant))
+        )
+        return Appended(
+            offset=response.position.offset,
+            incarnation=response.position.incarnation,
+            replayed=response.replayed,
+            receipt=response.receipt,
+        )
+
+    async def open_producer(self, tenant: str, producer_id: str) -> OpenedProducer:
+        """Open a session; see the port."""
+        response = await _attempt(
+            call(
+                self._stub.OpenProducer,
+                storage_pb2.OpenProducerRequest(producer_id=producer_id),
+                timeout_s=self._append_timeout_s,
+                metadata=tenant_metadata(tenant),
+            )
+        )
+        return OpenedProducer(
+            epoch=response.epoch, last_sequence=response.last_sequence, incarnation=response.incarnation
+        )
+
+    async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
+        """Return durable ids; see the port."""
+        request = storage_pb2.ResolveSeriesRequest(
+            series=(
+                observation_pb2.SeriesKey(
+                    twin_id=s.twin_id,
+                    channel=s.channel,
+                    unit=s.unit,
+                    kind=observation_pb2.ChannelKind.ValueType(s.kind),
+                )
+                for s in series
+            ),
+            expected_interval_us=(s.expected_interval_us for s in series),
+        )
+        response = await _attempt(
+            call(self._stub.ResolveSeries, request, timeout_s=_RESOLVE_TIMEOUT_S, metadata=tenant_metadata(tenant))
+        )
+        return list(response.series_id)
+
+
+async def _attempt(answer: Awaitable[ResponseT]) -> ResponseT:
+    """Tell an attempt that took too long from a call whose time is over: the former may be made again."""
+    try:
+        return await answer
+    except DeadlineExceeded as error:
+        left = remaining_s()
+        if left is not None and left <= 0.0:
+            raise
+        raise Unavailable(
+            "Storage did not answer in time; the write is repeated under the same stamp.",
+            metadata={"dependency": "storage"},
+        ) from error
+
+
+def _quarantined(row: QuarantinedRow) -> storage_pb2.QuarantinedRow:
+    return storage_pb2.QuarantinedRow(
+        twin_id=_printable(row.twin_id),
+        channel=_printable(row.channel),
+        unit=_printable(row.unit),
+        time_unix_us=row.time_unix_us,
+        value=_value(row),
+        quality=row.quality,
+        reason=observation_pb2.FlagReason.ValueType(row.reason),
+        message=row.message,
+    )
+
+
+def _value(row: QuarantinedRow) -> observation_pb2.Value:
+    value = row.value
+    if isinstance(value, bool):
+        return observation_pb2.Value(bool_value=value)
+    if isinstance(value, str):
+        shown = _printable(value)
+        return (
+            observation_pb2.Value(json_value=shown)
+            if row.section == "jsons"
+            else observation_pb2.Value(text_value=shown)
+        )
+    if isinstance(value, int) and value in _INT64:
+        return observation_pb2.Value(int64_value=value)
+    return observation_pb2.Value(double_value=float(value))
+
+
+def _printable(text: str) -> str:
+    """PostgreSQL's text cannot hold NUL; a sender's can."""
+    return text.replace("\0", "\\x00")

@@ -1,0 +1,1 @@
+"""The rules of ingestion: resolve, check, flag, keep aside, hand to the log in order."""

@@ -1,0 +1,212 @@
+"""The way of one batch: resolve, run the pipeline, append, acknowledge; and the patience when storage is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from twinmesh_core.errors import (
+    FailedPrecondition,
+    Reason,
+    ResourceExhausted,
+    TwinmeshError,
+    Unavailable,
+    invalid_field,
+)
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import MAX_ROWS, ObservationBatch
+from twinmesh_core.time import Clock
+from twinmesh_ingestion.domain import pipeline
+from twinmesh_ingestion.domain.directory import Directory
+from twinmesh_ingestion.domain.memory import SeriesMemory
+from twinmesh_ingestion.domain.outcomes import Ack
+from twinmesh_ingestion.domain.ports import Log, Receipts, Registry, Stamp, Submission
+from twinmesh_ingestion.domain.resolution import SeriesTable
+from twinmesh_ingestion.domain.simple import MAX_OBSERVATIONS, SimpleObservation, dictionary_of, to_batch
+
+ResultT = TypeVar("ResultT")
+
+LOOP_ROWS: Final = 20_000
+"""Batches above this leave the event loop: about 2 ms of work."""
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A batch that is ready for the log, and the acknowledgement to give once it is durable."""
+
+    submission: Submission
+    ack: Ack
+    rows: int
+
+
+class Intake:
+    """Takes batches in for all callers of the process.
+
+    Args:
+        log: where batches become durable.
+        registry: twin types and twins.
+        receipts: acknowledgements as bytes.
+        clock: receive times.
+        patience_s: how long storage may be away before a call fails.
+        remembered_series: how many series the history checks remember.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        registry: Registry,
+        receipts: Receipts,
+        clock: Clock,
+        patience_s: float,
+        remembered_series: int = 65_536,
+    ) -> None:
+        self._log = log
+        self._receipts = receipts
+        self._clock = clock
+        self._patience_s = patience_s
+        self._directory = Directory(log, registry)
+        self._memory = SeriesMemory(remembered_series)
+        self._turn = asyncio.Lock()
+
+    async def prepare(self, tenant: str, batch: ObservationBatch, *, content_hash: bytes, backfill: bool) -> Prepared:
+        """Take a batch through the pipeline.
+
+        Raises:
+            InvalidArgument: it has no row, or too many.
+            Unavailable: storage stayed away for longer than the patience.
+            ResourceExhausted: more rows would be quarantined than one entry can carry.
+        """
+        _check_size(batch.point_count(), "batch", MAX_ROWS)
+        table = await self.patiently(lambda: self._directory.table(tenant, batch.series))
+        return await self._prepare(tenant, batch, table, content_hash, backfill)
+
+    async def prepare_simple(
+        self, tenant: str, observations: list[SimpleObservation], *, content_hash: bytes, backfill: bool
+    ) -> Prepared:
+        """Take values of the simple form through the pipeline; raises as `prepare`."""
+        _check_size(len(observations), "observations", MAX_OBSERVATIONS)
+        keys = dictionary_of(observations)
+        table = await self.patiently(lambda: self._directory.table(tenant, keys))
+        batch = to_batch(observations, keys, [ChannelKind.of(int(kind)) for kind in table.kind])
+        return await self._prepare(tenant, batch, table, content_hash, backfill)
+
+    async def _prepare(
+        self, tenant: str, batch: ObservationBatch, table: SeriesTable, content_hash: bytes, backfill: bool
+    ) -> Prepared:
+        rows = batch.point_count()
+        receive_time = self._clock.now_unix_us()
+        slots = np.empty(0, np.intp)
+
+        def work() -> pipeline.Result:
+            return pipeline.run(batch, table, slots, self._memory, receive_time_unix_us=receive_time, backfill=backfill)
+
+        # One batch at a time: the memory has one writer, and a producer's batches keep their order.
+        async with self._turn:
+            if table.remembers:
+                slots = self._memory.slots(tenant, [key.series_id for key in table.landed])
+            result = work() if rows <= LOOP_ROWS else await asyncio.to_thread(work)
+        return Prepared(
+            submission=Submission(
+                body=result.body,
+                content_hash=content_hash,
+                receipt=self._receipts.encode(result.ack),
+                quarantine=result.quarantine,
+            ),
+            ack=result.ack,
+            rows=rows,
+        )
+
+    async def open_producer(self, tenant: str, producer_id: str) -> tuple[int, int, str]:
+        """Open a producer session; returns its epoch, the last durable sequence and the log's incarnation."""
+        opened = await self.patiently(lambda: self._log.open_producer(tenant, producer_id))
+        return opened.epoch, opened.last_sequence, opened.incarnation
+
+    async def append(self, tenant: str, prepared: Prepared, *, request_id: str) -> Ack:
+        """Make a unary write durable; repeated under the same request_id while storage is away.
+
+        Raises:
+            InvalidArgument: REQUEST_ID_REUSED.
+            ResourceExhausted: OVERLOADED; the caller should come back.
+            Unavailable: storage stayed away for longer than the patience. Whether the write took effect is unknown
+                unless it is repeated with the same request_id.
+        """
+        submission = replace(prepared.submission, request_id=request_id)
+        return await self.patiently(lambda: self._append(tenant, submission, prepared.ack))
+
+    async def append_stamped(
+        self, tenant: str, prepared: Prepared, stamp: Stamp, before: asyncio.Future[Any] | None
+    ) -> Ack:
+        """Make a producer's batch durable, in its order.
+
+        Batches are sent ahead of the answers to those before them. Where one is refused only because an earlier one
+        is still missing, it waits for that one, and then goes again under the same stamp.
+
+        Args:
+            tenant: the tenant.
+            prepared: the batch.
+            stamp: its stamp.
+            before: done when the session's batch before is durable; None for the first.
+
+        Raises:
+            FailedPrecondition: PRODUCER_FENCED, SEQUENCE_GAP.
+            InvalidArgument: SEQUENCE_REUSED.
+            Unavailable: storage stayed away for longer than the patience.
+        """
+        submission = replace(prepared.submission, stamp=stamp)
+
+        async def attempt() -> Ack:
+            return await self._append(tenant, submission, prepared.ack)
+
+        try:
+            return await attempt()
+        except TwinmeshError as error:
+            early = error.reason == Reason.SEQUENCE_GAP and before is not None
+            if not (early or _passes_by_itself(error) or isinstance(error, ResourceExhausted)):
+                raise
+        if before is not None:
+            await asyncio.shield(before)
+        return await self.patiently(attempt, wait_when_overloaded=True)
+
+    async def _append(self, tenant: str, submission: Submission, ack: Ack) -> Ack:
+        appended = await self._log.append(tenant, submission)
+        if appended.replayed and appended.receipt:
+            ack = self._receipts.decode(appended.receipt)
+        return replace(ack, offset=appended.offset, incarnation=appended.incarnation, replayed=appended.replayed)
+
+    async def patiently(
+        self, attempt: Callable[[], Awaitable[ResultT]], *, wait_when_overloaded: bool = False
+    ) -> ResultT:
+        """Repeat `attempt` while storage is away, with growing pauses, up to the patience of this process."""
+        deadline = self._clock.monotonic_s() + self._patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await attempt()
+            except TwinmeshError as error:
+                waits = _passes_by_itself(error) or (wait_when_overloaded and error.retryable)
+                if not waits or self._clock.monotonic_s() + pause_s > deadline:
+                    raise
+                told_s = error.retry_after_s
+            # Full jitter: many producers must not come back in step.
+            await asyncio.sleep(max(told_s or 0.0, random.uniform(pause_s / 2, pause_s)))  # noqa: S311  not a secret
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _passes_by_itself(error: TwinmeshError) -> bool:
+    moved = isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
+    return moved or isinstance(error, Unavailable)
+
+
+def _check_size(rows: int, field: str, most: int) -> None:
+    if rows == 0:
+        raise invalid_field(field, "holds no row; send at least one observation")
+    if rows > most:
+        raise invalid_field(field, f"holds {rows} rows; send at most {most} at once")

@@ -1,0 +1,127 @@
+"""What ingestion needs from outside: the log to append to, and the registry that the log's control entries make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.registry_fold import RegistryFold
+from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """A producer's stamp on one batch; travels unchanged to storage."""
+
+    producer_id: str
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One entry to append: everything that must become durable together.
+
+    Attributes:
+        body: the landed batch, encoded.
+        content_hash: BLAKE2b-16 of the bytes as received.
+        receipt: the acknowledgement, kept by storage and given back when the same entry is sent again.
+        quarantine: rows kept aside.
+        stamp: of a producer session; excludes request_id.
+        request_id: idempotency key of a unary write.
+    """
+
+    body: bytes
+    content_hash: bytes
+    receipt: bytes
+    quarantine: Sequence[QuarantinedRow]
+    stamp: Stamp | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """The entry is durable; when `replayed`, offset and receipt are those of the first time (receipt may be lost)."""
+
+    offset: int
+    incarnation: str
+    replayed: bool
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedProducer:
+    """A producer session: its epoch, and the last durable sequence (0 = none)."""
+
+    epoch: int
+    last_sequence: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSeries:
+    """A series whose durable id is wanted; `unit` is canonical."""
+
+    twin_id: str
+    channel: str
+    unit: str
+    kind: ChannelKind
+    expected_interval_us: int
+
+
+class Log(Protocol):
+    """The log of storage. Every method raises `Unavailable` when storage does not answer in time."""
+
+    async def append(self, tenant: str, submission: Submission) -> Appended:
+        """Make the entry durable; the same stamp or request_id again gives the first answer.
+
+        Raises:
+            FailedPrecondition: SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER.
+            InvalidArgument: SEQUENCE_REUSED, REQUEST_ID_REUSED.
+            ResourceExhausted: OVERLOADED, with the pause to make.
+        """
+        ...
+
+    async def open_producer(self, tenant: str, producer_id: str) -> OpenedProducer:
+        """Open a session, which fences older ones."""
+        ...
+
+    async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
+        """Return the durable ids, in order; new series get new ones."""
+        ...
+
+
+class Registry(Protocol):
+    """Twin types and twins as of the followed offset."""
+
+    @property
+    def fold(self) -> RegistryFold:
+        """The registry now; read it and let go, it is replaced when the log was rewound."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever a verdict about a twin or channel may have changed."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Wait until the fold reflects everything that is durable now.
+
+        Raises:
+            Unavailable: storage does not answer in time.
+        """
+        ...
+
+
+class Receipts(Protocol):
+    """Acknowledgements as bytes: storage keeps them, ingestion alone reads them."""
+
+    def encode(self, ack: Ack) -> bytes:
+        """Return the acknowledgement as bytes."""
+        ...
+
+    def decode(self, receipt: bytes) -> Ack:
+        """Return the acknowledgement that `encode` wrote."""
+        ...

@@ -1,0 +1,205 @@
+"""From a batch's dictionary to numbers by handle: who each row is, in which unit, and what its channel allows.
+
+A dictionary is resolved once and its `SeriesTable` kept: producers send the same one again and again, so that the cost
+by row is a few gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from twinmesh_core import wire
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.ids import entity_id_violation, name_violation, quoted
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import HANDLE, SeriesKey
+from twinmesh_core.quality import FlagReason
+from twinmesh_core.registry import ChannelSpec
+from twinmesh_core.registry_fold import RegistryFold
+from twinmesh_core.units import Conversion, canonical, conversion
+from twinmesh_ingestion.domain.ports import NewSeries
+
+NOWHERE: Final = np.uint32(0xFFFF_FFFF)
+"""The landed handle of series that are refused."""
+NO_STUCK: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A dictionary entry that names a channel of a living twin."""
+
+    spec: ChannelSpec
+    conversion: Conversion
+    landed: SeriesKey
+    """The entry as it lands; series_id is 0 until storage has issued it."""
+
+    def new_series(self) -> NewSeries:
+        """Return what storage must know to issue the id."""
+        return NewSeries(
+            twin_id=self.landed.twin_id,
+            channel=self.landed.channel,
+            unit=self.landed.unit,
+            kind=self.landed.kind,
+            expected_interval_us=self.spec.expected_interval_us,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A dictionary entry whose rows go to quarantine, and why."""
+
+    reason: FlagReason
+    message: str
+
+
+Resolution = Resolved | Refused
+
+
+def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str) -> Resolution:
+    """Decide one dictionary entry against the registry; `path` names it in the message."""
+    refusal = _malformed(key, path)
+    if refusal is not None:
+        return refusal
+    twin = fold.twin(tenant, key.twin_id)
+    if twin is None:
+        remedy = fold.remedy(tenant, key.twin_id)
+        return Refused(
+            reason=FlagReason.UNKNOWN_TWIN,
+            message=f"{path}.twin_id: twin {quoted(key.twin_id)} does not exist; create it with `{remedy}`, "
+            "then send the rows again",
+        )
+    twin_type = fold.type_of(tenant, twin)
+    spec = twin_type.channel(key.channel)
+    if spec is None:
+        return Refused(
+            reason=FlagReason.UNKNOWN_CHANNEL,
+            message=f"{path}.channel: twin {quoted(key.twin_id)} ({twin_type.twin_type_id}@{twin_type.version}) "
+            f"has no channel {quoted(key.channel)}; it has: {twin_type.channel_names()}",
+        )
+    try:
+        unit = canonical(spec.unit)  # an alias names the same unit, so bounds written in it hold as they are
+        change = conversion(key.unit or spec.unit, spec.unit, field=f"{path}.unit")
+    except TwinmeshError as error:
+        return Refused(
+            reason=FlagReason.INCOMPATIBLE_UNIT,
+            message=f"{path}.unit: {error.message}; the unit of channel {quoted(key.channel)} is {quoted(spec.unit)}",
+        )
+    landed = SeriesKey(
+        twin_id=key.twin_id,
+        channel=key.channel,
+        unit=unit,
+        twin_type_id=twin_type.twin_type_id,
+        twin_type_version=twin_type.version,
+        kind=spec.kind,
+    )
+    return Resolved(spec=spec, conversion=change, landed=landed)
+
+
+def _malformed(key: SeriesKey, path: str) -> Refused | None:
+    twin = entity_id_violation(f"{path}.twin_id", key.twin_id)
+    if twin is not None:
+        return Refused(reason=FlagReason.UNKNOWN_TWIN, message=f"{twin.field}: {twin.description}")
+    channel = name_violation(f"{path}.channel", key.channel)
+    if channel is not None:
+        return Refused(reason=FlagReason.UNKNOWN_CHANNEL, message=f"{channel.field}: {channel.description}")
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeriesTable:
+    """A resolved dictionary of n entries as columns, indexed by handle, and the dictionary that lands instead.
+
+    Attributes:
+        keys: the dictionary as sent.
+        refused: why an entry's rows are quarantined, None for those that land.
+        kind: uint8 [n], `ChannelKind` numbers; 0 for refused entries.
+        scale, offset: float64 [n], ``value * scale + offset`` is in the channel's unit.
+        converts: whether any entry converts at all.
+        low, high: float64 [n], valid range; infinite where there is no bound.
+        max_rate: float64 [n], highest change per second; infinite where off.
+        stuck_us: int64 [n], longest time unchanged; the greatest number where off.
+        spike: float64 [n], Hampel threshold; infinite where off.
+        ranged, rated, sticky, spiky: whether any entry has such a check.
+        landed_handle: uint32 [n], index into `landed`; `NOWHERE` where refused.
+        landed: the dictionary that lands: each series once.
+        landed_bytes: its encoding.
+    """
+
+    keys: tuple[SeriesKey, ...]
+    refused: tuple[Refused | None, ...]
+    kind: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+    converts: bool
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    ranged: bool
+    max_rate: npt.NDArray[np.float64]
+    rated: bool
+    stuck_us: npt.NDArray[np.int64]
+    sticky: bool
+    spike: npt.NDArray[np.float64]
+    spiky: bool
+    landed_handle: npt.NDArray[np.uint32]
+    landed: tuple[SeriesKey, ...]
+    landed_bytes: bytes
+
+    @property
+    def remembers(self) -> bool:
+        """Whether any check looks at what came before."""
+        return self.rated or self.sticky or self.spiky
+
+
+def build_table(
+    keys: tuple[SeriesKey, ...], resolutions: Sequence[Resolution], landed_keys: Sequence[SeriesKey | None]
+) -> SeriesTable:
+    """Lay resolved entries out in columns.
+
+    Args:
+        keys: the dictionary as sent.
+        resolutions: one for each entry.
+        landed_keys: the entry as it lands, with its series id; None where refused.
+    """
+    index: dict[SeriesKey, int] = {}
+    handles = [NOWHERE if key is None else index.setdefault(key, len(index)) for key in landed_keys]
+    specs = [r.spec if isinstance(r, Resolved) else None for r in resolutions]
+    changes = [r.conversion if isinstance(r, Resolved) else None for r in resolutions]
+    inf = np.inf
+    low = np.array([-inf if s is None or s.min_value is None else s.min_value for s in specs], np.float64)
+    high = np.array([inf if s is None or s.max_value is None else s.max_value for s in specs], np.float64)
+    rate = np.array([inf if s is None or s.max_rate_per_s is None else s.max_rate_per_s for s in specs], np.float64)
+    stuck = np.array([(s.stuck_after_us if s is not None else 0) or NO_STUCK for s in specs], np.int64)
+    spike = np.array([_spike(s) for s in specs], np.float64)
+    scale = np.array([1.0 if c is None else c.scale for c in changes], np.float64)
+    offset = np.array([0.0 if c is None else c.offset for c in changes], np.float64)
+    return SeriesTable(
+        keys=keys,
+        refused=tuple(r if isinstance(r, Refused) else None for r in resolutions),
+        kind=np.array([ChannelKind.UNSPECIFIED if s is None else s.kind for s in specs], np.uint8),
+        scale=scale,
+        offset=offset,
+        converts=bool((scale != 1.0).any() or offset.any()),
+        low=low,
+        high=high,
+        ranged=bool(np.isfinite(low).any() or np.isfinite(high).any()),
+        max_rate=rate,
+        rated=bool(np.isfinite(rate).any()),
+        stuck_us=stuck,
+        sticky=bool((stuck != NO_STUCK).any()),
+        spike=spike,
+        spiky=bool(np.isfinite(spike).any()),
+        landed_handle=np.array(handles, HANDLE),
+        landed=tuple(index),
+        landed_bytes=wire.encode_dictionary(tuple(index)),
+    )
+
+
+def _spike(spec: ChannelSpec | None) -> float:
+    if spec is None or spec.kind != ChannelKind.GAUGE or not spec.spike_threshold:
+        return float(np.inf)
+    return spec.spike_threshold

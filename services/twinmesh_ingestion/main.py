@@ -1,0 +1,49 @@
+"""The composition root of ingestion: every port gets its adapter here, and nothing happens at import time."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from twinmesh_client.transport import open_channel
+from twinmesh_core.time import SystemClock
+from twinmesh_ingestion.adapters.registry import FollowedRegistry
+from twinmesh_ingestion.adapters.storage import StorageLog
+from twinmesh_ingestion.domain.intake import Intake
+from twinmesh_ingestion.rpc.mapping import WriteAckReceipts
+from twinmesh_ingestion.rpc.servicer import SERVICE, IngestionServicer
+from twinmesh_ingestion.settings import IngestionSettings
+from twinmesh_runtime.service import Service
+
+
+async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service:
+    """Wire the service to storage; it is ready once it knows the registry as of the log's head."""
+    # Two connections: a batch of some megabytes must not hold up the registry's entries.
+    appends = await stack.enter_async_context(
+        open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
+    )
+    follows = await stack.enter_async_context(
+        open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
+    )
+    registry = FollowedRegistry(follows, catch_up_timeout_s=settings.catch_up_timeout_s)
+    clock = SystemClock()
+    intake = Intake(
+        log=StorageLog(appends, append_timeout_s=settings.append_timeout_s),
+        registry=registry,
+        receipts=WriteAckReceipts(),
+        clock=clock,
+        patience_s=settings.storage_patience_s,
+        remembered_series=settings.remembered_series,
+    )
+    servicer = IngestionServicer(
+        intake, clock, session_points=settings.session_points, process_points=settings.process_points
+    )
+    # What lands is up to a tenth larger than what was sent (quality, ids), and storage has the same bound.
+    largest = settings.max_message_bytes * 3 // 4
+    return Service(
+        register=servicer.register,
+        service_names=(SERVICE,),
+        checks={"registry": registry.ready},
+        background=(registry.follow,),
+        drain=servicer.drain,
+        max_request_bytes={f"/{SERVICE}/Write": largest, f"/{SERVICE}/WriteStream": largest},
+    )
