@@ -44,12 +44,16 @@ SERVE_TIMEOUT_S = 60.0
 
 
 def history(end: datetime, *, seed: int) -> pd.DataFrame:
-    """The past of a pump: its load follows the day, its temperature follows the load with a lag."""
+    """The past of a pump: its load wanders for hours and follows the day, its temperature the load with a lag."""
     rows = int(timedelta(days=DAYS) / EVERY)
     index = pd.date_range(end=end, periods=rows, freq="5min", tz="UTC")
     noise = np.random.default_rng(seed)
     hours = np.arange(len(index)) / 12
-    load = 40 + 25 * np.sin(hours / 24 * 2 * math.pi) + noise.normal(0, 1, len(index))
+    load = 40 + 5 * np.sin(hours / 24 * 2 * math.pi) + noise.normal(0, 1, len(index))
+    wander = 0.0
+    for row, push in enumerate(noise.normal(0, 1.5, len(index))):
+        wander = 0.99 * wander + push
+        load[row] = np.clip(load[row] + wander, 0, 100)
     temperature = np.empty(len(index))
     level = 45.0
     for row, value in enumerate(load):
@@ -108,6 +112,7 @@ async def measure(data_dir: Path, *, seed: int) -> dict[str, float]:
                     seed=seed,
                 )
                 done = await mesh.models.wait(run.run_id)
+                assert done.promoted_version, done.candidates
                 mark("trained_s")
                 await until_served(mesh, "pump-temperature", done.promoted_version)
                 mark("served_s")
