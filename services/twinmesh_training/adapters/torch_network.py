@@ -136,7 +136,7 @@ def _error(layers: list[nn.Linear], x: torch.Tensor, y: torch.Tensor) -> float:
 def _blended(
     layers: list[nn.Linear], x: torch.Tensor, y: torch.Tensor
 ) -> tuple[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], ...]:
-    """Weights as arrays, the last layer shrunk by the factor that validates best: half-way to the gate may be better."""
+    """Weights as arrays, the last layer shrunk by the factor that validates best: half-way is often better."""
     answer = _forward(layers, x)
     factor = min(_BLENDS, key=lambda f: float((f * answer - y).abs().mean()))
     found = [

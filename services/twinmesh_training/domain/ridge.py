@@ -110,7 +110,7 @@ def fit_ridge(
     check()
     best = int(np.argmin(losses))
     weights, bias = _solver(total)(STRENGTHS[best])
-    folded = weights / scale[:, None]
+    folded = np.where(deviation[:, None] > 1e-9, weights / scale[:, None], 0.0)
     return LinearMap(
         weights=folded,
         bias=bias - mean @ folded,
