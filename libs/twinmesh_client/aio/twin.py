@@ -19,6 +19,7 @@ from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, pro
 from twinmesh_client.forecasts import Decision, Forecast, decision
 from twinmesh_client.frames import frame_batches
 from twinmesh_client.readings import Buckets, Reading
+from twinmesh_client.registry_mapping import twin_type_from_message
 from twinmesh_client.replicas import (
     Command,
     DesiredWrite,
@@ -38,7 +39,6 @@ from twinmesh_core.errors import NotFound, invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
-from twinmesh_runtime.registry_mapping import twin_type_from_message
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.aio.twin import Twin
+from twinmesh_client.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
 from twinmesh_client.replicas import Position, TwinSummary, WatchEvent, twin_summary
 from twinmesh_client.transport import call
 from twinmesh_core import registry
 from twinmesh_core.errors import invalid_field
-from twinmesh_runtime.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
 
 PAGE = 1_000
 

@@ -11,11 +11,11 @@ import grpc.aio
 
 from twinmesh.storage.v1 import storage_pb2, storage_pb2_grpc
 from twinmesh.type.v1 import position_pb2
+from twinmesh_client.registry_mapping import duration_to_message, fold_control_entry, time_from_message
 from twinmesh_client.transport import call, stream, tenant_metadata
 from twinmesh_core.errors import Reason, TwinmeshError, Unavailable
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_runtime.caller import ALL_TENANTS
-from twinmesh_runtime.registry_mapping import duration_to_message, fold_control_entry, time_from_message
 from twinmesh_runtime.telemetry import gauge, log
 
 BOOKMARK_US: Final = 50_000

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh.type.v1 import observation_pb2
+from twinmesh_client.registry_mapping import time_from_message, time_to_message
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_ingestion.domain.outcomes import Ack, OutcomeCount, Scalar
 from twinmesh_ingestion.domain.session import SequencedAck
 from twinmesh_ingestion.domain.simple import SimpleObservation
-from twinmesh_runtime.registry_mapping import time_from_message, time_to_message
 
 
 class WriteAckReceipts:
