@@ -94,7 +94,7 @@ def collect(message: observation_pb2.ObservationBatch, out: dict[str, list[tuple
 async def storage(database_url: str, **settings: Any) -> AsyncIterator[Storage]:
     """Run one storage process's service in this process."""
     async with AsyncExitStack() as stack:
-        chosen = StorageSettings(database_url=database_url, **settings)
+        chosen = StorageSettings(database_url=database_url, port=0, **settings)
         service = await compose(chosen, stack)
         target = await stack.enter_async_context(serve(service, token="storage", settings=chosen))
         channel = await stack.enter_async_context(open_channel(target))
