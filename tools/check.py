@@ -51,6 +51,7 @@ def checks() -> tuple[Check, ...]:
         Check(name="types", command=(str(BIN / "mypy"), "--no-error-summary", *ours)),
         Check(name="deploy", command=(python, "tools/check_deploy.py")),
         Check(name="drift", command=(python, "tools/protogen.py", "--check")),
+        Check(name="sdk", command=(python, "tools/async_to_sync.py", "--check")),
         Check(name="imports", command=(str(BIN / "lint-imports"), "--no-logo", "--cache-dir", ".cache/importlinter")),
         Check(name="protos", command=(str(BIN / "buf"), "lint", "."), cwd=ROOT / "protos"),
         Check(name="lint", command=(str(BIN / "ruff"), "check", ".")),

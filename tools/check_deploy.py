@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,7 @@ OVERLAYS = ("demo", "prod")
 KUBERNETES = ("1.34.0", "1.37.0")
 PORTS = {"ingestion": 7400, "storage": 7401, "statesync": 7402, "training": 7403, "inference": 7404}
 METRICS_PORT = 9464
+COMPOSE_ONLY = {"TWINMESH_MESH_ADVERTISED_HOST"}  # in a cluster clients resolve the services' own names
 WORKLOADS = {"Deployment", "StatefulSet"}
 Object = Mapping[str, Any]
 
@@ -97,7 +100,7 @@ def check_objects(objects: list[Object]) -> Iterator[str]:
     services = {matched({"matchLabels": each["spec"]["selector"]}) for each in objects if each["kind"] == "Service"}
     for each in objects:
         name = f"{each['kind']} {each['metadata']['name']}"
-        for problem in schema_problems(each):
+        for problem in schema_problems(json.dumps(each, sort_keys=True)):
             yield f"{name}: {problem}"
         if each["kind"] not in WORKLOADS:
             continue
@@ -118,13 +121,16 @@ def matched(selector: Object) -> str:
     return str(selector.get("matchLabels", {}).get("app.kubernetes.io/name", ""))
 
 
-def schema_problems(each: Object) -> Iterator[str]:
-    """Yield where an object does not fit the schema; an object without a schema is a problem too."""
+@functools.cache
+def schema_problems(text: str) -> tuple[str, ...]:
+    """Say where an object does not fit the schema; one without a schema is a problem too."""
+    problems = []
     for version in KUBERNETES:
         try:
-            kubernetes_validate.validate(dict(each), version, strict=True)
+            kubernetes_validate.validate(json.loads(text), version, strict=True)
         except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-            yield f"Kubernetes {version}: {error}"
+            problems.append(f"Kubernetes {version}: {error}")
+    return tuple(problems)
 
 
 def workload_problems(each: Object) -> Iterator[str]:
@@ -190,8 +196,7 @@ def default_values(token: str) -> dict[str, Any]:
 def settings_type(token: str) -> type[ServiceSettings]:
     """Return the settings dataclass of a service."""
     module = importlib.import_module(f"twinmesh_{token}.settings")
-    names = {"statesync": "StateSyncSettings"}
-    found: type[ServiceSettings] = getattr(module, names.get(token, f"{token.title()}Settings"))
+    found: type[ServiceSettings] = getattr(module, f"{token.title()}Settings")
     return found
 
 
@@ -202,7 +207,7 @@ def check_topology(compose: Object, objects: list[Object]) -> Iterator[str]:
         in_kubernetes = kubernetes_environment(token, objects)
         for where, environment in (("compose", in_compose), ("k8s", in_kubernetes)):
             yield from (f"{where} {token}: {problem}" for problem in environment_problems(token, environment))
-        for name in sorted(in_compose.keys() ^ in_kubernetes.keys()):
+        for name in sorted((in_compose.keys() ^ in_kubernetes.keys()) - COMPOSE_ONLY):
             yield f"{token}: {name} is set in {'compose' if name in in_compose else 'k8s'} only"
         for name in sorted(in_compose.keys() & in_kubernetes.keys()):
             if not name.endswith("_URL") and in_compose[name] != in_kubernetes[name]:

@@ -24,6 +24,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             "training": settings.mesh_training,
             "inference": settings.mesh_inference,
         }
+        if settings.mesh_advertised_host:
+            endpoints = {
+                token: f"{settings.mesh_advertised_host}:{target.rpartition(':')[2]}"
+                for token, target in endpoints.items()
+            }
         self._answer = mesh_pb2.GetMeshResponse(
             endpoints=[
                 mesh_pb2.ServiceEndpoint(service=service, target=target) for service, target in endpoints.items()

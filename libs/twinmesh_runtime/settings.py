@@ -311,3 +311,10 @@ class ServiceSettings:
     mesh_inference: str = setting(
         "127.0.0.1:7404", help="The inference service.", unit="gRPC target", env="TWINMESH_MESH_INFERENCE"
     )
+    mesh_advertised_host: str = setting(
+        "",
+        help="Host that clients are told for all five services, each at the port of its target above, where they "
+        "cannot resolve the names that the services use among themselves; empty tells the targets as they are.",
+        unit="host name or address",
+        env="TWINMESH_MESH_ADVERTISED_HOST",
+    )
