@@ -15,6 +15,7 @@ from twinmesh_inference.domain.catalogue import Catalogue
 from twinmesh_inference.domain.coalescer import Coalescer
 from twinmesh_inference.domain.deployments import Deployments
 from twinmesh_inference.domain.models import Deployment, ModelTask, Signature
+from twinmesh_inference.domain.past import window_of
 from twinmesh_inference.domain.ports import (
     LogPosition,
     Prediction,
@@ -120,16 +121,15 @@ class Forecaster:
         signature = deployment.signature
         steps = _horizon_steps(question, signature)
         columns = _level_columns(question, signature)
-        window = await self._windows.read(
+        window = await window_of(
+            self._windows,
             tenant,
-            question.twin_id,
+            twin,
             signature,
             at_unix_us=question.at_unix_us,
             min_offset=question.min_offset,
             as_of_offset=question.as_of_offset,
         )
-        rows.require_history(window, signature)
-        rows.require_fit(twin, window, signature)
         if question.max_staleness_us is not None:
             rows.require_fresh(window, signature, self._clock.now_unix_us(), question.max_staleness_us)
         values = (await self._run(tenant, deployment, twin, window))[:steps]

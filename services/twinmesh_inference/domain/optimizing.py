@@ -18,6 +18,7 @@ from twinmesh_inference.domain.catalogue import Catalogue
 from twinmesh_inference.domain.coalescer import Coalescer
 from twinmesh_inference.domain.deployments import Deployments
 from twinmesh_inference.domain.models import Deployment, ModelTask, Signature
+from twinmesh_inference.domain.past import window_of
 from twinmesh_inference.domain.ports import LogPosition, Prediction, Twin, TwinDirectory, Window, WindowReader
 
 _MAX_VALUES: Final = 4_000_000
@@ -146,16 +147,15 @@ class Optimizer:
         rule = _cost_rule(question, signature)
         _require_seen(question, signature)
         min_dwell = _dwell_steps(question, signature)
-        window = await self._windows.read(
+        window = await window_of(
+            self._windows,
             tenant,
-            question.twin_id,
+            twin,
             signature,
             at_unix_us=question.at_unix_us,
             min_offset=question.min_offset,
             as_of_offset=question.as_of_offset,
         )
-        rows.require_history(window, signature)
-        rows.require_fit(twin, window, signature)
         held = _held_controls(question.control, window, signature)
         bound = _MAX_VALUES // (signature.horizon_steps * len(signature.quantile_levels))
         candidates = await asyncio.to_thread(

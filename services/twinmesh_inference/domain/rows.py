@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -27,8 +28,7 @@ def require_fit(twin: Twin, window: Window, signature: Signature) -> None:
     Raises:
         FailedPrecondition: INCOMPATIBLE_UNIT, with the channel and both units.
     """
-    for name, learned, found in zip(signature.channels, signature.units, window.units, strict=True):
-        unit = found or (twin.channels[name].unit if name in twin.channels else "")
+    for name, learned, unit in zip(signature.channels, signature.units, window.units, strict=True):
         if unit and learned and unit != learned:
             raise FailedPrecondition(
                 f"The channel {quoted(name)} of {quoted(twin.twin_id)} is in {unit} and the model learned it in "
@@ -38,6 +38,11 @@ def require_fit(twin: Twin, window: Window, signature: Signature) -> None:
             )
 
 
+def steps_needed(signature: Signature) -> int:
+    """Return how many steps of the target a window must hold."""
+    return math.ceil(MIN_TARGET_COVERAGE * signature.context_steps)
+
+
 def require_history(window: Window, signature: Signature) -> None:
     """Refuse a window that holds too little of the target.
 
@@ -45,7 +50,7 @@ def require_history(window: Window, signature: Signature) -> None:
         FailedPrecondition: NOT_ENOUGH_HISTORY, with the steps needed and available.
     """
     present = int(np.isfinite(window.values[:, signature.target_index]).sum())
-    needed = int(np.ceil(MIN_TARGET_COVERAGE * signature.context_steps))
+    needed = steps_needed(signature)
     if present < needed:
         raise FailedPrecondition(
             f"The window of {signature.context_steps} steps holds {present} of {quoted(signature.target)} and {needed} "

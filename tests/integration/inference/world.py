@@ -134,11 +134,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(
-    *, database_url: str, triton_url: str, model_repository: Path, peers: Peers | None = None, poll_s: float = 0.1
-) -> AsyncIterator[World]:
-    """Run the service with these servers."""
-    peers = peers or Peers()  # type: ignore[abstract]  # only what inference calls
+async def world(*, database_url: str, triton_url: str, model_repository: Path, **real: str) -> AsyncIterator[World]:
+    """Run the service with these servers; `real` names peers that are not played (mesh_storage=target, ...)."""
+    peers = Peers()  # type: ignore[abstract]  # only what inference calls
     async with AsyncExitStack() as stack:
         played = await stack.enter_async_context(serve(_peers_service(peers), token="peers"))
         settings = InferenceSettings(
@@ -146,11 +144,11 @@ async def world(
             database_url=database_url,
             triton_url=triton_url,
             model_repository=model_repository,
-            poll_s=poll_s,
+            poll_s=0.1,
             lease_ttl_s=1.0,
-            mesh_storage=played,
-            mesh_statesync=played,
-            mesh_training=played,
+            mesh_storage=real.get("mesh_storage", played),
+            mesh_statesync=real.get("mesh_statesync", played),
+            mesh_training=real.get("mesh_training", played),
         )
         service = await compose(settings, stack)
         target = await stack.enter_async_context(serve(service, token="inference", settings=settings))

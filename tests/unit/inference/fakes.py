@@ -60,6 +60,7 @@ class FakeWindows:
     at_unix_us: int = AT_US
     units: tuple[str, ...] | None = None
     asked: list[dict[str, object]] = field(default_factory=list)
+    failure: Exception | None = None
 
     async def read(
         self,
@@ -72,6 +73,8 @@ class FakeWindows:
         as_of_offset: int,
     ) -> Window:
         self.asked.append({"at": at_unix_us, "min_offset": min_offset, "as_of_offset": as_of_offset})
+        if self.failure is not None:
+            raise self.failure
         shape = (signature.context_steps, len(signature.channels))
         values = np.arange(shape[0] * shape[1], dtype=np.float64).reshape(shape) if self.values is None else self.values
         return Window(

@@ -220,3 +220,16 @@ async def test_a_call_follows_a_roll_that_another_replica_made_meanwhile() -> No
         await bench.store.move_pointer(TENANT, "oil", 2)
         found = await forecaster.forecast(TENANT, ForecastQuestion(twin_id="T1", model_id="oil"))
     assert found.prediction.model_version == 2
+
+
+async def test_a_channel_never_written_is_too_little_history_and_one_the_type_lacks_is_unknown() -> None:
+    bench = Bench(steady())
+    bench.windows.failure = NotFound("nobody has it", reason=Reason.CHANNEL_NOT_FOUND)
+    with pytest.raises(FailedPrecondition) as empty:
+        await bench.ask(channel="oil_temp")
+    assert empty.value.reason == Reason.NOT_ENOUGH_HISTORY
+    assert dict(empty.value.metadata) == {"needed": "4", "available": "0"}
+    del bench.twins.twins["T2"].channels["load"]
+    with pytest.raises(NotFound, match="needs 'load'") as lacking:
+        await bench.ask(twin_id="T2", model_id="oil")
+    assert lacking.value.reason == Reason.CHANNEL_NOT_FOUND
