@@ -180,6 +180,8 @@ class Draft:
         touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands
         if kind is ChangeKind.CHANGED and not (touched or self.events or self.connectivity is not None):
             return None
+        if kind is ChangeKind.CHANGED and self.reported and self._only_reported():
+            return self._finish_reported()
         state, before = self.state, self.state.replica
         desired = self._desired()
         reported = self._reported()
@@ -218,6 +220,36 @@ class Draft:
             connectivity=self.connectivity,
             commands=tuple(sorted(self.commands.values(), key=Command.order)),
             events=tuple(self.events),
+        )
+
+    def _only_reported(self) -> bool:
+        """Whether facts are all there is, of a twin without targets: nearly every change of a busy day."""
+        told = self.desired or self.predicted or self.commands or self.events or self.connectivity is not None
+        return not told and not self.state.replica.desired.values
+
+    def _finish_reported(self) -> Change:
+        """Do what `finish` does, with nothing built that such a change does not need."""
+        state, before = self.state, self.state.replica
+        reported = self._reported()
+        revision = before.revision + 1
+        state.replica = Replica(
+            revision=revision,
+            offset=self.offset,
+            reported=reported,
+            desired=before.desired,
+            predicted=before.predicted,
+            delta=before.delta,
+            connectivity=before.connectivity,
+        )
+        return Change(
+            tenant=state.tenant,
+            twin=state.twin,
+            kind=ChangeKind.CHANGED,
+            offset=self.offset,
+            revision=revision,
+            previous_revision=revision - 1,
+            reported=tuple(self.reported.values()),
+            reported_revision=reported.revision,
         )
 
     def _reported(self) -> Reported:
