@@ -133,7 +133,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # Two servers on one port would each get some of the calls: a second one must fail to start instead.
         ("grpc.so_reuseport", 0),
         # Clients of ours ping every 20 s, also without calls.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
