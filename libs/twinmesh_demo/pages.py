@@ -36,7 +36,7 @@ async def write_report(mesh: Mesh, facts: Facts, story: Story, out: Path) -> Pat
         twins["T2"],
         facts.forecasts["T2"],
         zone=facts.zone,
-        title=f"T2: forecast made at {local(facts.start, facts.zone)}, and what then happened",
+        title=f"T2: forecast made at {local(facts.forecasts['T2'].at, facts.zone)}, and what then happened",
         path=forecast_png,
     )
     await plots.control_figure(twins, start=facts.start, end=end, zone=facts.zone, path=control_png)

@@ -22,7 +22,7 @@ RATED_KW: Final = 40_000.0
 MINUTE: Final = timedelta(minutes=1)
 HEAT_WAVE_DAYS: Final = 4.0
 """The recorded past ends in a heat wave that began this many days before."""
-THERMOSTAT_C: Final = ((55.0, 48.0), (68.0, 60.0), (76.0, 68.0))
+THERMOSTAT_C: Final = ((58.0, 50.0), (70.0, 62.0), (80.0, 72.0))
 """Top-oil temperature that switches stage 1, 2, 3 on, and off again: like most, it does not know the hot-spot."""
 
 

@@ -96,7 +96,7 @@ async def _flagged(axes: Axes, twin: Twin, channel: str, start: datetime, end: d
     times = _times(series)
     axes.plot(times[good], series.values[good], ".", ms=1.6, color=INK, label="GOOD")
     axes.plot(times[~good], series.values[~good], ".", ms=4, color=ORANGE, label="flagged")
-    _finish(axes, zone, "", "°C")
+    _finish(axes, zone, "", "°C", ticks=4)
 
 
 def _rows(answer: Any) -> tuple[SeriesData, ...]:
@@ -112,8 +112,8 @@ def _numbers(moments: list[datetime]) -> Any:
     return np.array([_DATE2NUM(m) for m in moments])
 
 
-def _finish(axes: Axes, zone: str, title: str, label: str) -> None:
-    locator = _LOCATOR(tz=ZoneInfo(zone), maxticks=9)
+def _finish(axes: Axes, zone: str, title: str, label: str, *, ticks: int = 9) -> None:
+    locator = _LOCATOR(tz=ZoneInfo(zone), minticks=2, maxticks=ticks)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(_FORMATTER(locator, tz=ZoneInfo(zone)))
     axes.set_ylabel(label)
