@@ -21,6 +21,8 @@ from importlib.metadata import version as installed_version
 from typing import Final
 from uuid import uuid4
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
 from twinmesh.statesync.v1 import statesync_pb2_grpc
 from twinmesh.storage.v1 import storage_pb2_grpc
 from twinmesh_client.transport import open_channel
@@ -151,6 +153,8 @@ def main() -> int:
         _die_with_parent()
     # Serving and watching go first; training takes what is left.
     os.nice(_NICE)
+    # Torch is told apart; this is for the linear algebra of numpy, however the worker was started.
+    threadpool_limits(settings.threads)
     configure_logs(token="training-worker", level=settings.log_level, form=settings.log_format)  # noqa: S106  a service's name
     owner = arguments.owner or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
     asyncio.run(_run(settings, owner, arguments.supervised))

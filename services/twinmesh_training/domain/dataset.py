@@ -192,7 +192,10 @@ def needed_steps(spec: TrainingSpec, holdout: int) -> int:
     """Return the least number of steps of history with which a run of this shape can work."""
     context, horizon = spec.context_steps, spec.horizon_steps
     tail = max(holdout, horizon)
-    before = 3 * context + 2 * horizon + MIN_FIT_WINDOWS + MIN_CALIBRATION_WINDOWS
+    fitted = 2 * context + horizon + MIN_FIT_WINDOWS
+    # The calibration part is a share of what precedes the tail, but never shorter than its least.
+    calibrated = context + fitted + horizon + MIN_CALIBRATION_WINDOWS
+    before = max(calibrated, context + -(-fitted * 100 // round(100 * (1 - CALIBRATION_SHARE)))) + 1
     return tail + before if spec.holdout_us else max(tail + before, -(-before * 3 // 2))
 
 

@@ -41,9 +41,11 @@ class StandIn(storage_pb2_grpc.StorageServiceServicer, statesync_pb2_grpc.TwinSe
         return storage_pb2.ReadLatestResponse(as_of=POSITION)
 
     async def ListSeries(self, request, context):  # noqa: N802
-        history = self.histories.get(request.twin_id)
         answer = storage_pb2.ListSeriesResponse()
-        for channel in self.channels if history else ():
+        if request.twin_id not in self.histories:
+            return answer
+        history = self.histories[request.twin_id]
+        for channel in self.channels:
             last = history.start_us + (len(history.values) - 1) * self.step_us
             answer.series.add(
                 key=observation_pb2.SeriesKey(twin_id=request.twin_id, channel=channel),

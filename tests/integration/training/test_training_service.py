@@ -26,6 +26,7 @@ from tests.integration.training.training_mesh import (
 )
 
 from twinmesh.training.v1 import training_pb2 as pb
+from twinmesh.type.v1 import model_pb2
 from twinmesh_client.transport import call, open_channel, stream
 from twinmesh_core.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Reason, Unavailable
 from twinmesh_testing.inprocess import serve, serve_server
@@ -75,7 +76,11 @@ async def test_a_run_is_watched_to_its_versions_and_the_artifact_reproduces_its_
 
     requests = store[0].windows
     assert {r.as_of_offset for r in requests} == {42}
-    listed = await call(service.models.ListModelVersions, pb.ListModelVersionsRequest(stage=2), timeout_s=10)
+    listed = await call(
+        service.models.ListModelVersions,
+        pb.ListModelVersionsRequest(stage=model_pb2.MODEL_STAGE_PRODUCTION),
+        timeout_s=10,
+    )
     (version,) = listed.versions
     assert version.version == done.promoted_version
     assert version.lineage.run_id == run.run_id

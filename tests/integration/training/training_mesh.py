@@ -15,6 +15,7 @@ from tests.integration.training.stand_in import StandIn
 
 from twinmesh.training.v1 import training_pb2 as pb
 from twinmesh.training.v1 import training_pb2_grpc
+from twinmesh.type.v1 import model_pb2
 from twinmesh_client.transport import call, open_channel, stream
 from twinmesh_testing.inprocess import serve
 from twinmesh_training.main import compose
@@ -55,13 +56,13 @@ class Training:
 
 def stand_in(days: int = 40) -> StandIn:
     twins = {f"T{i}": plants.transformer(days=days, step_us=STEP_US, seed=i, twin_id=f"T{i}") for i in (1, 2)}
-    return StandIn(twins, plants.CHANNELS, STEP_US)
+    return StandIn(twins, plants.CHANNELS, STEP_US)  # type: ignore[abstract]  # the rest is not called
 
 
 def forecast_spec(model_id: str = "hot-spot", **changes: Any) -> pb.TrainingSpec:
     spec = pb.TrainingSpec(
         model_id=model_id,
-        task=1,
+        task=model_pb2.MODEL_TASK_FORECAST,
         twin_ids=["T1", "T2"],
         target="hot_spot",
         inputs=["oil", "load", "ambient", "cooling_stage"],
