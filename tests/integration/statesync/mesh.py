@@ -88,9 +88,7 @@ class StateSync:
                 )
             ]
         )
-        ids = await call(
-            self.store.ResolveSeries, asked, timeout_s=TIMEOUT_S, metadata=tenant_metadata("default")
-        )
+        ids = await call(self.store.ResolveSeries, asked, timeout_s=TIMEOUT_S, metadata=tenant_metadata("default"))
         landed = SeriesKey(
             twin_id=key.twin_id,
             channel=key.channel,

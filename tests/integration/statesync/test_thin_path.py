@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from typing import Any
 
 from tests.integration.statesync.mesh import statesync, storage
+
 from twinmesh.statesync.v1 import statesync_pb2
 
 NOW = time.time_ns() // 1_000
@@ -13,7 +15,8 @@ async def test_an_observation_reaches_the_replica_and_the_watcher(database_url: 
     async with storage(database_url) as target, statesync(database_url, target) as sync:
         await sync.make_type()
         created = await sync.make_twin("p1")
-        assert created.created and created.twin.twin_type_version == 1
+        assert created.created
+        assert created.twin.twin_type_version == 1
         async with sync.watch(statesync_pb2.WatchRequest()) as frames:
             snapshot = [await anext(frames)]
             while not snapshot[-1].synced:
@@ -22,7 +25,7 @@ async def test_an_observation_reaches_the_replica_and_the_watcher(database_url: 
             offset = await sync.observe("p1", "temperature", [NOW, NOW + 1_000, NOW - 5_000], [1.0, 2.0, 3.0])
             replica = await sync.replica("p1", offset)
             assert replica.reported.values[0].value.double_value == 2.0
-            seen = []
+            seen: list[Any] = []
             async with asyncio.timeout(5):
                 while not any(event.reported.values for event in seen):
                     seen += (await anext(frames)).events
