@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 MAX_CANDIDATES: Final = 4_096
 """Most plans evaluated for one decision; beyond it the grid of switch times is coarsened."""
+MAX_SWITCHES: Final = 3
+"""Most changes within one plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,22 +86,28 @@ class Appraisal:
 def enumerate_plans(
     *, options: int, steps: int, max_switches: int, min_dwell: int, max_candidates: int = MAX_CANDIDATES
 ) -> list[Plan]:
-    """Return all plans on the finest grid that keeps their number within `max_candidates`; constant ones come first.
+    """Return all plans on the finest grids that keep their number within `max_candidates`; constant ones come first.
+
+    The plans with k changes have a grid of their own, which does not depend on how many more changes are allowed:
+    permission for one more change only ever adds plans, so it never makes the decision worse.
 
     Args:
         options: number of values to choose from, at least 1.
         steps: steps of the horizon.
-        max_switches: most changes.
+        max_switches: most changes, 0 to `MAX_SWITCHES`.
         min_dwell: fewest steps between changes, also from the start to the first one; at least 1.
         max_candidates: at least `options`.
     """
-    grid = next(g for g in range(1, steps + 2) if _count(options, steps, max_switches, min_dwell, g) <= max_candidates)
-    return [
-        Plan(starts=(0, *times), choices=choices)
-        for switches in range(max_switches + 1)
-        for times in _switch_times(steps, switches, min_dwell, grid)
-        for choices in _choices(options, switches)
-    ]
+    plans: list[Plan] = []
+    for switches in range(max_switches + 1):
+        share = max(options, max_candidates * (switches + 1) // (MAX_SWITCHES + 1)) - len(plans)
+        grid = next(g for g in range(1, steps + 2) if _count(options, steps, switches, min_dwell, g) <= share)
+        plans += [
+            Plan(starts=(0, *times), choices=choices)
+            for times in _switch_times(steps, switches, min_dwell, grid)
+            for choices in _choices(options, switches)
+        ]
+    return plans
 
 
 def future_of(plans: list[Plan], values: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
@@ -155,13 +163,15 @@ def choose(plans: list[Plan], appraisal: Appraisal) -> tuple[int, bool]:
     return best, bool(appraisal.cost.min() < appraisal.cost[best] - slack)
 
 
-def _count(options: int, steps: int, max_switches: int, min_dwell: int, grid: int) -> int:
-    points = len(_points(steps, min_dwell, grid))
+def _count(options: int, steps: int, switches: int, min_dwell: int, grid: int) -> int:
+    sequences: int = options * (options - 1) ** switches
+    return sequences * math.comb(_places(steps, switches, min_dwell, grid), switches)
+
+
+def _places(steps: int, switches: int, min_dwell: int, grid: int) -> int:
+    """Return from how many places the times of all changes may be chosen freely; see `_switch_times`."""
     gap = -(-min_dwell // grid)
-    return sum(
-        options * (options - 1) ** k * math.comb(max(0, points - (k - 1) * (gap - 1)) if k else 0, k)
-        for k in range(max_switches + 1)
-    )
+    return max(0, len(_points(steps, min_dwell, grid)) - (switches - 1) * (gap - 1)) if switches else 0
 
 
 def _points(steps: int, min_dwell: int, grid: int) -> range:
@@ -172,8 +182,7 @@ def _switch_times(steps: int, switches: int, min_dwell: int, grid: int) -> Itera
     points = _points(steps, min_dwell, grid)
     gap = -(-min_dwell // grid)
     # Choosing k of n with a gap is choosing k of fewer and spreading them out: nothing is generated to be thrown away.
-    spare = len(points) - (switches - 1) * (gap - 1) if switches else 0
-    for places in itertools.combinations(range(max(0, spare)), switches):
+    for places in itertools.combinations(range(_places(steps, switches, min_dwell, grid)), switches):
         yield tuple(points[place + index * (gap - 1)] for index, place in enumerate(places))
 
 

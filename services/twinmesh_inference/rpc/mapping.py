@@ -16,10 +16,10 @@ from twinmesh_core.ids import require_name, require_resource_id, require_twin_id
 from twinmesh_inference.domain.forecasting import Forecast, ForecastQuestion
 from twinmesh_inference.domain.models import Deployment, DeploymentState, ModelTask, Signature
 from twinmesh_inference.domain.optimizing import ControlPlan, Decision, OptimizeQuestion
+from twinmesh_inference.domain.plans import MAX_SWITCHES
 from twinmesh_inference.domain.ports import LogPosition, Prediction
 
 MAX_OPTIONS: Final = 16
-MAX_SWITCHES: Final = 3
 _MAX_LEVELS: Final = 100
 _DEFAULT_LIMIT_QUANTILE: Final = 0.9
 _STATES: Final = {

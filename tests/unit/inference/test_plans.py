@@ -50,7 +50,7 @@ def test_the_enumeration_holds_every_allowed_plan_once(
 @given(
     options=st.integers(1, 16), steps=st.integers(1, 400), max_switches=st.integers(0, 3), min_dwell=st.integers(1, 60)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_enumeration_is_bounded_and_constants_come_first(
     options: int, steps: int, max_switches: int, min_dwell: int
 ) -> None:
@@ -62,6 +62,16 @@ def test_the_enumeration_is_bounded_and_constants_come_first(
         assert all(b - a >= min_dwell for a, b in itertools.pairwise(plan.starts))
         assert all(a != b for a, b in itertools.pairwise(plan.choices))
         assert plan.starts[-1] < steps
+
+
+@given(options=st.integers(1, 16), steps=st.integers(1, 300), min_dwell=st.integers(1, 40))
+@settings(max_examples=12, deadline=None)
+def test_one_more_allowed_change_only_adds_plans(options: int, steps: int, min_dwell: int) -> None:
+    before: list[Plan] = []
+    for max_switches in range(4):
+        plans = enumerate_plans(options=options, steps=steps, max_switches=max_switches, min_dwell=min_dwell)
+        assert plans[: len(before)] == before
+        before = plans
 
 
 def rule(**changes: Any) -> CostRule:
