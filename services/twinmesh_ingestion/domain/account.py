@@ -60,6 +60,8 @@ class Account:
             ResourceExhausted: MESSAGE_TOO_LARGE, beyond `MAX_QUARANTINED_ROWS`.
         """
         self._sent += len(section)
+        if not reason.any():
+            return
         tally = np.bincount(reason, minlength=256)
         self._duplicates += int(tally[dropped])
         for number in np.flatnonzero(tally).tolist():

@@ -111,7 +111,7 @@ class Intake:
         # One batch at a time: the memory has one writer, and a producer's batches keep their order.
         async with self._turn:
             if table.remembers:
-                slots = self._memory.slots(tenant, [key.series_id for key in table.landed])
+                slots = self._memory.slots(tenant, table.landed)
             result = work() if rows <= LOOP_ROWS else await asyncio.to_thread(work)
         return Prepared(
             submission=Submission(

@@ -5,13 +5,19 @@ Losing it never loses an observation: a check that needs the past only has less 
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from twinmesh_core.observations import SeriesKey
+
 TAIL: Final = 10
 """How many of its newest values are kept of each series."""
+MAX_DICTIONARIES: Final = 256
+"""Dictionaries whose slots are remembered."""
 NEVER: Final = np.iinfo(np.int64).min
 """Event time of a series that was not seen yet."""
 
@@ -32,6 +38,8 @@ class SeriesMemory:
         self._keys: list[tuple[str, int] | None] = [None] * capacity
         self._used = np.zeros(capacity, np.int64)
         self._tick = 0
+        self._evictions = 0
+        self._known: OrderedDict[tuple[str, int], tuple[object, int, npt.NDArray[np.intp]]] = OrderedDict()
         self.time: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
         self.value: npt.NDArray[np.float64] = np.full(capacity, np.nan)
         self.since: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
@@ -40,14 +48,26 @@ class SeriesMemory:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def slots(self, tenant: str, series_ids: list[int]) -> npt.NDArray[np.intp]:
-        """Return the slot of each series, int [n]; new ones are empty, -1 where there are more series than slots."""
+    def slots(self, tenant: str, dictionary: Sequence[SeriesKey]) -> npt.NDArray[np.intp]:
+        """Return the slot of each series, int [n]; new ones are empty, -1 where there are more series than slots.
+
+        The answer is remembered by the dictionary's identity, since a producer sends the same one again and again.
+        """
         self._tick += 1
+        known = self._known.get((tenant, id(dictionary)))
+        if known is not None and known[0] is dictionary and known[1] == self._evictions:
+            self._known.move_to_end((tenant, id(dictionary)))
+            self._used[known[2]] = self._tick
+            return known[2]
         slots = self._slots
-        found = np.array([slots.get((tenant, i), -1) for i in series_ids], np.intp)
+        found = np.array([slots.get((tenant, key.series_id), -1) for key in dictionary], np.intp)
         self._used[found[found >= 0]] = self._tick
         for position in np.flatnonzero(found < 0).tolist():
-            found[position] = self._take((tenant, series_ids[position]))
+            found[position] = self._take((tenant, dictionary[position].series_id))
+        if (found >= 0).all():
+            self._known[tenant, id(dictionary)] = (dictionary, self._evictions, found)
+            if len(self._known) > MAX_DICTIONARIES:
+                self._known.popitem(last=False)
         return found
 
     def _take(self, key: tuple[str, int]) -> int:
@@ -62,6 +82,7 @@ class SeriesMemory:
             evicted = self._keys[slot]
             if evicted is not None:
                 del self._slots[evicted]
+            self._evictions += 1
         self._slots[key] = slot
         self._keys[slot] = key
         self._used[slot] = self._tick

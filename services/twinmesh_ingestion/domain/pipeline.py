@@ -109,12 +109,14 @@ class _Stages:
         self._bounds = earliest, latest
         self.reason: Reasons = np.zeros(len(section), np.uint8)
         self.quality: npt.NDArray[np.uint8] = section.quality
-        self._handle = section.series
+        # Once to the index type: a gather by uint32 converts its index every time.
+        self._handle: npt.NDArray[np.intp] = section.series.astype(np.intp)
         self._values: npt.NDArray[Any] = np.empty(0)
 
     def land(self) -> Section | TextSection:
         """Run the stages and return the rows that land."""
         self._identity()
+        self._landed_handle: npt.NDArray[np.uint32] = _of(self._table.landed_handle, self._handle)
         self._stated_quality()
         self._time()
         if isinstance(self._section, TextSection):
@@ -138,24 +140,19 @@ class _Stages:
         if int(self._handle.max()) >= known:
             strange = self._handle >= known
             self.reason[strange] = FlagReason.UNKNOWN_HANDLE
-            self._handle = np.where(strange, 0, self._handle).astype(np.uint32)
+            self._handle = np.where(strange, 0, self._handle)
             if not known:
                 return
-        if any(table.refused):
-            refused = np.array([0 if r is None else r.reason for r in table.refused], np.uint8)[self._handle]
-            self._refuse_as(refused)
-        fits = np.isin(table.kind, [int(kind) for kind in _KINDS[self._name]])
+        if table.refusal.any():
+            free = self.reason == _NONE
+            self.reason[free] = table.refusal.take(self._handle)[free]
+        fits = _KIND_FITS[self._name].take(table.kind)
         if not fits.all():
-            self._refuse(~fits[self._handle], FlagReason.WRONG_KIND)
-
-    def _refuse_as(self, reasons: Reasons) -> None:
-        free = self.reason == _NONE
-        self.reason[free] = reasons[free]
+            self._refuse(~fits.take(self._handle), FlagReason.WRONG_KIND)
 
     def _stated_quality(self) -> None:
         stated = self.quality
-        worst = int(stated.max())
-        if worst > Quality.BAD:
+        if int(stated.max()) > Quality.BAD:
             self._refuse(stated > Quality.BAD, FlagReason.INVALID_QUALITY)
         self.quality = np.maximum(stated, np.uint8(Quality.GOOD))
 
@@ -171,7 +168,8 @@ class _Stages:
         values = section.values
         if self._table.converts:
             with np.errstate(over="ignore", invalid="ignore"):
-                values = values * self._table.scale[self._handle] + self._table.offset[self._handle]
+                values = values * _of(self._table.scale, self._handle)
+                values += _of(self._table.offset, self._handle)
         finite = np.isfinite(values)
         if not finite.all():
             self._refuse(~finite, FlagReason.NOT_FINITE)
@@ -188,13 +186,12 @@ class _Stages:
         """Find repetitions and flag: what needs rows in the order of series and event time."""
         if not len(self._table.landed):
             return
-        landed = self._table.landed_handle[self._handle]
-        time = self._section.time_unix_us
-        order = _order(landed, time, len(self._table.landed))
-        quarantined = self.reason != _NONE
-        if quarantined.any():
-            kept = ~quarantined
+        order = _order(self._landed_handle, self._section.time_unix_us, len(self._table.landed))
+        if self.reason.any():
+            kept = self.reason == _NONE
             order = np.flatnonzero(kept) if order is None else order[kept[order]]
+        landed = _pick(self._landed_handle, order)
+        time = _pick(self._section.time_unix_us, order)
         self._drop_repetitions(order, landed, time)
         if isinstance(self._section, TextSection):
             return
@@ -204,10 +201,10 @@ class _Stages:
             self._history(order, landed, time)
 
     def _drop_repetitions(self, order: npt.NDArray[np.intp] | None, landed: Any, time: Any) -> None:
-        again = _pick(landed, order)[1:] == _pick(landed, order)[:-1]
-        again &= _pick(time, order)[1:] == _pick(time, order)[:-1]
+        again = time[1:] == time[:-1]
         if not again.any():
             return
+        again &= landed[1:] == landed[:-1]
         later = np.flatnonzero(again) + 1
         first, second = (later - 1, later) if order is None else (order[later - 1], order[later])
         same = (self.quality[first] == self.quality[second]) & self._same_values(first, second)
@@ -221,37 +218,39 @@ class _Stages:
         return same
 
     def _range(self) -> None:
-        low, high = self._table.low[self._handle], self._table.high[self._handle]
-        with np.errstate(invalid="ignore"):
-            outside = (self._values < low) | (self._values > high)
+        outside = self._values < _of(self._table.low, self._handle)
+        outside |= self._values > _of(self._table.high, self._handle)
         if outside.any():
             self._flag(outside & (self.reason == _NONE), FlagReason.OUT_OF_RANGE, Quality.BAD)
 
     def _history(self, order: npt.NDArray[np.intp] | None, landed: Any, time: Any) -> None:
         """Rate, spikes and stuck, over the rows that may be believed: a wild value must not condemn its neighbours."""
         usable = (self.reason == _NONE) & (self.quality < Quality.BAD)
-        rows = np.flatnonzero(usable) if order is None else order[usable[order]]
-        if not len(rows):
-            return
-        table, handle = self._table, self._handle[rows]
-        runs = checks.runs_of(
-            landed[rows].astype(np.intp), time[rows], self._values[rows].astype(np.float64), self._slots, self._memory
-        )
-        since = runs.time
+        rows = order
+        if not usable.all():
+            kept = _pick(usable, order)
+            if not kept.any():
+                return
+            rows = np.flatnonzero(kept) if order is None else order[kept]
+            landed, time = landed[kept], time[kept]
+        table, memory, handle = self._table, self._memory, _pick(self._handle, rows)
+        values = _pick(self._values, rows).astype(np.float64, copy=False)
+        runs = checks.runs_of(landed, time, values, self._slots, memory)
+        since = None
         if table.rated:
-            counter = table.kind[handle] == ChannelKind.COUNTER
-            self._flag_rows(rows, checks.too_fast(runs, table.max_rate[handle], counter, self._memory), "rate")
+            counter = table.counts.take(handle) if table.counts.any() else None
+            self._flag_rows(rows, checks.too_fast(runs, _of(table.max_rate, handle), counter, memory), "rate")
         if table.spiky and self._name == "doubles":
-            self._flag_rows(rows, checks.spikes(runs, table.spike[handle], self._memory), "spike")
+            self._flag_rows(rows, checks.spikes(runs, _of(table.spike, handle), memory), "spike")
         if table.sticky:
-            still, since = checks.stuck(runs, table.stuck_us[handle], self._memory)
+            still, since = checks.stuck(runs, _of(table.stuck_us, handle), memory)
             self._flag_rows(rows, still, "stuck")
-        checks.remember(runs, since, self._memory)
+        checks.remember(runs, since, memory, tails=table.spiky)
 
-    def _flag_rows(self, rows: npt.NDArray[np.intp], failing: npt.NDArray[np.bool_], check: str) -> None:
+    def _flag_rows(self, rows: npt.NDArray[np.intp] | None, failing: npt.NDArray[np.bool_], check: str) -> None:
         if failing.any():
             mask = np.zeros(len(self.reason), np.bool_)
-            mask[rows[failing]] = True
+            mask[np.flatnonzero(failing) if rows is None else rows[failing]] = True
             self._flag(mask & (self.reason == _NONE), _CHECKS[check], Quality.UNCERTAIN)
 
     def _flag(self, rows: npt.NDArray[np.bool_], reason: FlagReason, quality: Quality) -> None:
@@ -262,13 +261,11 @@ class _Stages:
 
     def _landed(self) -> Section | TextSection:
         table, section = self._table, self._section
-        by_sender = (self.reason == _NONE) & (self.quality > Quality.GOOD)
-        if by_sender.any():
-            self.reason[by_sender] = FlagReason.BY_SENDER
-        stored = _STORED[self.reason]
+        if int(self.quality.max()) > Quality.GOOD:
+            self.reason[(self.reason == _NONE) & (self.quality > Quality.GOOD)] = FlagReason.BY_SENDER
         if not len(table.landed):
             return section.select(np.empty(0, np.intp))
-        handle = table.landed_handle[self._handle]
+        handle = self._landed_handle
         if isinstance(section, TextSection):
             whole: Section | TextSection = TextSection(
                 series=handle,
@@ -279,12 +276,16 @@ class _Stages:
             )
         else:
             whole = Section(series=handle, time_unix_us=section.time_unix_us, quality=self.quality, values=self._values)
+        if not self.reason.any():
+            return whole
+        stored = _STORED.take(self.reason)
         return whole if stored.all() else whole.select(stored)
 
 
 _CHECKS: Final = {"rate": FlagReason.RATE_OF_CHANGE, "spike": FlagReason.SPIKE, "stuck": FlagReason.STUCK}
 _STORED: Final = np.array([not (r in set(FlagReason) and FlagReason(r).quarantines) for r in range(256)])
 _STORED[_DROPPED] = False
+_KIND_FITS: Final = {name: np.isin(np.arange(256), [int(k) for k in kinds]) for name, kinds in _KINDS.items()}
 
 
 def _order(landed: npt.NDArray[np.uint32], time: npt.NDArray[np.int64], series: int) -> npt.NDArray[np.intp] | None:
@@ -292,19 +293,25 @@ def _order(landed: npt.NDArray[np.uint32], time: npt.NDArray[np.int64], series: 
 
     Batches come ordered by series, or by time: both are recognised, since a full sort costs more than all checks.
     """
-    step, change = np.diff(time), np.diff(landed.astype(np.int64))
-    if bool(((change > 0) | ((change == 0) & (step >= 0))).all()):
-        return None
+    if not (landed[1:] < landed[:-1]).any():
+        late = time[1:] < time[:-1]
+        if not late.any() or not (late & (landed[1:] == landed[:-1])).any():
+            return None
     # Few series: numpy sorts 16-bit keys by counting, in linear time.
     by_series = np.argsort(landed.astype(np.uint16) if series < 65_535 else landed, kind="stable")
-    step, same = np.diff(time[by_series]), np.diff(landed[by_series]) == 0
-    if not bool((same & (step < 0)).any()):
+    handle, when = landed.take(by_series), time.take(by_series)
+    if not ((when[1:] < when[:-1]) & (handle[1:] == handle[:-1])).any():
         return by_series
     return np.lexsort((time, landed))
 
 
+def _of(by_handle: npt.NDArray[Any], handle: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Return the entry of each row; rows of an empty dictionary, which are all refused, get zeros."""
+    return by_handle.take(handle) if len(by_handle) else np.zeros(len(handle), by_handle.dtype)
+
+
 def _pick(column: npt.NDArray[Any], order: npt.NDArray[np.intp] | None) -> npt.NDArray[Any]:
-    return column if order is None else column[order]
+    return column if order is None else column.take(order)
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -117,7 +117,9 @@ class SeriesTable:
     Attributes:
         keys: the dictionary as sent.
         refused: why an entry's rows are quarantined, None for those that land.
+        refusal: uint8 [n], the same as `FlagReason` numbers; 0 for entries that land.
         kind: uint8 [n], `ChannelKind` numbers; 0 for refused entries.
+        counts: bool [n], whether the channel is a counter.
         scale, offset: float64 [n], ``value * scale + offset`` is in the channel's unit.
         converts: whether any entry converts at all.
         low, high: float64 [n], valid range; infinite where there is no bound.
@@ -132,7 +134,9 @@ class SeriesTable:
 
     keys: tuple[SeriesKey, ...]
     refused: tuple[Refused | None, ...]
+    refusal: npt.NDArray[np.uint8]
     kind: npt.NDArray[np.uint8]
+    counts: npt.NDArray[np.bool_]
     scale: npt.NDArray[np.float64]
     offset: npt.NDArray[np.float64]
     converts: bool
@@ -180,7 +184,9 @@ def build_table(
     return SeriesTable(
         keys=keys,
         refused=tuple(r if isinstance(r, Refused) else None for r in resolutions),
+        refusal=np.array([r.reason if isinstance(r, Refused) else 0 for r in resolutions], np.uint8),
         kind=np.array([ChannelKind.UNSPECIFIED if s is None else s.kind for s in specs], np.uint8),
+        counts=np.array([s is not None and s.kind == ChannelKind.COUNTER for s in specs], np.bool_),
         scale=scale,
         offset=offset,
         converts=bool((scale != 1.0).any() or offset.any()),
