@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from uuid import uuid4
 
 from twinmesh.inference.v1 import inference_pb2_grpc
 from twinmesh_client.transport import open_channel
@@ -99,8 +100,8 @@ async def compose(settings: InferenceSettings, stack: AsyncExitStack) -> Service
         deployments=deployments,
         clock=clock,
         tenants=tenants,
-        # The same after a restart of this process: it need not wait for its own lease to run out.
-        holder=f"{socket.gethostname()}:{settings.port}",
+        # The same after a restart of this process, which then need not wait for its own lease to run out.
+        holder=f"{socket.gethostname()}:{settings.port or uuid4().hex}",
         poll_s=settings.poll_s,
         lease_ttl_s=settings.lease_ttl_s,
         report=log,

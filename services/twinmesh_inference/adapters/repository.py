@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -23,6 +24,7 @@ CONFIG_FILE: Final = "config.pbtxt"
 KEPT_VERSIONS: Final = 2
 """Versions that Triton keeps loaded of a name: the one that serves, and the one before it or the one to come."""
 _INCOMING: Final = "incoming-"
+_LEFTOVER_AGE_S: Final = 3_600.0
 _READ_BYTES: Final = 1024 * 1024
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -77,7 +79,9 @@ class ModelFiles:
     def _prepare(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         for leftover in self._root.glob(f"*/{_INCOMING}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            # A young one may be another replica's, still being written.
+            if leftover.stat().st_mtime < time.time() - _LEFTOVER_AGE_S:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     async def _receive(self, incoming: Path, artifact: Artifact, size_bytes: int, sha256: str) -> None:
         await _off_loop(incoming.mkdir, parents=True)

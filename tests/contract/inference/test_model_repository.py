@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,12 +86,13 @@ async def test_a_manifest_of_another_file_is_refused(tmp_path: Path) -> None:
 
 
 async def test_leftovers_of_a_killed_process_are_removed_at_start(tmp_path: Path) -> None:
-    (tmp_path / "m" / "incoming-3-abc").mkdir(parents=True)
-    (tmp_path / "m" / "2").mkdir()
+    for name in ("incoming-3-old", "incoming-4-young", "2"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+    os.utime(tmp_path / "m" / "incoming-3-old", (0, 0))
     files = ModelFiles(tmp_path)
     await files.prepare()
     assert await files.versions("m") == (2,)
-    assert [one.name for one in (tmp_path / "m").iterdir()] == ["2"]
+    assert sorted(one.name for one in (tmp_path / "m").iterdir()) == ["2", "incoming-4-young"]
 
 
 async def test_a_repository_that_cannot_be_written_is_an_outage_with_a_name(tmp_path: Path) -> None:

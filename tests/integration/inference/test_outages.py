@@ -17,6 +17,7 @@ from tests.unit.inference.graphs import build
 from twinmesh.inference.v1 import inference_pb2, inference_pb2_grpc
 from twinmesh_client.transport import call
 from twinmesh_core.errors import Reason, Unavailable
+from twinmesh_local.ports import free_port
 from twinmesh_local.processes import Guardian
 from twinmesh_local.triton import TritonServer
 
@@ -146,6 +147,41 @@ async def test_a_restarted_service_serves_at_once_what_is_loaded_without_trainin
         assert not second.peers.production
         answer = await call(second.stub.Forecast, oil(), timeout_s=5)
         assert answer.prediction.model_id == "oil-again"
+
+
+async def test_replicas_share_pointers_and_one_of_them_rolls(database_url: str, triton_server: TritonServer) -> None:
+    start = partial(
+        world,
+        database_url=database_url,
+        triton_url=triton_server.grpc_url,
+        model_repository=triton_server.model_repository,
+    )
+    async with start() as second:
+        async with start() as first:
+            for one in (first, second):
+                one.peers.promote(build("oil-shared", 1, seed=1))
+            await second.serving("oil-shared", 1)
+            await first.serving("oil-shared", 1)
+            answers = [await one.stub.Forecast(oil(), timeout=5) for one in (first, second)]
+            assert answers[0].prediction == answers[1].prediction
+        # The first is gone, whichever of them held the lease: the second rolls on.
+        second.peers.promote(build("oil-shared", 2, seed=2))
+        await second.serving("oil-shared", 2)
+
+
+async def test_a_peer_that_is_away_is_named(database_url: str, triton_server: TritonServer) -> None:
+    async with world(
+        database_url=database_url,
+        triton_url=triton_server.grpc_url,
+        model_repository=triton_server.model_repository,
+        mesh_storage=f"127.0.0.1:{free_port()}",
+    ) as running:
+        running.peers.promote(build("oil-alone", 1))
+        await running.serving("oil-alone", 1)
+        with pytest.raises(Unavailable) as refused:
+            await call(running.stub.Forecast, oil(), timeout_s=5)
+        assert refused.value.reason == Reason.DEPENDENCY_UNAVAILABLE
+        assert refused.value.metadata["dependency"] == "storage"
 
 
 async def _announced(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
