@@ -1,0 +1,332 @@
+"""The log, the blocks and the catalogue of the storage service in memory; the contract suite holds them to PostgreSQL.
+
+Each fake is honest about what the domain relies on: one commit at a time, a lease epoch checked in every write, and
+duplicates decided by the same pure rules. `FakeLog` can be told to fail as a database does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
+
+from twinmesh_core.errors import TwinmeshError, Unavailable
+from twinmesh_core.time import Clock
+from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, admit
+from twinmesh_storage.domain.blocks import Block, BlockSpan
+from twinmesh_storage.domain.entries import (
+    Appended,
+    EntryKind,
+    Lease,
+    LogEntry,
+    NewEntry,
+    Position,
+    ProducerSession,
+)
+from twinmesh_storage.domain.ports import (
+    ContentRefused,
+    GroupOutcome,
+    HistoryCounts,
+    LeaseLost,
+    LogPage,
+    OutcomeUnknown,
+    SeriesSummary,
+)
+from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
+
+
+@dataclass(slots=True)
+class FakeDatabase:
+    """What several fakes share, as tables of one database would be."""
+
+    incarnation: str = field(default_factory=lambda: str(uuid4()))
+    epoch: int = 0
+    holder: str = ""
+    fold_offset: int = 0
+    last_group: str = ""
+    entries: list[LogEntry] = field(default_factory=list)
+    producers: dict[Key, ProducerState] = field(default_factory=dict)
+    requests: dict[Key, tuple[RequestState, int | None]] = field(default_factory=dict)
+    blocks: dict[tuple[str, int, int], Block] = field(default_factory=dict)
+    series: list[Series] = field(default_factory=list)
+
+
+class FakeLog:
+    """`LogStore` in memory.
+
+    Attributes:
+        lose_answers: so many next commits happen, and their answer is lost.
+        drop_commits: so many next commits do not happen, and their answer is lost.
+        poison: request ids whose entry the database refuses.
+        available: False = every call raises `Unavailable`.
+    """
+
+    def __init__(self, database: FakeDatabase, clock: Clock, *, request_keep_s: float = 86_400.0) -> None:
+        self._db = database
+        self._clock = clock
+        self._keep_us = int(request_keep_s * 1e6)
+        self.lose_answers = 0
+        self.drop_commits = 0
+        self.poison: set[str] = set()
+        self.available = True
+
+    async def acquire(self, holder: str) -> Lease | None:
+        """See `LogStore.acquire`."""
+        self._check_available()
+        if self._db.holder not in ("", holder):
+            return None
+        self._db.holder = holder
+        self._db.epoch += 1
+        return Lease(holder=holder, epoch=self._db.epoch)
+
+    async def renew(self, lease: Lease) -> bool:
+        """See `LogStore.renew`."""
+        self._check_available()
+        return lease.epoch == self._db.epoch
+
+    def depose(self) -> None:
+        """Let the holder's session be gone, as after a kill, so that anybody may take the lease."""
+        self._db.holder = ""
+
+    async def commit(self, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> GroupOutcome:
+        """See `LogStore.commit`."""
+        self._check_available()
+        db = self._db
+        if lease.epoch != db.epoch or head != len(db.entries):
+            raise LeaseLost
+        if any(entry.request_id in self.poison for entry in group if entry.request_id):
+            raise ContentRefused
+        verdicts = admit(group, db.producers, {k: state for k, (state, _) in db.requests.items()})
+        newest = db.entries[-1].commit_time_unix_us if db.entries else 0
+        now = max(self._clock.now_unix_us(), newest)
+        accepted = [(e, v) for e, v in zip(group, verdicts, strict=True) if isinstance(v, Accept)]
+        entries = tuple(
+            LogEntry(
+                offset=head + 1 + verdict.rank,
+                tenant=entry.tenant,
+                kind=entry.kind,
+                commit_time_unix_us=now,
+                point_count=entry.point_count,
+                body=entry.body,
+                segments=entry.segments,
+            )
+            for entry, verdict in accepted
+        )
+        answers: list[Appended | TwinmeshError] = []
+        for entry, verdict in zip(group, verdicts, strict=True):
+            if isinstance(verdict, Refuse):
+                answers.append(verdict.error)
+            elif isinstance(verdict, Answer):
+                answers.append(verdict.answer)
+            else:
+                answers.append(
+                    Appended(
+                        offset=head + 1 + verdict.rank,
+                        commit_time_unix_us=now,
+                        replayed=not isinstance(verdict, Accept),
+                        receipt=entry.receipt,
+                    )
+                )
+        outcome = GroupOutcome(answers=tuple(answers), entries=entries)
+        if self.drop_commits:
+            self.drop_commits -= 1
+            raise OutcomeUnknown(outcome)
+        self._write([entry for entry, _ in accepted], entries, group_id)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise OutcomeUnknown(outcome)
+        return outcome
+
+    def _write(self, accepted: Sequence[NewEntry], entries: Sequence[LogEntry], group_id: str) -> None:
+        db = self._db
+        for entry, at in zip(accepted, entries, strict=True):
+            answer = Appended(offset=at.offset, commit_time_unix_us=at.commit_time_unix_us, receipt=entry.receipt)
+            if entry.producer is not None:
+                key = (entry.tenant, entry.producer.producer_id)
+                db.producers[key] = ProducerState(
+                    epoch=db.producers[key].epoch,
+                    last_sequence=entry.producer.sequence,
+                    last_hash=entry.content_hash,
+                    last=answer,
+                )
+            if entry.request_id:
+                expires = at.commit_time_unix_us + self._keep_us if entry.kind is EntryKind.OBSERVATIONS else None
+                state = RequestState(content_hash=entry.content_hash, answer=answer)
+                db.requests[entry.tenant, entry.request_id] = (state, expires)
+        # Like a database, give back bytes and nothing that was decoded from them.
+        db.entries.extend(replace(entry, segments=None) for entry in entries)
+        if entries:
+            db.last_group = group_id
+
+    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
+        """See `LogStore.open_producer`."""
+        self._check_available()
+        none = ProducerState(epoch=0, last_sequence=0, last_hash=b"", last=Appended(offset=0, commit_time_unix_us=0))
+        state = self._db.producers.get((tenant, producer_id), none)
+        self._db.producers[tenant, producer_id] = replace(state, epoch=state.epoch + 1)
+        return ProducerSession(epoch=state.epoch + 1, last_sequence=state.last_sequence)
+
+    async def position(self) -> Position:
+        """See `LogStore.position`."""
+        self._check_available()
+        db = self._db
+        return Position(
+            incarnation=db.incarnation,
+            head=len(db.entries),
+            commit_time_unix_us=db.entries[-1].commit_time_unix_us if db.entries else 0,
+            fold_offset=db.fold_offset,
+            last_group=db.last_group,
+        )
+
+    async def read(
+        self, after: int, through: int, *, tenant: str | None, kinds: Collection[EntryKind], max_bytes: int
+    ) -> LogPage:
+        """See `LogStore.read`."""
+        self._check_available()
+        taken: list[LogEntry] = []
+        size = 0
+        for entry in self._db.entries[after:through]:
+            if (tenant is not None and entry.tenant != tenant) or (kinds and entry.kind not in kinds):
+                continue
+            if size >= max_bytes:
+                return LogPage(entries=tuple(taken), through=taken[-1].offset)
+            taken.append(entry)
+            size += len(entry.body)
+        return LogPage(entries=tuple(taken), through=through)
+
+    async def prune_requests(self) -> int:
+        """See `LogStore.prune_requests`."""
+        now = self._clock.now_unix_us()
+        gone = [k for k, (_, expires) in self._db.requests.items() if expires is not None and expires < now]
+        for key in gone:
+            del self._db.requests[key]
+        return len(gone)
+
+    def _check_available(self) -> None:
+        if not self.available:
+            raise Unavailable("The database cannot be reached; try again.", retry_after_s=1.0)
+
+
+class FakeBlocks:
+    """`BlockStore` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    def _of(self, tenant: str, series_id: int) -> list[Block]:
+        mine = (b for b in self._db.blocks.values() if b.tenant == tenant and b.series_id == series_id)
+        return sorted(mine, key=lambda b: b.t0)
+
+    async def read(self, tenant: str, series: Sequence[int], start: int, end: int, limit: int) -> list[Block]:
+        """See `BlockStore.read`."""
+        return [b for s in series for b in self._of(tenant, s) if b.t0 < end and b.t1 >= start][:limit]
+
+    async def read_last(self, tenant: str, series: Sequence[int]) -> list[Block]:
+        """See `BlockStore.read_last`."""
+        return [blocks[-1] for blocks in (self._of(tenant, s) for s in series) if blocks]
+
+    async def read_before(self, tenant: str, series: Sequence[int], before: Sequence[int]) -> list[Block]:
+        """See `BlockStore.read_before`."""
+        found = [[b for b in self._of(tenant, s) if b.t0 < t] for s, t in zip(series, before, strict=True)]
+        return [blocks[-1] for blocks in found if blocks]
+
+    async def read_touched(self, spans: Sequence[BlockSpan], small: int) -> list[Block]:
+        """See `BlockStore.read_touched`."""
+        return [
+            block
+            for span in spans
+            for block in self._of(span.tenant, span.series_id)
+            if span.cell_start <= block.t0 <= span.last and (block.t1 >= span.first or block.n < small)
+        ]
+
+    async def replace(self, lease: Lease, fold_offset: int, removed: Sequence[Block], added: Sequence[Block]) -> None:
+        """See `BlockStore.replace`."""
+        if lease.epoch != self._db.epoch:
+            raise LeaseLost
+        for block in removed:
+            self._db.blocks.pop(block.key, None)
+        for block in added:
+            if block.key in self._db.blocks:
+                raise AssertionError("two blocks of a series begin at the same time")
+            self._db.blocks[block.key] = block
+        self._db.fold_offset = max(self._db.fold_offset, fold_offset)
+
+    async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
+        """See `BlockStore.counts`; of one twin it cannot tell, having no catalogue."""
+        mine = [b for b in self._db.blocks.values() if b.tenant == tenant]
+        entries = [e for e in self._db.entries if e.tenant == tenant]
+        return HistoryCounts(
+            entry_count=len(entries),
+            landed_point_count=sum(e.point_count for e in entries),
+            block_points=(
+                sum(b.counts[0] for b in mine),
+                sum(b.counts[1] for b in mine),
+                sum(b.counts[2] for b in mine),
+            ),
+            series_count=0,
+            quarantined_count=0,
+            disk_bytes=sum(len(e.body) for e in entries),
+            fold_offset=self._db.fold_offset,
+        )
+
+
+class FakeSeries:
+    """`SeriesStore` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+        self._series = database.series
+
+    async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
+        """See `SeriesStore.resolve`."""
+        out = []
+        for index, request in enumerate(requests):
+            known = await self.find(tenant, [(request.twin_id, request.channel)])
+            if not known:
+                known = [
+                    Series(
+                        tenant=tenant,
+                        series_id=len(self._series) + 1,
+                        twin_id=request.twin_id,
+                        channel=request.channel,
+                        kind=request.kind,
+                        unit=request.unit,
+                        expected_interval_us=request.expected_interval_us,
+                    )
+                ]
+                self._series += known
+            check_same(request, known[0], f"series[{index}]")
+            out.append(known[0])
+        return out
+
+    async def load(self) -> list[Series]:
+        """See `SeriesStore.load`."""
+        return list(self._series)
+
+    async def find(self, tenant: str, names: Sequence[tuple[str, str]]) -> list[Series]:
+        """See `SeriesStore.find`."""
+        wanted = set(names)
+        return [s for s in self._series if s.tenant == tenant and (s.twin_id, s.channel) in wanted]
+
+    async def find_ids(self, tenant: str, series_ids: Sequence[int]) -> list[Series]:
+        """See `SeriesStore.find_ids`."""
+        return [s for s in self._series if s.tenant == tenant and s.series_id in set(series_ids)]
+
+    async def list_twins(self, tenant: str, twin_ids: Sequence[str]) -> list[Series]:
+        """See `SeriesStore.list_twins`."""
+        return [s for s in self._series if s.tenant == tenant and s.twin_id in set(twin_ids)]
+
+    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[SeriesSummary]:
+        """See `SeriesStore.page`."""
+        mine = [s for s in self._series if s.tenant == tenant and twin_id in ("", s.twin_id)]
+        later = sorted((s for s in mine if (s.twin_id, s.channel) > after), key=lambda s: (s.twin_id, s.channel))
+        return [self._summary(series) for series in later[:limit]]
+
+    def _summary(self, series: Series) -> SeriesSummary:
+        blocks = [b for b in self._db.blocks.values() if b.series_id == series.series_id]
+        return SeriesSummary(
+            series=series,
+            point_count=sum(b.n for b in blocks),
+            first_time_unix_us=min((b.t0 for b in blocks), default=None),
+            last_time_unix_us=max((b.t1 for b in blocks), default=None),
+        )

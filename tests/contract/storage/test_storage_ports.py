@@ -1,0 +1,226 @@
+"""What the storage domain relies on, held against the fakes and against PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinmesh_core.errors import FailedPrecondition, InvalidArgument
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.time import SystemClock
+from twinmesh_runtime.postgres import migrate, open_pool
+from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
+from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
+from twinmesh_storage.adapters.postgres.log import PostgresLog
+from twinmesh_storage.domain.blocks import BlockSpan, build_blocks
+from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, ProducerStamp
+from twinmesh_storage.domain.ports import BlockStore, LeaseLost, LogStore, SeriesStore
+from twinmesh_storage.domain.rows import Lane, Rows
+from twinmesh_storage.domain.series import Series, SeriesRequest
+from twinmesh_testing.storage_fakes import FakeBlocks, FakeDatabase, FakeLog, FakeSeries
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    log: LogStore
+    rival: LogStore
+    blocks: BlockStore
+    series: SeriesStore
+
+
+@pytest.fixture(params=["fake", "postgres"])
+async def ports(request: Any) -> AsyncIterator[Ports]:
+    if request.param == "fake":
+        database = FakeDatabase()
+        clock = SystemClock()
+        yield Ports(FakeLog(database, clock), FakeLog(database, clock), FakeBlocks(database), FakeSeries(database))
+        return
+    url = request.getfixturevalue("database_url")
+    async with AsyncExitStack() as stack:
+        await migrate(url, "storage", "twinmesh_storage")
+        pool = await stack.enter_async_context(open_pool(url, min_size=1, max_size=3, schema="storage"))
+        logs = []
+        for _ in range(2):
+            log = PostgresLog(pool=pool, url=url, schema="storage", lease_s=30, request_keep_s=60, timeout_s=5)
+            stack.push_async_callback(log.close)
+            logs.append(log)
+        blocks, series = PostgresBlocks(pool=pool, timeout_s=5), PostgresSeries(pool=pool, timeout_s=5)
+        yield Ports(logs[0], logs[1], blocks, series)
+
+
+def entry(content: str, *, tenant: str = "default", kind: EntryKind = EntryKind.CONTROL, **fields: Any) -> NewEntry:
+    body = content.encode()
+    return NewEntry(tenant=tenant, kind=kind, body=body, content_hash=blake2b(body, digest_size=16).digest(), **fields)
+
+
+def offsets(answers: tuple[Any, ...]) -> list[int]:
+    return [a.offset for a in answers if isinstance(a, Appended)]
+
+
+async def test_groups_get_dense_offsets_and_one_commit_time_that_never_falls(ports: Ports) -> None:
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    first = await ports.log.commit(lease, 0, "5b1c5a3c-0000-4000-8000-000000000001", [entry("a"), entry("b")])
+    second = await ports.log.commit(lease, 2, "5b1c5a3c-0000-4000-8000-000000000002", [entry("c")])
+    assert (offsets(first.answers), offsets(second.answers)) == ([1, 2], [3])
+    times = [e.commit_time_unix_us for e in (*first.entries, *second.entries)]
+    assert times[0] == times[1] <= times[2]
+    position = await ports.log.position()
+    assert (position.head, position.commit_time_unix_us) == (3, times[2])
+    assert position.last_group == "5b1c5a3c-0000-4000-8000-000000000002"
+    page = await ports.log.read(0, 3, tenant=None, kinds=(), max_bytes=1 << 20)
+    assert [(e.offset, e.body) for e in page.entries] == [(1, b"a"), (2, b"b"), (3, b"c")]
+    assert [e.commit_time_unix_us for e in page.entries] == times
+    assert page.through == 3
+
+
+async def test_reads_are_filtered_bounded_and_say_how_far_they_are_complete(ports: Ports) -> None:
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    group = [
+        entry("0" * 100, tenant="t1"),
+        entry("1" * 100, tenant="t2", kind=EntryKind.OBSERVATIONS),
+        entry("2" * 100, tenant="t1", kind=EntryKind.OBSERVATIONS),
+        entry("3" * 100, tenant="t1"),
+    ]
+    await ports.log.commit(lease, 0, "5b1c5a3c-0000-4000-8000-000000000001", group)
+
+    async def read(after: int, through: int = 4, **fields: Any) -> tuple[list[int], int]:
+        arguments = {"tenant": None, "kinds": (), "max_bytes": 1 << 20} | fields
+        page = await ports.log.read(after, through, **arguments)
+        return [e.offset for e in page.entries], page.through
+
+    assert await read(0, tenant="t1") == ([1, 3, 4], 4)
+    assert await read(0, kinds={EntryKind.OBSERVATIONS}) == ([2, 3], 4)
+    assert await read(0, tenant="t1", kinds={EntryKind.CONTROL}) == ([1, 4], 4)
+    assert await read(0, 2) == ([1, 2], 2)
+    assert await read(3, tenant="t2") == ([], 4)
+    taken, through = await read(0, max_bytes=150)
+    assert (taken, through) == ([1, 2], 2)
+    assert await read(through, max_bytes=1) == ([3], 3)
+
+
+async def test_a_commit_under_an_old_lease_or_head_writes_nothing(ports: Ports) -> None:
+    mine = await ports.log.acquire("me")
+    assert mine is not None
+    assert await ports.rival.acquire("rival") is None
+    assert await ports.log.renew(mine)
+    newer = await ports.log.acquire("me")
+    assert newer is not None
+    assert newer.epoch == mine.epoch + 1
+    assert not await ports.log.renew(mine)
+    for lease, head in ((mine, 0), (newer, 1)):
+        with pytest.raises(LeaseLost):
+            await ports.log.commit(lease, head, "5b1c5a3c-0000-4000-8000-000000000001", [entry("a")])
+    assert (await ports.log.position()).head == 0
+
+
+async def test_the_lease_of_a_session_that_is_gone_is_free(ports: Ports) -> None:
+    mine = await ports.log.acquire("me")
+    assert mine is not None
+    if isinstance(ports.log, PostgresLog):
+        await ports.log.close()
+    elif isinstance(ports.log, FakeLog):
+        ports.log.depose()
+    async with asyncio.timeout(3):
+        while (rivals := await ports.rival.acquire("rival")) is None:  # noqa: ASYNC110 -- the database tells by polling
+            await asyncio.sleep(0.02)
+    assert rivals.epoch == mine.epoch + 1
+    answer = await ports.rival.commit(rivals, 0, "5b1c5a3c-0000-4000-8000-000000000001", [entry("a")])
+    assert offsets(answer.answers) == [1]
+
+
+async def test_stamps_and_request_ids_are_durable(ports: Ports) -> None:
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    session = await ports.log.open_producer("default", "p")
+    one = entry("1", producer=ProducerStamp(producer_id="p", epoch=session.epoch, sequence=1), receipt=b"r1")
+    two = entry("2", producer=ProducerStamp(producer_id="p", epoch=session.epoch, sequence=2), receipt=b"r2")
+    named = entry("n", request_id="n", receipt=b"rn")
+    first = await ports.log.commit(
+        lease, 0, "5b1c5a3c-0000-4000-8000-000000000001", [one, two, two, named, named, entry("x", request_id="n")]
+    )
+    assert offsets(first.answers) == [1, 2, 2, 3, 3]
+    assert isinstance(first.answers[-1], InvalidArgument)
+    again = await ports.log.commit(lease, 3, "5b1c5a3c-0000-4000-8000-000000000002", [two, named, one])
+    assert not again.entries
+    assert [(a.offset, a.replayed, a.receipt) for a in again.answers if isinstance(a, Appended)] == [
+        (2, True, b"r2"),
+        (3, True, b"rn"),
+        (2, True, b""),
+    ]
+    times = {a.commit_time_unix_us for a in (*first.answers, *again.answers) if isinstance(a, Appended)}
+    assert len(times) == 1
+    newer = await ports.log.open_producer("default", "p")
+    assert (newer.epoch, newer.last_sequence) == (session.epoch + 1, 2)
+    fenced = await ports.log.commit(lease, 3, "5b1c5a3c-0000-4000-8000-000000000003", [two])
+    assert isinstance(fenced.answers[0], FailedPrecondition)
+    assert (await ports.log.open_producer("other", "p")).last_sequence == 0
+    assert (await ports.log.position()).last_group == "5b1c5a3c-0000-4000-8000-000000000001"
+
+
+async def test_blocks_are_found_by_time_and_replaced_only_under_the_lease(ports: Ports) -> None:
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    (series,) = await ports.series.resolve(
+        "default", [SeriesRequest(twin_id="t", channel="c", kind=ChannelKind.GAUGE, unit="", expected_interval_us=10)]
+    )
+    first, second = (block_of(series, start) for start in (0, 5_000_000))
+    await ports.blocks.replace(lease, 3, (), (first, second))
+    ids = [series.series_id]
+    assert await ports.blocks.read("default", ids, 4_000_000, 5_000_000, 10) == []
+    assert await ports.blocks.read("default", ids, 50, 60, 10) == [first]
+    assert await ports.blocks.read("default", ids, -(1 << 62), 1 << 62, 10) == [first, second]
+    assert await ports.blocks.read("default", ids, -(1 << 62), 1 << 62, 1) == [first]
+    assert await ports.blocks.read("other", ids, 50, 60, 10) == []
+    assert await ports.blocks.read_last("default", ids) == [second]
+    assert await ports.blocks.read_before("default", ids, [5_000_000]) == [first]
+    span = BlockSpan(tenant="default", series_id=ids[0], cell_start=0, first=6_000_000, last=6_000_001)
+    assert await ports.blocks.read_touched([span], 0) == []
+    assert len(await ports.blocks.read_touched([span], 1_000)) == 2
+    assert (await ports.log.position()).fold_offset == 3
+    assert (await ports.blocks.counts("default", "")).block_points == (200, 0, 0)
+    (summary,) = await ports.series.page("default", "t", ("", ""), 10)
+    assert (summary.point_count, summary.first_time_unix_us, summary.last_time_unix_us) == (200, 0, 5_000_990)
+    assert await ports.series.page("default", "t", ("t", "c"), 10) == []
+    await ports.log.acquire("me")
+    with pytest.raises(LeaseLost):
+        await ports.blocks.replace(lease, 4, (first,), ())
+    assert (await ports.log.position()).fold_offset == 3
+
+
+def block_of(series: Series, start: int) -> Any:
+    n = 100
+    rows = Rows(
+        series=np.full(n, series.series_id),
+        ts=start + np.arange(n) * 10,
+        value=np.arange(n, dtype=np.float64).view(np.int64),
+        quality=np.ones(n, np.uint8),
+        offset=np.full(n, 3),
+    )
+    (block,) = build_blocks(rows, Lane.NUMERIC, lambda _: series)
+    return block
+
+
+async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
+    asked = [SeriesRequest(twin_id="t", channel=c, kind=ChannelKind.GAUGE, unit="Cel") for c in ("a", "b", "a")]
+    first = await ports.series.resolve("default", asked)
+    assert first[0] == first[2]
+    assert await ports.series.resolve("default", asked) == first
+    others = await ports.series.resolve("other", asked)
+    assert not {s.series_id for s in first} & {s.series_id for s in others}
+    for wrong in (
+        SeriesRequest(twin_id="t", channel="a", kind=ChannelKind.STATE, unit="Cel"),
+        SeriesRequest(twin_id="t", channel="a", kind=ChannelKind.GAUGE, unit="K"),
+    ):
+        with pytest.raises(InvalidArgument):
+            await ports.series.resolve("default", [wrong])
+    assert await ports.series.find_ids("other", [first[0].series_id]) == []
+    assert {s.channel for s in await ports.series.list_twins("default", ["t"])} == {"a", "b"}

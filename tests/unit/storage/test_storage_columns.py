@@ -1,0 +1,204 @@
+"""Packing is exactly reversible, and folding keeps the laws that reading rests on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_storage.domain import columns
+from twinmesh_storage.domain.aggregate import Function, Partials, add_page, bucket_edges
+from twinmesh_storage.domain.blocks import Block, build_blocks, decode_block, spans_of
+from twinmesh_storage.domain.compactor import fold_blocks
+from twinmesh_storage.domain.history import Page, merge_page
+from twinmesh_storage.domain.rows import Lane, Rows, as_float64, merge, no_rows
+from twinmesh_storage.domain.series import Series, cell_us
+from twinmesh_storage.domain.tail import Run, TailView
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+SERIES = {
+    1: Series(
+        tenant="t", series_id=1, twin_id="a", channel="x", kind=ChannelKind.GAUGE, unit="", expected_interval_us=10
+    ),
+    2: Series(
+        tenant="t", series_id=2, twin_id="a", channel="y", kind=ChannelKind.STATE, unit="", expected_interval_us=0
+    ),
+}
+
+
+def series_of(series_id: int) -> Series:
+    return SERIES[series_id]
+
+
+@given(st.lists(INT64, min_size=1, max_size=60))
+def test_ints_come_back(values: list[int]) -> None:
+    array = np.array(values, np.int64)
+    assert columns.decode_ints(columns.encode_ints(array), len(array)).tolist() == values
+
+
+@given(st.lists(st.floats() | st.integers(-1000, 1000).map(lambda i: i / 100), min_size=1, max_size=60))
+def test_doubles_come_back_to_the_bit(values: list[float]) -> None:
+    bits = np.array(values).view(np.int64)
+    assert columns.decode_ints(columns.encode_doubles(bits), len(bits)).tolist() == bits.tolist()
+
+
+@given(st.sets(st.integers(-(10**15), 10**15), min_size=1, max_size=60))
+def test_times_come_back(values: set[int]) -> None:
+    array = np.array(sorted(values), np.int64)
+    assert columns.decode_ints(columns.encode_times(array), len(array)).tolist() == array.tolist()
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=30), st.lists(st.integers(1, 3), min_size=1, max_size=80))
+def test_texts_and_qualities_come_back(texts: list[bytes], qualities: list[int]) -> None:
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    assert columns.decode_texts(columns.encode_texts(array), len(array)).tolist() == texts
+    quality = np.array(qualities, np.uint8)
+    assert columns.decode_bytes(columns.encode_bytes(quality), len(quality)).tolist() == qualities
+
+
+@pytest.mark.parametrize(
+    ("values", "bytes_each"),
+    [
+        (np.full(2000, 21.5), 0.01),
+        (np.round(20 + np.sin(np.arange(2000) / 50), 2), 2.01),
+        (np.random.default_rng(1).normal(size=2000), 8.01),
+    ],
+)
+def test_what_telemetry_usually_is_takes_little_room(values: Any, bytes_each: float) -> None:
+    assert len(columns.encode_doubles(values.view(np.int64))) <= bytes_each * 2000
+
+
+def test_evenly_spaced_times_take_no_room() -> None:
+    assert len(columns.encode_times(np.arange(0, 3_600_000_000, 1_000_000, dtype=np.int64))) == 17
+
+
+POINT = st.tuples(st.sampled_from([1, 2]), st.integers(0, 40_000_000), st.integers(-5, 5), st.integers(1, 3))
+
+
+def rows_of(points: list[tuple[int, int, int, int]], first_offset: int) -> Rows:
+    """Return points as rows, each with an offset of its own."""
+    if not points:
+        return no_rows(Lane.NUMERIC)
+    series, ts, value, quality = (np.array(c, np.int64) for c in zip(*points, strict=True))
+    bits = np.where(series == 1, value.astype(np.float64).view(np.int64), value)
+    offsets = first_offset + np.arange(len(points))
+    return Rows(series=series, ts=ts, value=bits, quality=quality.astype(np.uint8), offset=offsets)
+
+
+def as_dict(rows: Rows) -> dict[tuple[int, int], tuple[int, int, int]]:
+    return {
+        (s, t): (v, q, o)
+        for s, t, v, q, o in zip(
+            rows.series.tolist(), rows.ts.tolist(), rows.value.tolist(), rows.quality.tolist(), rows.offset.tolist(),
+            strict=True,
+        )
+    }  # fmt: skip
+
+
+def model(points: list[tuple[int, int, int, int]]) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """The law in one line: the last one sent wins."""
+    return as_dict(rows_of(points, 1))
+
+
+def folded(batches: list[list[tuple[int, int, int, int]]], small: int = 4) -> list[Block]:
+    """Fold batches one after the other, as the compactor does with the database."""
+    blocks: dict[tuple[str, int, int], Block] = {}
+    offset = 1
+    for batch in batches:
+        run = Run.of(Lane.NUMERIC, merge([rows_of(batch, offset)])) if batch else None
+        offset += len(batch)
+        if run is None:
+            continue
+        touched = {
+            block.key: block
+            for span in spans_of(run.rows, series_of)
+            for block in blocks.values()
+            if block.series_id == span.series_id
+            and span.cell_start <= block.t0 <= span.last
+            and (block.t1 >= span.first or block.n < small)
+        }
+        for key in touched:
+            del blocks[key]
+        for block in fold_blocks({Lane.NUMERIC: run}, list(touched.values()), series_of):
+            assert block.key not in blocks
+            blocks[block.key] = block
+    return sorted(blocks.values(), key=lambda b: (b.series_id, b.t0))
+
+
+BATCHES = st.lists(st.lists(POINT, max_size=25), min_size=1, max_size=5)
+
+
+@given(BATCHES)
+def test_folding_batches_gives_what_the_last_offset_says(batches: list[list[tuple[int, int, int, int]]]) -> None:
+    blocks = folded(batches)
+    stored = merge([no_rows(Lane.NUMERIC), *(decode_block(b) for b in blocks)])
+    assert as_dict(stored) == model([p for batch in batches for p in batch])
+    for before, after in pairwise(blocks):
+        assert before.series_id != after.series_id or before.t1 < after.t0, "blocks of a series overlap"
+    for block in blocks:
+        span = cell_us(SERIES[block.series_id].expected_interval_us)
+        assert block.t0 // span == block.t1 // span, "a block leaves its cell"
+
+
+@given(st.lists(POINT, min_size=1, max_size=40), st.lists(st.integers(0, 40), max_size=3))
+def test_merging_does_not_care_how_rows_were_divided(points: list[tuple[int, int, int, int]], cuts: list[int]) -> None:
+    whole = rows_of(points, 1)
+    edges = sorted({0, len(points), *(c for c in cuts if c <= len(points))})
+    parts = [whole.take(slice(a, b)) for a, b in pairwise(edges)]
+    assert as_dict(merge(parts[::-1])) == model(points)
+
+
+@given(BATCHES, st.lists(POINT, max_size=15), st.integers(1, 9))
+def test_aggregates_of_blocks_and_tail_equal_aggregates_of_points(
+    batches: list[list[tuple[int, int, int, int]]], fresh: list[tuple[int, int, int, int]], bucket_s: int
+) -> None:
+    blocks = folded(batches)
+    count = sum(len(b) for b in batches)
+    runs = (Run.of(Lane.NUMERIC, rows_of(fresh, count + 1)),) if fresh else ()
+    tail = TailView(base=count, head=count + len(fresh), runs=runs)
+    edges = bucket_edges(0, 40_000_001, bucket_s * 1_000_000, "", 1000)
+    series = tuple(SERIES.values())
+    page = Page(series=series, blocks=tuple(blocks), tail=tail, start=int(edges[0]), end=int(edges[-1]))
+    partials = {s.series_id: Partials.empty(len(edges) - 1) for s in series}
+    add_page(page, edges, partials)
+    points = merge_page(page)
+    assert {k: v for p in points for k, v in as_dict(p.rows).items()} == model(
+        [p for batch in [*batches, fresh] for p in batch]
+    )
+    for part in points:
+        result = partials[part.series.series_id].result(list(Function))
+        for bucket, (low, high) in enumerate(pairwise(edges)):
+            mine = part.rows.take((part.rows.ts >= low) & (part.rows.ts < high) & (part.rows.quality < 3))
+            values = as_float64(mine.value, part.series.kind)
+            expected = [len(values), *([np.nan] * 7)]
+            if len(values):
+                spread = values.std(ddof=1) if len(values) > 1 else np.nan
+                expected = [
+                    len(values),
+                    values.min(),
+                    values.max(),
+                    values.mean(),
+                    values.sum(),
+                    values[0],
+                    values[-1],
+                    spread,
+                ]
+            np.testing.assert_allclose(result[bucket], expected, rtol=1e-12, atol=1e-9)
+
+
+def test_statistics_of_a_block_are_those_of_its_good_values() -> None:
+    rows = rows_of([(1, i * 10, i % 7, 1 + (i % 5 == 0)) for i in range(100)], 1)
+    (block,) = build_blocks(merge([rows]), Lane.NUMERIC, series_of)
+    good = np.array([i % 7 for i in range(100) if i % 5])
+    assert block.statistics is not None
+    assert block.counts == (80, 20, 0)
+    np.testing.assert_allclose(
+        [block.statistics.sum, block.statistics.m2, block.statistics.first, block.statistics.last],
+        [good.sum(), ((good - good.mean()) ** 2).sum(), good[0], good[-1]],
+    )
