@@ -15,7 +15,7 @@ from twinmesh.statesync.v1.statesync_pb2_grpc import (
 from twinmesh_client.transport import open_channel
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock, SystemClock
-from twinmesh_runtime.postgres import migrate, open_pool, ping
+from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import log
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
@@ -49,14 +49,8 @@ async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service
         open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
     )
     storage = StorageLog(channel, encode=control_to_message, decode=control_from_message)
-    service = assemble(settings, source=storage, checkpoints=PostgresCheckpoints(pool), clock=SystemClock())
-    return Service(
-        register=service.register,
-        service_names=service.service_names,
-        checks={**service.checks, "postgres": lambda: ping(pool)},
-        background=service.background,
-        drain=service.drain,
-    )
+    # The database is no readiness check: only checkpoints need it, and a missed one costs a longer start at most.
+    return assemble(settings, source=storage, checkpoints=PostgresCheckpoints(pool), clock=SystemClock())
 
 
 def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: CheckpointStore, clock: Clock) -> Service:

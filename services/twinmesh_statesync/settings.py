@@ -25,8 +25,8 @@ class StatesyncSettings(ServiceSettings):
         maximum=3600,
     )
     watch_tick_ms: float = setting(
-        10.0,
-        help="Least time between two wake-ups of the watchers: more makes larger frames, less makes earlier ones.",
+        20.0,
+        help="Longest time for which changes are gathered into one frame; few watchers are told earlier.",
         unit="ms",
         minimum=0,
         maximum=20,

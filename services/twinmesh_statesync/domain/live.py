@@ -36,7 +36,7 @@ class LiveFold:
         log: where entries come from.
         checkpoints: where the fold is kept over restarts.
         clock: for back-off and intervals.
-        tick_s: watchers are woken at most this often.
+        tick_s: longest time that many watchers wait to be woken together.
         ring_changes: recent changes kept per tenant, for watchers that resume.
         ring_bytes: and their estimated bytes.
         report: told about connections, resets and checkpoints.
@@ -48,7 +48,7 @@ class LiveFold:
         log: Log,
         checkpoints: CheckpointStore,
         clock: Clock,
-        tick_s: float = 0.01,
+        tick_s: float = 0.02,
         ring_changes: int = 200_000,
         ring_bytes: int = 256 * 1024 * 1024,
         report: Report = lambda _name, _fields: None,
@@ -67,6 +67,7 @@ class LiveFold:
         self._ring_floor = 0
         self._head_offset: int | None = None
         self._following = False
+        self._usable = False
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._saving = asyncio.Lock()
@@ -97,8 +98,15 @@ class LiveFold:
         return ring
 
     async def check(self) -> None:
-        """Return when reads and writes can be served; raises `Unavailable` otherwise."""
-        if not self.caught_up:
+        """Return when reads can be served: once the fold has been at the head of this log.
+
+        It stays so while storage is away: what is known goes on being told, and each answer says as of which offset.
+
+        Raises:
+            Unavailable: the fold has not been at the head yet.
+        """
+        self._usable = self._usable or self.caught_up
+        if not self._usable:
             behind = "unknown" if self._head_offset is None else str(self._head_offset - self.fold.offset)
             raise Unavailable(
                 f"The fold is not at the head of the log yet (entries behind: {behind}).",
@@ -233,6 +241,7 @@ class LiveFold:
         self._report("log_rewound", {"offset": self.fold.offset, "incarnation": self.incarnation})
         async with self._saving:
             self.generation += 1
+            self._usable = False
             self.fold = Fold()
             self.incarnation = ""
             self._failed = None

@@ -105,8 +105,9 @@ class Watches:
             through = position.offset
             async for part in self._snapshot(tenant, terms.wanted, position):
                 yield part
-        async for frame in self._changes(ring, index, through, terms, generation):
-            yield frame
+        with self._live.pulse.joined():
+            async for frame in self._changes(ring, index, through, terms, generation):
+                yield frame
 
     async def _resume_point(self, incarnation: str, offset: int) -> int:
         if incarnation and incarnation != self._live.incarnation:
