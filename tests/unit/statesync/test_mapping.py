@@ -1,0 +1,44 @@
+"""Control entries go to the log and come back as they were."""
+
+from hypothesis import given
+from tests.unit.statesync.worlds import PUMP, actions
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import command_pb2, entry_pb2, event_pb2, observation_pb2, replica_pb2
+from twinmesh_statesync.domain.changes import ChangeKind
+from twinmesh_statesync.domain.commands import CommandState
+from twinmesh_statesync.domain.entries import Action, ControlEntry, CreateTwinType
+from twinmesh_statesync.domain.events import Connectivity, EventKind
+from twinmesh_statesync.domain.replica import DesiredState
+from twinmesh_statesync.rpc.mapping.control import control_from_message, control_to_message
+
+
+@given(action=actions)
+def test_a_control_entry_comes_back_as_it_was(action: Action) -> None:
+    entry = ControlEntry(request_id="r", principal="p", action=action)
+    wire = control_to_message(entry).SerializeToString()
+    assert control_from_message(entry_pb2.ControlEntry.FromString(wire)) == entry
+
+
+def test_a_twin_type_comes_back_as_it_was() -> None:
+    entry = ControlEntry(request_id="r", principal="p", action=CreateTwinType(twin_type=PUMP))
+    assert control_from_message(control_to_message(entry)) == entry
+
+
+def test_an_action_without_a_value_or_of_a_newer_release_is_without_effect() -> None:
+    empty = entry_pb2.SetDesiredEntry(twin_id="a", values={"target": observation_pb2.Value()})
+    assert control_from_message(entry_pb2.ControlEntry(set_desired=empty)).action is None
+    assert control_from_message(entry_pb2.ControlEntry(request_id="r")).action is None
+
+
+def test_our_numbers_are_the_contract_s() -> None:
+    pairs = (
+        (CommandState, command_pb2.CommandState, "COMMAND_STATE_"),
+        (EventKind, event_pb2.EventKind, "EVENT_KIND_"),
+        (Connectivity, replica_pb2.Connectivity, "CONNECTIVITY_"),
+        (DesiredState, replica_pb2.DesiredState, "DESIRED_STATE_"),
+    )
+    for ours, theirs, prefix in pairs:
+        assert {prefix + member.name: member.value for member in ours} == dict(theirs.items())
+    kinds = {f"WATCH_EVENT_KIND_{member.name}": member.value for member in ChangeKind}
+    assert kinds.items() <= dict(statesync_pb2.WatchEventKind.items()).items()
