@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from twinmesh_core.errors import InvalidArgument, invalid_field
+from twinmesh_client.local_times import OFFSET_PATTERN, to_instants
+from twinmesh_core.errors import invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import (
     ObservationBatch,
@@ -30,8 +31,6 @@ MAX_ROWS_PER_BATCH: Final = 100_000
 """Rows (values) per message: large enough to be fast, small enough to be repeated cheaply."""
 MAX_TEXT_BYTES_PER_BATCH: Final = 4 * 1024 * 1024
 """Bound of the texts in one message, far below the largest message."""
-_NAMED: Final = 3
-_OFFSET: Final = r"(?:[Zz]|[+-]\d{2}:?\d{2})\s*$"
 _LARGEST_EXACT: Final = 2.0**53
 _TRUE: Final = ("true", "yes", "on", "1", "1.0")
 _FALSE: Final = ("false", "no", "off", "0", "0.0")
@@ -137,7 +136,7 @@ def _parsed(index: pd.Index[Any]) -> pd.DatetimeIndex:
 def _with_offsets(texts: pd.Series[Any]) -> pd.Series[Any]:
     import pandas as pd
 
-    with_offset = texts.astype(str).str.contains(_OFFSET, regex=True).to_numpy()
+    with_offset = texts.astype(str).str.contains(OFFSET_PATTERN, regex=True).to_numpy()
     if not with_offset.all():
         row = int(np.flatnonzero(~with_offset)[0])
         raise invalid_field(
@@ -151,33 +150,7 @@ def _localised(stamps: pd.DatetimeIndex, time_zone: str | None) -> pd.DatetimeIn
         raise invalid_field(
             "time_zone", "the times have no zone; say which one they are in, e.g. time_zone='Europe/Berlin' or 'UTC'"
         )
-    try:
-        return stamps.tz_localize(time_zone, ambiguous="infer", nonexistent="raise")
-    except (ValueError, KeyError) as error:
-        doubtful = _doubtful_times(stamps, time_zone)
-        if doubtful is None:
-            raise invalid_field(
-                "time_zone", f"{time_zone!r} is no IANA time zone; write e.g. 'Europe/Berlin'"
-            ) from error
-        ambiguous, missing = doubtful
-        parts = [
-            f"{kind}: {', '.join(str(t) for t in times[:_NAMED])}{' ...' if len(times) > _NAMED else ''} ({len(times)})"
-            for kind, times in (("occur twice", ambiguous), ("do not exist", missing))
-            if len(times)
-        ]
-        raise InvalidArgument(
-            f"Clocks change in {time_zone}: these local times {'; '.join(parts)}. "
-            "Give times with an offset, convert them to UTC, or use time_zone='UTC' if they were recorded in UTC."
-        ) from error
-
-
-def _doubtful_times(stamps: pd.DatetimeIndex, zone: str) -> tuple[pd.DatetimeIndex, pd.DatetimeIndex] | None:
-    try:
-        ambiguous = stamps.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
-        missing = stamps.tz_localize(zone, ambiguous=np.zeros(len(stamps), np.bool_), nonexistent="NaT").isna()
-    except (ValueError, KeyError):
-        return None
-    return stamps[ambiguous], stamps[missing]
+    return to_instants(stamps, time_zone)
 
 
 def _with_time_index(table: pd.DataFrame) -> pd.DataFrame:

@@ -639,10 +639,27 @@ class Mesh:
 
         return self._source.endpoints
 
+    @property
+    def version(self) -> str:
+        """Version of the service that was dialled."""
+
+        return self._source.version
+
+    @property
+    def mode(self) -> str:
+        """How callers are identified: ``open`` or ``secured``."""
+
+        return self._source.mode
+
     def head(self) -> int:
         """Return the newest durable offset of the log."""
 
         return self._portal.run(self._source.head())
+
+    def position(self) -> Position:
+        """Return the newest durable position of the log: a watch may resume after it, or after an earlier offset."""
+
+        return self._portal.run(self._source.position())
 
     def quarantine(self, *, twin_id: str = "", reason: str = "", limit: int = 100) -> Quarantine:
         """Return quarantined rows, newest first.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import grpc.aio
@@ -21,16 +22,29 @@ SERVICES: Final = ("ingestion", "storage", "statesync", "training", "inference")
 DISCOVERY_TIMEOUT_S: Final = 10.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovery:
+    """A mesh as one of its services tells it: targets by service token, that service's version, the mesh's mode."""
+
+    endpoints: Mapping[str, str]
+    version: str
+    mode: str
+
+
 class Connection:
     """Channels and stubs of one mesh; made by `open_connection`.
 
     Attributes:
         endpoints: target of each service by token.
         timeout_s: deadline of each call that is not told otherwise.
+        version: of the service that was dialled.
+        mode: how callers are identified, ``open`` or ``secured``.
     """
 
-    def __init__(self, endpoints: dict[str, str], channels: dict[str, grpc.aio.Channel], timeout_s: float) -> None:
-        self.endpoints = endpoints
+    def __init__(self, found: Discovery, channels: dict[str, grpc.aio.Channel], timeout_s: float) -> None:
+        self.endpoints = dict(found.endpoints)
+        self.version = found.version
+        self.mode = found.mode
         self.channels = channels
         self.timeout_s = timeout_s
         self.storage = storage_pb2_grpc.StorageServiceStub(channels["storage"])
@@ -51,13 +65,13 @@ async def open_connection(target: str, *, timeout_s: float) -> AsyncIterator[Con
         Unavailable: nothing answers there; the message says how to start a mesh.
     """
     async with AsyncExitStack() as stack:
-        endpoints = await discover(target)
-        channels = {service: await stack.enter_async_context(open_channel(endpoints[service])) for service in SERVICES}
-        yield Connection(endpoints, channels, timeout_s)
+        found = await discover(target)
+        channels = {s: await stack.enter_async_context(open_channel(found.endpoints[s])) for s in SERVICES}
+        yield Connection(found, channels, timeout_s)
 
 
-async def discover(target: str) -> dict[str, str]:
-    """Return the endpoints of the mesh that `target` belongs to, by service token; raises `Unavailable`."""
+async def discover(target: str) -> Discovery:
+    """Return the mesh that `target` belongs to; raises `Unavailable`."""
     async with open_channel(target) as channel:
         stub = mesh_pb2_grpc.MeshServiceStub(channel)
         try:
@@ -75,7 +89,7 @@ async def discover(target: str) -> dict[str, str]:
             f"The mesh at {target} does not say where its {', '.join(missing)} service is; "
             "set TWINMESH_MESH_* on its services."
         )
-    return endpoints
+    return Discovery(endpoints=endpoints, version=answer.version, mode=answer.mode)
 
 
 def new_request_id() -> str:

@@ -16,6 +16,7 @@ from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, PATIENCE_S
+from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
 from twinmesh_client.values import enum_name
@@ -41,12 +42,26 @@ class Mesh:
         """Target of each service by token."""
         return dict(self._connection.endpoints)
 
+    @property
+    def version(self) -> str:
+        """Version of the service that was dialled."""
+        return self._connection.version
+
+    @property
+    def mode(self) -> str:
+        """How callers are identified: ``open`` or ``secured``."""
+        return self._connection.mode
+
     async def head(self) -> int:
         """Return the newest durable offset of the log."""
+        return (await self.position()).offset
+
+    async def position(self) -> Position:
+        """Return the newest durable position of the log: a watch may resume after it, or after an earlier offset."""
         answer = await call(
             self._connection.storage.GetHead, storage_pb2.GetHeadRequest(), timeout_s=self._connection.timeout_s
         )
-        return answer.position.offset
+        return position(answer.position)
 
     async def quarantine(self, *, twin_id: str = "", reason: str = "", limit: int = 100) -> Quarantine:
         """Return quarantined rows, newest first.

@@ -1,0 +1,156 @@
+"""History: `latest` and `range`."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinmesh_cli.errors import UsageError
+from twinmesh_cli.output import Output, plain, show_number, show_time
+from twinmesh_cli.session import on_mesh
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from twinmesh_client.aio.mesh import Mesh
+    from twinmesh_client.readings import Reading
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the commands."""
+    latest = commands.add_parser("latest", parents=[common], help="the newest value of each channel")
+    latest.add_argument("twin")
+    latest.add_argument("channels", nargs="*", metavar="CHANNEL")
+    latest.set_defaults(run=on_mesh(_latest))
+    history = commands.add_parser("range", parents=[common], help="history: rows, or aggregates with --every")
+    history.add_argument("twin")
+    history.add_argument("channels", nargs="*", metavar="CHANNEL")
+    history.add_argument("--last", metavar="SPAN", help="up to the newest value, e.g. 6h (default: 1h)")
+    history.add_argument("--start", metavar="TIME", help="from here on, e.g. 2026-11-23T00:00:00Z")
+    history.add_argument("--end", metavar="TIME", help="up to here, not included")
+    history.add_argument("--every", metavar="SPAN", help="aggregate, e.g. 5min")
+    history.add_argument("--agg", default="mean", help="mean (default), min, max, ...; several joined by commas")
+    history.add_argument("--tz", default="", metavar="ZONE", help="zone in which days begin, with --every 1d")
+    history.add_argument(
+        "--quality", default="bad", choices=("good", "uncertain", "bad"), help="the worst that is shown"
+    )
+    history.add_argument(
+        "--limit", type=int, default=40, metavar="ROWS", help="rows of the table (default: 40; 0 = all)"
+    )
+    history.add_argument("--csv", metavar="FILE", help="write a CSV file instead; - = standard output")
+    history.set_defaults(run=on_mesh(_range))
+
+
+async def _latest(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    reading = await mesh.twins[arguments.twin].latest(*arguments.channels)
+    if not reading.series:
+        # An unknown twin is told apart from one that has not spoken yet.
+        await mesh.twins[arguments.twin].type()
+    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    rows = [
+        (
+            s.channel,
+            show_number(s.values[-1].item() if hasattr(s.values[-1], "item") else s.values[-1]),
+            s.unit,
+            _quality(int(s.quality[-1])),
+            show_time(_moment(int(s.time_unix_us[-1]))),
+            _age((now_us - int(s.time_unix_us[-1])) / 1e6),
+        )
+        for s in reading.series
+        if len(s)
+    ]
+    out.table(
+        ("channel", "value", "unit", "quality", "event time", "age"),
+        rows,
+        empty=f"no value yet; write one: twinmesh write {arguments.twin} CHANNEL=VALUE",
+    )
+    out.document({"twin_id": arguments.twin, "channels": _points(reading), "as_of": reading.as_of})
+    return 0
+
+
+def _points(reading: Reading) -> dict[str, Any]:
+    return {
+        s.channel: {
+            "value": plain(s.values[-1]),
+            "unit": s.unit,
+            "quality": _quality(int(s.quality[-1])),
+            "event_time": plain(_moment(int(s.time_unix_us[-1]))),
+        }
+        for s in reading.series
+        if len(s)
+    }
+
+
+async def _range(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    if arguments.last and (arguments.start or arguments.end):
+        raise UsageError("--last excludes --start and --end", remedy=f"twinmesh range {arguments.twin} --last 6h")
+    last = arguments.last or (None if arguments.start or arguments.end else "1h")
+    answer = await mesh.twins[arguments.twin].read(
+        *arguments.channels,
+        last=last,
+        start=arguments.start,
+        end=arguments.end,
+        every=arguments.every,
+        agg=[a.strip() for a in arguments.agg.split(",")],
+        min_quality=arguments.quality,
+        time_zone=arguments.tz,
+    )
+    frame = answer.to_pandas()
+    if arguments.csv:
+        _write_csv(frame, arguments.csv, out)
+        return 0
+    _print_frame(frame, arguments.limit, out)
+    times = [plain(t.to_pydatetime()) for t in frame.index]
+    columns = {str(c): [plain(v) for v in frame[c].tolist()] for c in frame.columns}
+    out.document({"twin_id": arguments.twin, "time": times, "columns": columns, "as_of": answer.as_of})
+    return 0
+
+
+def _write_csv(frame: pd.DataFrame, path: str, out: Output) -> None:
+    import sys
+
+    if path == "-":
+        frame.to_csv(sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+        return
+    frame.to_csv(Path(path), date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+    out.line(f"{len(frame):,} rows in {path}")
+    out.document({"rows": len(frame), "file": path})
+
+
+def _print_frame(frame: pd.DataFrame, limit: int, out: Output) -> None:
+    shown = frame if limit <= 0 or len(frame) <= limit else frame.iloc[-limit:]
+    rows = [
+        (show_time(time.to_pydatetime()), *(show_number(_none_if_missing(v)) for v in row))
+        for time, row in zip(shown.index, shown.itertuples(index=False, name=None), strict=True)
+    ]
+    out.table(("time", *map(str, shown.columns)), rows, empty="no value in this range")
+    if len(shown) < len(frame):
+        out.line(f"the last {len(shown):,} of {len(frame):,} rows; all of them: --limit 0, or --csv FILE")
+
+
+def _none_if_missing(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
+
+
+def _moment(time_unix_us: int) -> datetime:
+    from twinmesh_core.time import to_datetime
+
+    return to_datetime(time_unix_us)
+
+
+def _quality(number: int) -> str:
+    from twinmesh_core.quality import Quality
+
+    return Quality(number).name
+
+
+def _age(seconds: float) -> str:
+    if seconds < 0:
+        return "in the future"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
