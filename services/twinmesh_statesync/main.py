@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,7 +18,7 @@ from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock, SystemClock
 from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_runtime.service import Service
-from twinmesh_runtime.telemetry import log
+from twinmesh_runtime.telemetry import counter, gauge, log
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
 from twinmesh_statesync.domain.live import LiveFold
@@ -39,6 +40,8 @@ _NAMES = (
     "twinmesh.statesync.v1.CommandService",
     "twinmesh.statesync.v1.EventService",
 )
+
+_LAST_SAVE_S = 3.0
 
 
 async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service:
@@ -86,13 +89,16 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
         await live.keep_checkpoints(settings.checkpoint_interval_s)
 
     async def drain() -> None:
-        await watches.drain()
+        # Saved first, and never after: watchers resume from positions behind which the next process must have changes.
         try:
-            await live.save()
-        except TwinmeshError as error:
-            # Nothing is lost: the next start folds again from the last checkpoint.
-            log("checkpoint_failed", level="warning", reason=str(error.reason))
+            async with asyncio.timeout(_LAST_SAVE_S):
+                await live.save(last=True)
+        except (TwinmeshError, TimeoutError) as error:
+            # Nothing is lost: the next start folds again from the checkpoint before.
+            log("checkpoint_failed", level="warning", reason=str(getattr(error, "reason", "DEADLINE")))
+        await watches.drain()
 
+    _measure(live)
     return Service(
         register=register,
         service_names=_NAMES,
@@ -100,6 +106,14 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
         background=(live.run, timekeeper.run, watches.beat, keep_checkpoints),
         drain=drain,
     )
+
+
+def _measure(live: LiveFold) -> None:
+    changes = counter("statesync", "changes", "Changes of replicas that were folded and told.")
+    live.on_changes(lambda told: changes.inc(len(told)))
+    gauge("statesync", "offset", "Log offset that the replicas reflect.").set_function(lambda: live.fold.offset)
+    gauge("statesync", "entries_behind", "Entries of the log not folded yet.").set_function(lambda: live.entries_behind)
+    gauge("statesync", "watchers", "Watches being served.").set_function(lambda: live.pulse.crowd)
 
 
 def _report(event: str, fields: dict[str, Any]) -> None:

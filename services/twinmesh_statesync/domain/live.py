@@ -68,6 +68,7 @@ class LiveFold:
         self._head_offset: int | None = None
         self._following = False
         self._usable = False
+        self._ended = False
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._saving = asyncio.Lock()
@@ -83,6 +84,11 @@ class LiveFold:
     def caught_up(self) -> bool:
         """Whether the log is being followed and the fold is (nearly) at its head."""
         return self._following and self._head_offset is not None and self._head_offset - self.fold.offset <= _CAUGHT_UP
+
+    @property
+    def entries_behind(self) -> int:
+        """Entries between the fold and the head of the log, as last heard."""
+        return max(0, (self._head_offset or 0) - self.fold.offset)
 
     def on_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
         """Have `listener` called with the changes of each entry, in order, right after it is folded."""
@@ -168,11 +174,16 @@ class LiveFold:
             except TwinmeshError as error:
                 self._report("checkpoint_failed", {"reason": str(error.reason)})
 
-    async def save(self) -> None:
-        """Save a checkpoint now; raises `Unavailable` and keeps what was not saved for the next time."""
+    async def save(self, *, last: bool = False) -> None:
+        """Save a checkpoint now; raises `Unavailable` and keeps what was not saved for the next time.
+
+        Args:
+            last: no other save shall follow in this process, which is about to end.
+        """
         async with self._saving:
-            if not self.incarnation:
+            if not self.incarnation or self._ended:
                 return
+            self._ended = last
             position = self.position
             captured = capture(self.fold, self.fold.take_unsaved())
             if self._failed is not None:

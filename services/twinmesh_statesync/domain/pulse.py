@@ -19,11 +19,14 @@ class Pulse:
 
     Args:
         tick_s: longest tick.
+
+    Attributes:
+        crowd: watchers now.
     """
 
     def __init__(self, tick_s: float) -> None:
         self._longest_s = tick_s
-        self._crowd = 0
+        self.crowd = 0
         self._event = asyncio.Event()
         self._last_s = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -31,16 +34,16 @@ class Pulse:
     @property
     def tick_s(self) -> float:
         """Least time between two wake-ups, for the crowd as it is."""
-        return min(self._longest_s, max(_SHORTEST_S, self._crowd * _PER_WATCHER_S))
+        return min(self._longest_s, max(_SHORTEST_S, self.crowd * _PER_WATCHER_S))
 
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Count one more watcher for as long as the block lasts."""
-        self._crowd += 1
+        self.crowd += 1
         try:
             yield
         finally:
-            self._crowd -= 1
+            self.crowd -= 1
 
     def touch(self) -> None:
         """Note that something is new; must be called on the event loop."""

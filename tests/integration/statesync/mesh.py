@@ -122,7 +122,7 @@ class StateSync:
 @asynccontextmanager
 async def storage(database_url: str, port: int = 0) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
-        settings = StorageSettings(database_url=database_url, redis_url="")
+        settings = StorageSettings(database_url=database_url, redis_url="", port=0)
         service = await compose_storage(settings, stack)
         yield await stack.enter_async_context(serve(service, token="storage", settings=settings))
 
@@ -130,7 +130,7 @@ async def storage(database_url: str, port: int = 0) -> AsyncIterator[str]:
 @asynccontextmanager
 async def statesync(database_url: str, storage_target: str, **settings: Any) -> AsyncIterator[StateSync]:
     async with AsyncExitStack() as stack:
-        chosen = StatesyncSettings(database_url=database_url, mesh_storage=storage_target, **settings)
+        chosen = StatesyncSettings(database_url=database_url, mesh_storage=storage_target, port=0, **settings)
         service = await compose_statesync(chosen, stack)
         server, target = await stack.enter_async_context(serve_server(service, token="statesync", settings=chosen))
         channel: grpc.aio.Channel = await stack.enter_async_context(open_channel(target))
