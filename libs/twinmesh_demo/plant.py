@@ -218,9 +218,10 @@ def morning_site(moment: datetime, hour: float = 6.0) -> str:
     return min(SITES, key=distance)
 
 
-def floor_minute(moment: datetime) -> datetime:
-    """Return the moment's minute, UTC."""
-    return moment.astimezone(UTC).replace(second=0, microsecond=0)
+def floor_quarter(moment: datetime) -> datetime:
+    """Return the quarter of an hour that holds the moment, UTC: where windows of that step end."""
+    whole = moment.astimezone(UTC).replace(second=0, microsecond=0)
+    return whole - timedelta(minutes=whole.minute % 15)
 
 
 def _utc_offset_h(moment: datetime, zone: ZoneInfo) -> float:

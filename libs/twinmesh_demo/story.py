@@ -19,7 +19,7 @@ from twinmesh_client.runs import TrainingRun
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_demo import learn, load_history, play
 from twinmesh_demo.host import stream_host
-from twinmesh_demo.plant import MINUTE, World, build_world, floor_minute, morning_site
+from twinmesh_demo.plant import MINUTE, World, build_world, floor_quarter, morning_site
 from twinmesh_demo.plant_process import write_play
 from twinmesh_demo.progress import Story, local, size, table_line
 from twinmesh_demo.recorded import CHANNELS, Dirt, Recording, play_past, soil
@@ -64,8 +64,7 @@ async def tell(mesh: Mesh, *, target: str, kill: Callable[[str, int], None], wor
         work_dir: where the plant's state file goes.
         story: where the lines go.
     """
-    now = floor_minute(datetime.now(UTC))
-    start = now - timedelta(minutes=play.PLAY_MINUTES)
+    start = floor_quarter(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
     zone = morning_site(start)
     host = await create_host(mesh, time_zone="UTC")
     host_counts: dict[str, int] = {}

@@ -14,7 +14,7 @@ from twinmesh_client.readings import Reading
 from twinmesh_client.replicas import Command
 from twinmesh_core.time import from_datetime
 from twinmesh_demo import learn, load_history, play
-from twinmesh_demo.plant import MINUTE, World, build_world, floor_minute
+from twinmesh_demo.plant import MINUTE, World, build_world, floor_quarter
 from twinmesh_demo.progress import Story
 from twinmesh_demo.recorded import CHANNELS, SKEWED_ROWS, Recording, play_past, soil, to_batch
 from twinmesh_demo.twins import create_fleet
@@ -27,7 +27,7 @@ SEED = 5
 
 @pytest.mark.timeout(300)
 async def test_the_loop_closes(local_mesh: LocalMesh) -> None:
-    start = floor_minute(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
+    start = floor_quarter(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
     recordings, world = _past(start)
     async with connect_async(local_mesh.endpoints["statesync"]) as mesh:
         twins = await create_fleet(mesh, time_zone=ZONE)
