@@ -48,13 +48,15 @@ class Traces:
 
 
 def shared_memory() -> set[str]:
-    """Files of shared memory that are ours by name."""
-    return {p.name for p in Path("/dev/shm").glob("twinmesh-*")}  # noqa: S108 - looked at only
+    """Triton's files of shared memory, unless another mesh of this machine uses them now."""
+    names = {p.name for p in Path("/dev/shm").glob("twinmesh-*")}  # noqa: S108 - looked at only
+    return {n for n in names if not Path(f"/proc/{n.split('-')[1]}").exists() or n.split("-")[1] == str(os.getpid())}
 
 
 def segments() -> set[str]:
-    """System V segments."""
-    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+    """System V segments that nothing is attached to: what a killed PostgreSQL would leave."""
+    lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+    return {columns[1] for columns in lines if columns[6] == "0"}
 
 
 def listens(port: int) -> bool:

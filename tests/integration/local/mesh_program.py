@@ -1,6 +1,6 @@
-"""A program that runs a local mesh of fake services: says ``ready`` and the facts, then waits to be ended.
+"""A program that runs a local mesh: prints its facts when it is ready, then waits to be ended.
 
-``python mesh_program.py DATA_DIR triton|no-triton``
+``python mesh_program.py DATA_DIR real|fake|fake-with-triton``
 """
 
 import asyncio
@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 from twinmesh_local import LocalMesh
+from twinmesh_local.services import python_module
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
 
 async def main() -> None:
+    kind = sys.argv[2]
     async with LocalMesh(
         data_dir=Path(sys.argv[1]),
-        with_triton=sys.argv[2] == "triton",
-        command=lambda token: (sys.executable, FAKE, token),
+        with_triton=kind != "fake",
+        command=python_module if kind == "real" else lambda token: (sys.executable, FAKE, token),
     ) as mesh:
         facts = {
             "guardian": mesh._guardian.pid if mesh._guardian else 0,
