@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)
+
 ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("libs", "services")
 
@@ -20,7 +22,7 @@ def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=55,
+        timeout=150,
     )
     (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
