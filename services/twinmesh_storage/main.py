@@ -26,6 +26,7 @@ from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.history import History
+from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LatestCache
@@ -66,7 +67,9 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         hot_rows=settings.hot_rows,
         clock=clock,
     )
-    catch_up = CatchUp(log=store, series=series_store, catalogue=catalogue, view=view, decode=decode_batch)
+    landing = Landing(decode_batch)
+    # One of its own: it runs in a thread at start.
+    catch_up = CatchUp(log=store, series=series_store, catalogue=catalogue, view=view, landing=Landing(decode_batch))
     await catch_up.to_head()
     sequencer = Sequencer(
         store=store,
@@ -99,7 +102,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         report=_report,
         folded=folded,
     )
-    directory = Directory(store=series_store, catalogue=catalogue, decode=decode_batch)
+    directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
     history = History(blocks=blocks, view=view)
     log_servicer = LogServicer(
         log=store,

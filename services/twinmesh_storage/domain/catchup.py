@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 
 from twinmesh_storage.domain.entries import EntryKind, LogEntry
+from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import DecodeBatch, LogStore, SeriesStore
-from twinmesh_storage.domain.rows import segments_of
+from twinmesh_storage.domain.ports import LogStore, SeriesStore
 from twinmesh_storage.domain.series import Catalogue
 
 _READ_BYTES: Final = 16 << 20
@@ -26,13 +26,13 @@ class CatchUp:
     """
 
     def __init__(
-        self, *, log: LogStore, series: SeriesStore, catalogue: Catalogue, view: LogView, decode: DecodeBatch
+        self, *, log: LogStore, series: SeriesStore, catalogue: Catalogue, view: LogView, landing: Landing
     ) -> None:
         self._log = log
         self._series = series
         self._catalogue = catalogue
         self._view = view
-        self._decode = decode
+        self._landing = landing
 
     async def to_head(self) -> int:
         """Apply every entry that is durable now; returns the head."""
@@ -53,7 +53,7 @@ class CatchUp:
 
     def _decode_all(self, entries: Sequence[LogEntry]) -> list[LogEntry]:
         return [
-            replace(entry, segments=segments_of(self._decode(entry.body)))
+            replace(entry, segments=self._landing.segments(entry.body))
             if entry.kind is EntryKind.OBSERVATIONS
             else entry
             for entry in entries

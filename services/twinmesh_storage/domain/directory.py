@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from twinmesh_core.errors import InvalidArgument, NotFound, Reason, invalid_field
-from twinmesh_core.kinds import ChannelKind
-from twinmesh_core.observations import ObservationBatch, SeriesKey
-from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
-from twinmesh_storage.domain.ports import DecodeBatch, SeriesStore
+from twinmesh_core.errors import NotFound, Reason, invalid_field
+from twinmesh_core.observations import SeriesKey
+from twinmesh_storage.domain.landing import Dictionary, Landing, check_rows
+from twinmesh_storage.domain.ports import SeriesStore
 from twinmesh_storage.domain.rows import Segment, segments_of
 from twinmesh_storage.domain.series import Catalogue, Series, SeriesRequest, check_same
-
-_KINDS_OF: dict[str, tuple[ChannelKind, ...]] = {
-    "doubles": (ChannelKind.GAUGE, ChannelKind.COUNTER),
-    "int64s": (ChannelKind.STATE,),
-    "bools": (ChannelKind.BOOL,),
-    "texts": (ChannelKind.TEXT,),
-    "jsons": (ChannelKind.JSON,),
-}
 
 Name = tuple[str, str]
 """(twin id, channel)"""
@@ -30,10 +18,10 @@ Name = tuple[str, str]
 class Directory:
     """Finds and creates series, and reads landed batches by them."""
 
-    def __init__(self, *, store: SeriesStore, catalogue: Catalogue, decode: DecodeBatch) -> None:
+    def __init__(self, *, store: SeriesStore, catalogue: Catalogue, landing: Landing) -> None:
         self._store = store
         self._catalogue = catalogue
-        self._decode = decode
+        self._landing = landing
 
     async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
         """Return the series asked for, creating those that are new.
@@ -94,11 +82,17 @@ class Directory:
         Raises:
             InvalidArgument: the bytes are no batch, or a series id, kind, quality or event time is not acceptable.
         """
-        batch = self._decode(body)
-        batch.check_handles()
-        await self._check_series(tenant, batch.series)
-        _check_rows(batch)
-        return segments_of(batch)
+        dictionary, batch = self._landing.read(body)
+        if not self._landing.is_known(dictionary) or not self._is_of(tenant, dictionary):
+            await self._check_series(tenant, dictionary.keys)
+            self._landing.remember(dictionary)
+        check_rows(batch, dictionary)
+        return segments_of(batch, dictionary.ids)
+
+    def _is_of(self, tenant: str, dictionary: Dictionary) -> bool:
+        """Whether a dictionary that was checked once was so for this tenant: its series are all of one."""
+        first = self._catalogue.by_id(dictionary.keys[0].series_id) if dictionary.keys else None
+        return first is not None and first.tenant == tenant
 
     async def _check_series(self, tenant: str, keys: Sequence[SeriesKey]) -> None:
         unknown = [key.series_id for key in keys if self._catalogue.by_id(key.series_id) is None]
@@ -116,21 +110,3 @@ class Directory:
                     f"observations.series[{index}]",
                     f"series {key.series_id} is {series.twin_id}/{series.channel} of kind {series.kind.name}",
                 )
-
-
-def _check_rows(batch: ObservationBatch) -> None:
-    kinds = np.array([int(key.kind) for key in batch.series], np.uint8)
-    for name, section in batch.sections():
-        if not len(section):
-            continue
-        allowed = _KINDS_OF[name]
-        used: npt.NDArray[np.uint8] = kinds[section.series]
-        if not np.isin(used, [int(kind) for kind in allowed]).all():
-            raise invalid_field(
-                f"observations.{name}.series",
-                f"holds rows of a series that is not {' or '.join(k.name for k in allowed)}",
-            )
-        if int(section.quality.max()) > 3:
-            raise invalid_field(f"observations.{name}.quality", "holds a number beyond 3; 1 GOOD, 2 UNCERTAIN, 3 BAD")
-        if int(section.time_unix_us.min()) < MIN_TIME_UNIX_US or int(section.time_unix_us.max()) > MAX_TIME_UNIX_US:
-            raise InvalidArgument(f"observations.{name}.time_unix_us: must lie within the years 1 to 9999")

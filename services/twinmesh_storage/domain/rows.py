@@ -178,30 +178,26 @@ def as_float64(bits: Int64s, kind: ChannelKind) -> npt.NDArray[np.float64]:
     return bits.view(np.float64) if kind in _DOUBLE_KINDS else bits.astype(np.float64)
 
 
-def segments_of(batch: ObservationBatch) -> tuple[Segment, ...]:
-    """Return the rows of a landed batch (series ids filled in), one segment per filled section.
+def segments_of(batch: ObservationBatch, ids: Int64s) -> tuple[Segment, ...]:
+    """Return the rows of a landed batch, one segment per filled section.
 
     A quality that is not stated reads as GOOD.
 
-    Raises:
-        InvalidArgument: a handle is not in the dictionary.
+    Args:
+        batch: its handles have been checked.
+        ids: int64 [k], the series id of each handle.
     """
-    batch.check_handles()
-    ids = np.fromiter((key.series_id for key in batch.series), np.int64, len(batch.series))
-    segments = []
-    for _, section in batch.sections():
-        if not len(section):
-            continue
-        segments.append(
-            Segment(
-                lane=Lane.TEXT if isinstance(section, TextSection) else Lane.NUMERIC,
-                series=ids[section.series],
-                ts=section.time_unix_us,
-                value=_section_values(section),
-                quality=np.maximum(section.quality, 1),
-            )
+    return tuple(
+        Segment(
+            lane=Lane.TEXT if isinstance(section, TextSection) else Lane.NUMERIC,
+            series=ids[section.series],
+            ts=section.time_unix_us,
+            value=_section_values(section),
+            quality=np.maximum(section.quality, 1),
         )
-    return tuple(segments)
+        for _, section in batch.sections()
+        if len(section)
+    )
 
 
 def _section_values(section: Section | TextSection) -> Values:

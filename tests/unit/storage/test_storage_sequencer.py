@@ -18,6 +18,7 @@ from twinmesh_core.time import SystemClock
 from twinmesh_storage.domain.admission import Accept, Answer, ProducerState, Refuse, Repeat, admit
 from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, ProducerStamp
+from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
@@ -46,7 +47,11 @@ class Rig:
         )
         series = FakeSeries(database)
         catch_up = CatchUp(
-            log=self.log, series=series, catalogue=Catalogue(), view=self.view, decode=lambda _: ObservationBatch()
+            log=self.log,
+            series=series,
+            catalogue=Catalogue(),
+            view=self.view,
+            landing=Landing(lambda _: ObservationBatch()),
         )
         self.events: list[str] = []
         self.sequencer = Sequencer(
