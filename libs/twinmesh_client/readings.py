@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,18 @@ class SeriesData:
         import pandas as pd
 
         return pd.Series(self.values, index=time_index(self.time_unix_us), name=self.channel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesSummary:
+    """What history holds of one channel: distinct event times, the oldest and the newest (None = nothing yet)."""
+
+    twin_id: str
+    channel: str
+    unit: str
+    point_count: int
+    first_time: datetime | None
+    last_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

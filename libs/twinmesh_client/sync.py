@@ -23,7 +23,7 @@ from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import PATIENCE_S
 from twinmesh_client.portal import Portal
-from twinmesh_client.readings import Buckets, Reading
+from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.replicas import (
     Command,
     DesiredWrite,
@@ -148,6 +148,11 @@ class Twin:
         """Return the newest observation of each channel (none named = all); channels never heard from are absent."""
 
         return self._portal.run(self._source.latest(*channels, min_offset=min_offset))
+
+    def series(self) -> list[SeriesSummary]:
+        """Return what history holds of each channel: how many observations, from when to when."""
+
+        return self._portal.run(self._source.series())
 
     def forecast(
         self,

@@ -117,7 +117,7 @@ async def _plan(mesh: Mesh, arguments: Namespace) -> dict[str, Any]:
             f"say which channel to predict: {', '.join(numeric)}",
             remedy=f"twinmesh train --twin {arguments.twin[0]} --channel {numeric[0] if numeric else 'CHANNEL'}",
         )
-    heard = {s.channel for s in (await twin.latest()).series}
+    heard = {s.channel for s in await twin.series() if s.point_count}
     controls = tuple(arguments.control)
     inputs = tuple(arguments.input or (c for c in numeric if c != target and c in heard and c not in controls))
     step_us = span_us(arguments.step, "--step") if arguments.step else 0
@@ -151,17 +151,19 @@ async def _plan(mesh: Mesh, arguments: Namespace) -> dict[str, Any]:
 
 
 async def _sizes(twin: Twin, target: str) -> ModelSizes:
+    import numpy as np
+
     from twinmesh_client.planning import suggest_sizes, usual_interval
     from twinmesh_client.readings import Reading
 
-    newest = await twin.read(target, last="2d")
-    days = (await twin.read(target, every="1d", agg="count")).to_pandas().index
-    if not isinstance(newest, Reading) or not newest.series or not len(days):
+    summary = next((s for s in await twin.series() if s.channel == target and s.point_count), None)
+    if summary is None or summary.first_time is None or summary.last_time is None:
         raise CommandFailedError(
             f"{twin.twin_id} has no history of {target}", remedy=f"twinmesh write {twin.twin_id} --csv FILE --backfill"
         )
-    interval = usual_interval(newest.series[0].time_unix_us)
-    return suggest_sizes(interval, max((days[-1] - days[0]).to_pytimedelta(), interval * len(newest.series[0])))
+    newest = await twin.read(target, last="2d")
+    times = newest.series[0].time_unix_us if isinstance(newest, Reading) and newest.series else np.empty(0, np.int64)
+    return suggest_sizes(usual_interval(times), summary.last_time - summary.first_time)
 
 
 def _only(names: list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""`smoke`: a short real loop against any mesh, cleaned up afterwards."""
+"""`smoke`: a short real loop against any mesh; its twin is deleted, one row in quarantine and one type stay."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Check:
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the command."""
     smoke = commands.add_parser(
-        "smoke", parents=[common], help="a short real loop against a mesh; leaves nothing behind"
+        "smoke", parents=[common], help="a short real loop against a mesh; deletes its twin afterwards"
     )
     smoke.set_defaults(run=on_mesh(_smoke))
 

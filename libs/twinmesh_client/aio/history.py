@@ -12,8 +12,8 @@ from twinmesh.type.v1 import observation_pb2
 from twinmesh_client.aio.connection import Connection
 from twinmesh_client.durations import Span, proto_moment, proto_span, span_us
 from twinmesh_client.history import Window
-from twinmesh_client.readings import Buckets, Reading, split_series
-from twinmesh_client.replicas import Position, position
+from twinmesh_client.readings import Buckets, Reading, SeriesSummary, split_series
+from twinmesh_client.replicas import Position, moment, position
 from twinmesh_client.transport import call, stream
 from twinmesh_core.errors import DataLoss, invalid_field
 from twinmesh_core.observations import ObservationBatch
@@ -103,6 +103,29 @@ async def read_buckets(
         values=cube.transpose(1, 0, 2).reshape(len(buckets), -1),
         as_of=position(answer.as_of),
     )
+
+
+async def list_series(connection: Connection, twin_id: str) -> list[SeriesSummary]:
+    """Return what history holds of a twin, by channel."""
+    found: list[SeriesSummary] = []
+    token = ""
+    while True:
+        request = storage_pb2.ListSeriesRequest(twin_id=twin_id, page_token=token)
+        answer = await call(connection.storage.ListSeries, request, timeout_s=connection.timeout_s)
+        found.extend(
+            SeriesSummary(
+                twin_id=s.key.twin_id,
+                channel=s.key.channel,
+                unit=s.key.unit,
+                point_count=s.point_count,
+                first_time=moment(s.first_time) if s.HasField("first_time") else None,
+                last_time=moment(s.last_time) if s.HasField("last_time") else None,
+            )
+            for s in answer.series
+        )
+        token = answer.next_page_token
+        if not token:
+            return found
 
 
 def columns(message: observation_pb2.ObservationBatch) -> ObservationBatch:

@@ -13,12 +13,12 @@ from twinmesh_client import history
 from twinmesh_client.acks import WriteAck, total
 from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
-from twinmesh_client.aio.history import read_buckets, read_latest, read_rows
+from twinmesh_client.aio.history import list_series, read_buckets, read_latest, read_rows
 from twinmesh_client.aio.write import write_batch
 from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
 from twinmesh_client.forecasts import Decision, Forecast, decision
 from twinmesh_client.frames import frame_batches
-from twinmesh_client.readings import Buckets, Reading
+from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.registry_mapping import twin_type_from_message
 from twinmesh_client.replicas import (
     Command,
@@ -173,6 +173,10 @@ class Twin:
     async def latest(self, *channels: str, min_offset: int = 0) -> Reading:
         """Return the newest observation of each channel (none named = all); channels never heard from are absent."""
         return await read_latest(self._connection, self.twin_id, channels, min_offset=min_offset)
+
+    async def series(self) -> list[SeriesSummary]:
+        """Return what history holds of each channel: how many observations, from when to when."""
+        return await list_series(self._connection, self.twin_id)
 
     async def forecast(
         self,
