@@ -15,7 +15,9 @@ from twinmesh_demo.progress import Bar
 from twinmesh_demo.recorded import Recording, batches, skewed_batch
 
 CRASH_AT = 0.61
-"""Share of the history that is acknowledged when storage is killed."""
+"""Share of the history that is sent when storage is killed."""
+LEFTOVERS_S = 0.1
+"""Acknowledgements that were on their way when storage was killed arrive within this time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +28,7 @@ class Ledger:
         sent: points handed to the writers.
         acks: the sum of all acknowledgements.
         seconds: from the first point sent to the last one acknowledged, the crash included.
-        crash_share: share acknowledged at the kill.
+        crash_share: share sent at the kill.
         crash_recovery_s: from the kill to the next acknowledgement.
         reconnects: sessions that the writers opened again.
         durable_without_ack: points whose acknowledgement was lost with a connection although they were stored.
@@ -42,23 +44,33 @@ class Ledger:
 
 
 class Crash:
-    """Kills storage once, when enough is acknowledged, and times how long the next acknowledgement takes."""
+    """Kills storage once, when enough was sent, and times how long the next acknowledgement takes.
+
+    At that moment batches are under way: some committed but not acknowledged, some not even received.
+    """
 
     def __init__(self, kill: Callable[[str, int], None], expected_points: int) -> None:
         self._kill = kill
         self._expected = expected_points
         self._killed_at: float | None = None
+        self._sent = 0
         self.share = 0.0
         self.recovery_s = 0.0
 
-    def seen(self, acknowledged: int) -> None:
-        """Take note of progress."""
-        now = time.monotonic()
-        if self._killed_at is None and acknowledged >= CRASH_AT * self._expected:
+    def sent(self, points: int) -> None:
+        """Take note of points handed to a writer."""
+        self._sent += points
+        if self._killed_at is None and self._sent >= CRASH_AT * self._expected:
             self._kill("storage", signal.SIGKILL)
-            self._killed_at, self.share = now, acknowledged / self._expected
-        elif self._killed_at is not None and self.recovery_s == 0.0 and now - self._killed_at > 0.05:
-            self.recovery_s = now - self._killed_at
+            self._killed_at, self.share = time.monotonic(), self._sent / self._expected
+
+    def acknowledged(self) -> None:
+        """Take note of an acknowledgement: the first that is no leftover of the killed process ends the outage."""
+        if self._killed_at is None or self.recovery_s:
+            return
+        elapsed_s = time.monotonic() - self._killed_at
+        if elapsed_s > LEFTOVERS_S:
+            self.recovery_s = elapsed_s
 
 
 async def load(mesh: Mesh, recordings: dict[str, Recording], kill: Callable[[str, int], None], bar: Bar) -> Ledger:
@@ -74,13 +86,15 @@ async def load(mesh: Mesh, recordings: dict[str, Recording], kill: Callable[[str
     def on_ack(ack: WriteAck) -> None:
         nonlocal acknowledged
         acknowledged += ack.sent
-        crash.seen(acknowledged)
+        crash.acknowledged()
         bar.move(acknowledged, f"{acknowledged:,} points")
 
     began = time.monotonic()
     acks: list[WriteAck] = []
     async with asyncio.TaskGroup() as group:
-        senders = [group.create_task(_send(mesh, recording, on_ack, ledger)) for recording in recordings.values()]
+        senders = [
+            group.create_task(_send(mesh, recording, on_ack, crash, ledger)) for recording in recordings.values()
+        ]
     acks.extend(task.result() for task in senders)
     ledger.seconds = time.monotonic() - began
     async with mesh.writer("demo-gateway-skewed") as writer:
@@ -93,11 +107,14 @@ async def load(mesh: Mesh, recordings: dict[str, Recording], kill: Callable[[str
     return ledger
 
 
-async def _send(mesh: Mesh, recording: Recording, on_ack: Callable[[WriteAck], None], ledger: Ledger) -> WriteAck:
+async def _send(
+    mesh: Mesh, recording: Recording, on_ack: Callable[[WriteAck], None], crash: Crash, ledger: Ledger
+) -> WriteAck:
     async with mesh.writer(f"demo-gateway-{recording.twin_id}", backfill=True, on_ack=on_ack) as writer:
         for batch in batches(recording):
             ledger.sent += batch.point_count()
             await writer.write(batch)
+            crash.sent(batch.point_count())
         acks = await writer.flush()
         ledger.reconnects += writer.reconnects
         ledger.durable_without_ack += writer.durable_without_ack

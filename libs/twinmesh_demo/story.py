@@ -146,7 +146,7 @@ async def _account(mesh: Mesh, facts: Facts, story: Story) -> None:
     lost = ledger.sent - points
     story.say(
         "crash",
-        f"storage killed -9 at {ledger.crash_share:.0%}, acknowledging again after {ledger.crash_recovery_s:.1f} s: "
+        f"storage killed -9 at {ledger.crash_share:.0%} of the load, back after {ledger.crash_recovery_s:.1f} s: "
         f"{facts.stored:,} stored + {facts.quarantined} quarantined "
         f"{'=' if lost == 0 else '!='} {ledger.sent:,} sent; lost {max(lost, 0)}, twice {max(-lost, 0)}",
     )
