@@ -110,6 +110,8 @@ class MemoryCheckpoints:
         new = checkpoint.position
         if kept is not None and kept.incarnation == new.incarnation and kept.offset > new.offset:
             return False
+        if checkpoint.complete:
+            self._records.clear()
         for record in checkpoint.records:
             key = (record.tenant, record.kind, record.key)
             self._records.pop(key, None)
@@ -117,8 +119,3 @@ class MemoryCheckpoints:
                 self._records[key] = record
         self._position = new
         return True
-
-    async def clear(self) -> None:
-        """Forget everything; see the port."""
-        self._position = None
-        self._records.clear()

@@ -33,7 +33,6 @@ _DELETE: Final = """
     WHERE staged.body IS NULL AND (kept.tenant, kept.kind, kept.key) = (staged.tenant, staged.kind, staged.key)
 """
 _CLEAR_RECORDS: Final = "DELETE FROM checkpoint_record"
-_CLEAR_POSITION: Final = "DELETE FROM checkpoint_position"
 
 
 class PostgresCheckpoints:
@@ -70,16 +69,12 @@ class PostgresCheckpoints:
             position = checkpoint.position
             if kept is not None and kept[0] == position.incarnation and kept[1] > position.offset:
                 return False
+            if checkpoint.complete:
+                await conn.execute(_CLEAR_RECORDS)
             if checkpoint.records:
                 await _write(conn, checkpoint.records)
             await conn.execute(_SAVE_POSITION, (position.incarnation, position.offset))
         return True
-
-    async def clear(self) -> None:
-        """Forget everything; see the port."""
-        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
-            await conn.execute(_CLEAR_RECORDS)
-            await conn.execute(_CLEAR_POSITION)
 
 
 async def _write(conn: AsyncConnection[Any], records: tuple[Record, ...]) -> None:

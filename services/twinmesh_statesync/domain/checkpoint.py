@@ -52,10 +52,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The fold at one position: all its records when loaded, the changed ones when saved."""
+    """The fold at one position: all its records when loaded, the changed ones when saved.
+
+    Attributes:
+        position: the point of the log.
+        records: rows, each key once or the last one counts.
+        complete: in a save: these are all there are, and whatever was kept before is dropped.
+    """
 
     position: Position
     records: tuple[Record, ...]
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

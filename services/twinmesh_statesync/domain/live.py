@@ -69,6 +69,7 @@ class LiveFold:
         self._following = False
         self._usable = False
         self._ended = False
+        self._on_checkpoint = False
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._saving = asyncio.Lock()
@@ -84,6 +85,11 @@ class LiveFold:
     def caught_up(self) -> bool:
         """Whether the log is being followed and the fold is (nearly) at its head."""
         return self._following and self._head_offset is not None and self._head_offset - self.fold.offset <= _CAUGHT_UP
+
+    @property
+    def head_offset(self) -> int:
+        """The head of the log as last heard; it may be further by now."""
+        return max(self._head_offset or 0, self.fold.offset)
 
     @property
     def entries_behind(self) -> int:
@@ -154,12 +160,11 @@ class LiveFold:
             before = self.fold.offset
             try:
                 await self._follow()
-            except FailedPrecondition as error:
-                if error.reason != Reason.LOG_REWOUND:
-                    raise
-                await self._reset()
             except TwinmeshError as error:
-                self._report("log_lost", {"offset": self.fold.offset, "reason": str(error.reason)})
+                if error.reason == Reason.LOG_REWOUND:
+                    await self._reset()
+                else:
+                    self._report("log_lost", {"offset": self.fold.offset, "reason": str(error.reason)})
             finally:
                 self._following = False
             failures = 0 if self.fold.offset > before else failures + 1
@@ -191,8 +196,12 @@ class LiveFold:
             self._failed = captured
             records = await asyncio.to_thread(lambda: tuple(captured.records()))
             if position.incarnation == self.incarnation:
-                await self._checkpoints.save(Checkpoint(position=position, records=records))
-                self._failed = None
+                complete = not self._on_checkpoint
+                saved = await self._checkpoints.save(Checkpoint(position=position, records=records, complete=complete))
+                if saved or not complete:
+                    # Not saved means that another process is further, and has all of this.
+                    self._failed = None
+                    self._on_checkpoint = True
 
     async def _start(self) -> None:
         checkpoint = None
@@ -203,10 +212,18 @@ class LiveFold:
             except Unavailable:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
         if checkpoint is not None:
-            self.fold = await asyncio.to_thread(restore, checkpoint)
-            self.incarnation = checkpoint.position.incarnation
-            self._ring_floor = checkpoint.position.offset
-            self._rings.clear()
+            try:
+                self.fold = await asyncio.to_thread(restore, checkpoint)
+            except (KeyError, TypeError, ValueError) as error:
+                # The log has everything: fold it from the beginning, and replace what cannot be read.
+                self._report(
+                    "checkpoint_unreadable", {"offset": checkpoint.position.offset, "kind": type(error).__name__}
+                )
+            else:
+                self.incarnation = checkpoint.position.incarnation
+                self._ring_floor = checkpoint.position.offset
+                self._on_checkpoint = True
+                self._rings.clear()
         self._report("fold_started", {"offset": self.fold.offset})
 
     async def _follow(self) -> None:
@@ -256,10 +273,10 @@ class LiveFold:
             self.fold = Fold()
             self.incarnation = ""
             self._failed = None
+            self._on_checkpoint = False
             self._head_offset = None
             self._ring_floor = 0
             self._rings.clear()
-            await self._checkpoints.clear()
         self.pulse.touch()
         waiters, self._waiters = self._waiters, []
         for _, _, future in waiters:

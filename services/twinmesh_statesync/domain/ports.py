@@ -63,7 +63,7 @@ class CheckpointStore(Protocol):
         ...
 
     async def save(self, checkpoint: Checkpoint) -> bool:
-        """Add the changed records and move the position, in one transaction.
+        """Add the changed records (or replace all by a complete set) and move the position, in one transaction.
 
         Returns:
             False, with nothing written, when a later position of the same incarnation is kept already.
@@ -71,8 +71,4 @@ class CheckpointStore(Protocol):
         Raises:
             Unavailable: nothing was written, or nothing is known; save the same again.
         """
-        ...
-
-    async def clear(self) -> None:
-        """Forget everything: the log began anew; raises `Unavailable`."""
         ...

@@ -60,6 +60,8 @@ class Reading:
 
     async def not_beyond_head(self, offset: int) -> None:
         """Raise `OutOfRange` (FUTURE_OFFSET) at once if no entry has this offset yet."""
+        if offset <= self.live.head_offset:
+            return
         head = await self.live.head()
         if offset > head.offset:
             raise OutOfRange(

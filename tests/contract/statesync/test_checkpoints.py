@@ -62,10 +62,14 @@ async def test_an_older_position_of_the_same_log_never_replaces_a_newer_one(stor
     assert await store.save(at(2, incarnation="two"))
 
 
-async def test_clear_forgets_everything(store: CheckpointStore) -> None:
-    await store.save(at(9, record("a", "{}")))
-    await store.clear()
-    assert await store.load() is None
+async def test_a_complete_save_replaces_everything(store: CheckpointStore) -> None:
+    await store.save(at(9, record("a", "{}"), record("b", "{}")))
+    fresh = Checkpoint(position=Position(incarnation="two", offset=3), records=(record("c", '{"n":1}'),), complete=True)
+    assert await store.save(fresh)
+    loaded = await store.load()
+    assert loaded is not None
+    assert loaded.position == fresh.position
+    assert [r.key for r in loaded.records] == ["c"]
 
 
 async def test_a_fold_comes_back_with_the_same_digest_from_pieces(store: CheckpointStore) -> None:

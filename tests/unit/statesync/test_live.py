@@ -1,0 +1,120 @@
+"""The fold kept up with the log: checkpoints that fail, cannot be read, or belong to another log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.unit.statesync.worlds import T0, S, World
+
+from twinmesh_core.errors import DeadlineExceeded, Unavailable
+from twinmesh_core.time import SystemClock
+from twinmesh_statesync.adapters.memory import MemoryCheckpoints, MemoryLog
+from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record, digest, restore
+from twinmesh_statesync.domain.live import LiveFold
+
+
+class Failing(MemoryCheckpoints):
+    """Refuses its first saves."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    async def save(self, checkpoint: Checkpoint) -> bool:
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("no database")
+        return await super().save(checkpoint)
+
+
+def history() -> World:
+    world = World("a", "b")
+    for i in range(20):
+        world.report("ab"[i % 2], "temperature", T0 + i * S, float(i))
+    return world
+
+
+@asynccontextmanager
+async def running(log: MemoryLog, checkpoints: MemoryCheckpoints) -> AsyncIterator[LiveFold]:
+    reports: list[Any] = []
+    live = LiveFold(log=log, checkpoints=checkpoints, clock=SystemClock(), report=lambda *r: reports.append(r))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(live.run())
+        async with asyncio.timeout(5):
+            while not live.caught_up:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await live.wait_for(len(log.entries), timeout_s=5)
+        yield live
+        task.cancel()
+
+
+def log_of(world: World) -> MemoryLog:
+    log = MemoryLog(SystemClock())
+    log.entries.extend(world.entries)
+    return log
+
+
+async def loaded_digest(checkpoints: MemoryCheckpoints) -> str:
+    kept = await checkpoints.load()
+    assert kept is not None
+    return digest(restore(kept))
+
+
+async def test_a_save_that_failed_is_made_good_by_the_next() -> None:
+    world, checkpoints = history(), Failing(2)
+    log = log_of(world)
+    async with running(log, checkpoints) as live:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await live.save()
+            world.report("a", "temperature", world.now, 1.0)
+            log.entries.append(world.entries[-1])
+            log._wake()
+            await live.wait_for(len(log.entries), timeout_s=5)
+        await live.save()
+    assert await loaded_digest(checkpoints) == digest(world.fold)
+
+
+async def test_a_start_goes_on_from_the_checkpoint_and_equals_a_rebuild() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    async with running(log_of(world), checkpoints) as live:
+        await live.save()
+    world.report("b", "temperature", world.now, 5.0)
+    async with running(log_of(world), checkpoints) as live:
+        assert live.ring("default").floor == len(world.entries) - 1
+        assert digest(live.fold) == digest(world.fold)
+
+
+async def test_a_checkpoint_that_cannot_be_read_is_replaced_by_folding_the_log_again() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    broken = Record(tenant="default", kind="twin", key="a", offset=1, body='{"not": "ours"}')
+    position = Position(incarnation="memory-1", offset=5)
+    await checkpoints.save(Checkpoint(position=position, records=(broken,)))
+    async with running(log_of(world), checkpoints) as live:
+        assert digest(live.fold) == digest(world.fold)
+        await live.save()
+    assert await loaded_digest(checkpoints) == digest(world.fold)
+
+
+async def test_a_checkpoint_of_another_log_is_forgotten() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    log = log_of(world)
+    async with running(log, checkpoints) as live:
+        await live.save()
+    log.rewind(4)
+    short = World("a", "b")
+    short.report("a", "temperature", T0, 0.0)
+    async with running(log, checkpoints) as live:
+        assert live.incarnation == "memory-2"
+        await live.save()
+    assert await loaded_digest(checkpoints) == digest(short.fold)
+
+
+async def test_waiting_for_an_offset_that_does_not_come_ends_and_leaves_nothing_behind() -> None:
+    async with running(log_of(history()), MemoryCheckpoints()) as live:
+        with pytest.raises(DeadlineExceeded) as late:
+            await live.wait_for(1_000, timeout_s=0.05)
+        assert late.value.metadata["waiting_for"] == "offset 1000"
+        assert live._waiters == []
