@@ -38,14 +38,8 @@ def test_numbers_equal_those_of_the_contract(ours, theirs, prefix):
 
 
 def test_reasons_quarantine_or_flag_as_the_contract_says():
-    flags = {
-        FlagReason.OUT_OF_RANGE,
-        FlagReason.RATE_OF_CHANGE,
-        FlagReason.SPIKE,
-        FlagReason.STUCK,
-        FlagReason.BY_SENDER,
-    }
-    assert {r for r in FlagReason if not r.quarantines} == flags | {FlagReason.UNSPECIFIED}
+    flags = {r.name for r in FlagReason if not r.quarantines}
+    assert flags == {"UNSPECIFIED", "OUT_OF_RANGE", "RATE_OF_CHANGE", "SPIKE", "STUCK", "BY_SENDER"}
     assert ChannelKind.of(99) is ChannelKind.UNSPECIFIED
 
 
@@ -60,7 +54,7 @@ def test_what_is_no_id_is_refused_with_the_rule(text):
     with pytest.raises(InvalidArgument, match="1 to 128 letters") as refused:
         ids.require_twin_id(text)
     assert refused.value.field_violations[0].field == "twin_id"
-    assert text in ("", "a\n") or "\n" not in refused.value.message
+    assert refused.value.message.isprintable()
 
 
 def test_names_resources_and_request_ids():
@@ -104,7 +98,7 @@ def test_times_without_a_zone_or_beyond_the_calendar_are_refused():
 
 
 def test_shards_are_a_constant_of_the_data_format():
-    assert [times.shard_of("default", f"T{i}") for i in range(6)] == [20, 26, 50, 41, 48, 4] or True
+    assert [times.shard_of("default", f"T{i}") for i in range(6)] == [54, 63, 6, 31, 52, 59]
     counts = np.bincount([times.shard_of("t", str(i)) for i in range(6_400)], minlength=times.SHARD_COUNT)
     assert counts.min() > 50
     assert len(counts) == 64
@@ -115,6 +109,7 @@ def test_local_time_is_what_the_zone_says(instants, zone):
     found = local_time_us(np.array(instants), zone)
     for instant, local in zip(instants, found.tolist(), strict=True):
         offset = times.to_datetime(instant).astimezone(ZoneInfo(zone)).utcoffset()
+        assert offset is not None
         assert local - instant == offset // timedelta(microseconds=1)
 
 
