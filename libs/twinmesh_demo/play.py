@@ -143,8 +143,10 @@ async def play(
 async def _control(
     twin: Twin, start: datetime, plan: Decision, outcome: Outcome, bar: Bar, story: Story, zone: str
 ) -> None:
-    now, stage = start, -1
+    now, stage = start, await reported_stage(twin)
     replan_at = start + REPLAN
+    if planned_stage(plan, now) == stage:
+        story.say("act", f"{local(now, zone)}  T1 runs at stage {stage}, as planned: nothing to do yet")
     while True:
         wanted = planned_stage(plan, now)
         if wanted != stage:
@@ -169,11 +171,11 @@ async def _control(
 
 def _tell(story: Story, action: Action, zone: str, *, first: bool) -> None:
     states = ", ".join(state for state, _ in action.states)
-    if first:
-        story.say("act", f"T1 desired cooling_stage {action.stage} -> command {states} {action.seconds:.1f} s; "
-                  f"delta {action.delta_opened} -> {action.delta_closed}")  # fmt: skip
-    else:
-        story.say("", f"{local(action.at, zone)}  stage {action.stage}  {states} {action.seconds:.1f} s")
+    story.say(
+        "act" if first else "",
+        f"{local(action.at, zone)}  T1 desired cooling_stage {action.stage} -> command {states} {action.seconds:.1f} s; "
+        f"delta {action.delta_opened} -> {action.delta_closed}",
+    )
 
 
 def planned_stage(plan: Decision, moment: datetime) -> int:
@@ -183,6 +185,12 @@ def planned_stage(plan: Decision, moment: datetime) -> int:
         if start <= moment:
             value = stage
     return int(value)
+
+
+async def reported_stage(twin: Twin) -> int:
+    """Return the stage that the transformer reports."""
+    value = (await twin.get()).reported[CONTROL].value
+    return int(value) if isinstance(value, int | float) else 0
 
 
 async def newest_time(twin: Twin) -> datetime | None:
