@@ -38,7 +38,7 @@ class StateSync:
     """Typed access to one state-sync and to the log below it."""
 
     target: str
-    server: ServiceServer
+    server: Any
     twins: Any
     replicas: Any
     commands: Any
@@ -133,14 +133,21 @@ async def statesync(database_url: str, storage_target: str, **settings: Any) -> 
         chosen = StatesyncSettings(database_url=database_url, mesh_storage=storage_target, port=0, **settings)
         service = await compose_statesync(chosen, stack)
         server, target = await stack.enter_async_context(serve_server(service, token="statesync", settings=chosen))
-        channel: grpc.aio.Channel = await stack.enter_async_context(open_channel(target))
-        below = await stack.enter_async_context(open_channel(storage_target))
-        yield StateSync(
-            target=target,
-            server=server,
-            twins=TwinServiceStub(channel),
-            replicas=ReplicaServiceStub(channel),
-            commands=CommandServiceStub(channel),
-            events=EventServiceStub(channel),
-            store=StorageServiceStub(below),
-        )
+        yield await connect(stack, target, storage_target, server)
+
+
+async def connect(
+    stack: AsyncExitStack, target: str, storage_target: str, server: ServiceServer | None = None
+) -> StateSync:
+    """Open channels to a state-sync wherever it runs, and to the log below it."""
+    channel: grpc.aio.Channel = await stack.enter_async_context(open_channel(target))
+    below = await stack.enter_async_context(open_channel(storage_target))
+    return StateSync(
+        target=target,
+        server=server,
+        twins=TwinServiceStub(channel),
+        replicas=ReplicaServiceStub(channel),
+        commands=CommandServiceStub(channel),
+        events=EventServiceStub(channel),
+        store=StorageServiceStub(below),
+    )
