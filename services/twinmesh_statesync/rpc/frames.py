@@ -15,7 +15,9 @@ from twinmesh_statesync.rpc.mapping.values import position_to_message
 
 FRAME_CHANGES: Final = 1_000
 """Changes looked at for one frame; the rest follows in the next."""
-LATEST_CHANGES: Final = 20_000
+FRAME_BYTES: Final = 1024 * 1024
+"""A frame is closed at the first offset that begins beyond so many bytes."""
+LATEST_CHANGES: Final = 10_000
 """The same for LATEST, which may merge that many into few events."""
 _MAX_CACHED: Final = 512
 
@@ -70,10 +72,12 @@ class Frames:
         if known is not None:
             return known
         items = ring.read(index, LATEST_CHANGES if latest else FRAME_CHANGES)
+        if latest:
+            parts = _merged([item for item in items if wanted.wants(item.change.twin)])
+        else:
+            items, parts = _fitting(items, wanted)
         end = index + len(items)
         through = position.offset if end == ring.end else items[-1].change.offset
-        passing = [item for item in items if wanted.wants(item.change.twin)]
-        parts = _merged(passing) if latest else [encoded(item) for item in passing]
         if parts:
             parts.append(bookmark(Position(incarnation=position.incarnation, offset=through)))
         made = Frame(body=b"".join(parts), end=end, through=through)
@@ -93,6 +97,19 @@ def encoded(item: RingItem) -> bytes:
     if item.encoded is None:
         item.encoded = encode_event(item.change)
     return item.encoded
+
+
+def _fitting(items: list[RingItem], wanted: Filter) -> tuple[list[RingItem], list[bytes]]:
+    """Return as many changes as fit into one frame, whole offsets only, and the bytes of those that pass."""
+    parts: list[bytes] = []
+    size = 0
+    for count, item in enumerate(items):
+        if size > FRAME_BYTES and item.change.offset != items[count - 1].change.offset:
+            return items[:count], parts
+        if wanted.wants(item.change.twin):
+            parts.append(encoded(item))
+            size += len(parts[-1])
+    return items, parts
 
 
 def _merged(items: list[RingItem]) -> list[bytes]:

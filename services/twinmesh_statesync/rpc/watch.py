@@ -16,7 +16,7 @@ from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.live import LiveFold, rewound
 from twinmesh_statesync.domain.ring import Ring
 from twinmesh_statesync.domain.writer import DEFAULT_WAIT_S
-from twinmesh_statesync.rpc.frames import Filter, Frames, bookmark
+from twinmesh_statesync.rpc.frames import FRAME_BYTES, Filter, Frames, bookmark
 from twinmesh_statesync.rpc.mapping.replicas import encode_event, snapshot_change
 from twinmesh_statesync.rpc.reading import Reading
 
@@ -127,10 +127,17 @@ class Watches:
             for state in (states.get(twin_id) for twin_id in ids)
             if state is not None and state.alive and wanted.wants(state.twin)
         ]
-        for start in range(0, len(found), _SNAPSHOT_TWINS):
-            part = found[start : start + _SNAPSHOT_TWINS]
-            # No position: a watcher cut off half way has to begin again.
-            yield b"".join(encode_event(snapshot_change(tenant, twin, replica)) for twin, replica in part)
+        part: list[bytes] = []
+        size = 0
+        for twin, replica in found:
+            part.append(encode_event(snapshot_change(tenant, twin, replica)))
+            size += len(part[-1])
+            if len(part) == _SNAPSHOT_TWINS or size > FRAME_BYTES:
+                # No position: a watcher cut off half way has to begin again.
+                yield b"".join(part)
+                part, size = [], 0
+        if part:
+            yield b"".join(part)
         yield bookmark(position, synced=True)
 
     async def _changes(

@@ -338,3 +338,23 @@ async def test_one_entry_about_many_twins_is_one_atomic_frame() -> None:
         frame = statesync_pb2.WatchResponse.FromString(await anext(frames))
         assert [event.twin_id for event in frame.events] == ["a", "b"]
         await frames.aclose()
+
+
+async def test_frames_are_bounded_in_bytes_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("a", "b")
+    for i in range(100):
+        world.see(doubles([(twin, "temperature", T0 + i * S, float(i), 1) for twin in "ab"]))
+    async with staged(world.entries) as stage:
+        whole = WatchChecker()
+        await follow(stage.watch(), whole, len(world.entries))
+        monkeypatch.setattr("twinmesh_statesync.rpc.frames.FRAME_BYTES", 300)
+        monkeypatch.setattr("twinmesh_statesync.rpc.watch.FRAME_BYTES", 1)
+        small = WatchChecker()
+        frames = await follow(stage.watch(), small, len(world.entries))
+        assert [len(frame.events) for frame in frames] == [1, 1, 0]
+        resumed = WatchChecker()
+        resumed.synced, resumed.through = True, 0
+        told = await follow(stage.resume(0), resumed, len(world.entries))
+        assert len(told) > 20
+        assert all(len(frame.events) % 2 == 0 for frame in told[2:])
+        assert model_of(resumed) == model_of(whole) == model_of(small)
