@@ -31,15 +31,26 @@ class OnnxExporter:
     def export(self, predictor: Predictor, signature: Signature) -> bytes:
         """See `twinmesh_training.domain.ports.GraphExporter`."""
         g = GraphBuilder()
-        features, known, centre, scale = _features(g, predictor.features)
+        known = _impute(g, "window", signature.context_steps, predictor.features.channel_mean)
+        features, centre, scale = _features(g, predictor.features, known)
         if predictor.rollout is None:
             base = centre
         else:
             base = _rollout(g, predictor.rollout, features, known)
-        change = g.affine(features, predictor.linear.weights, predictor.linear.bias)
+        point = g.add(base, g.mul(scale, g.affine(features, predictor.linear.weights, predictor.linear.bias)))
+        for other in predictor.others:
+            read, middle, unit = _features(g, other.features, known)
+            change = g.affine(read, other.linear.weights, other.linear.bias)
+            point = g.add(point, g.add(middle, g.mul(unit, change)))
+        if predictor.others:
+            point = g.div(point, g.floats(1 + len(predictor.others)))
         if predictor.network is not None:
-            change = g.add(change, _network(g, predictor.network, features))
-        point = g.add(base, g.mul(scale, change))
+            read, unit = features, scale
+            if predictor.network_features is not None:
+                read, _, unit = _features(g, predictor.network_features, known)
+            point = g.add(point, g.mul(unit, _network(g, predictor.network, read)))
+        # A graph has all its inputs even where no map reads the calendar.
+        point = g.add(point, g.mul(g.slice("calendar", 0, 1, 1), g.floats(0.0)))
         spread = g.mul(g.unsqueeze(scale, 2), g.floats(predictor.offsets[None]))
         quantiles = g.add(g.unsqueeze(point, 2), spread)
         channels, horizon = len(signature.channels), signature.horizon_steps
@@ -64,10 +75,10 @@ class OnnxExporter:
         return np.asarray(answer, np.float32)
 
 
-def _features(g: GraphBuilder, mapping: FeatureMap) -> tuple[str, str, str, str]:
-    """Mirror `FeatureMap.compute`: features [B, F], known window [B, T, C], target's centre and scale [B, 1]."""
-    context = mapping.target_pool.shape[0]
-    known = _impute(g, "window", context, mapping.channel_mean)
+def _features(g: GraphBuilder, mapping: FeatureMap, whole: str) -> tuple[str, str, str]:
+    """Mirror `FeatureMap.compute` on a window without NaN: features [B, F], target's centre and scale [B, 1]."""
+    context = mapping.context
+    known = g.slice(whole, -context, 2**31, 1)
     count = len(mapping.channel_mean)
     if mapping.normalisation is Normalisation.WINDOW:
         centre = g.op("ReduceMean", known, axes=[1], keepdims=1)
@@ -94,11 +105,11 @@ def _features(g: GraphBuilder, mapping: FeatureMap) -> tuple[str, str, str, str]
         if mapping.pairs:
             left, right = np.array(mapping.pairs).T
             parts.append(g.mul(g.take(level, left, 1), g.take(level, right, 1)))
-    parts.append(_calendar_basis(g))
+    if mapping.calendar:
+        parts.append(_calendar_basis(g))
     target = [mapping.target]
     return (
         g.concat(*parts, axis=1),
-        known,
         g.take(centre_row, target, 1),
         g.take(g.reshape(scale, (0, count)), target, 1),
     )

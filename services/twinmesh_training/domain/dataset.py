@@ -290,3 +290,15 @@ def last_known(series: Float64) -> Float64:
     index = np.where(np.isnan(series), -1, np.arange(len(series)))
     newest = np.maximum.accumulate(index)
     return np.where(newest >= 0, series[np.maximum(newest, 0)], np.nan)
+
+
+def filled(truth: Float64) -> Float64:
+    """Return truths [n, horizon] to fit: a missing step takes its neighbour's value, from within the same truth."""
+    missing = np.isnan(truth)
+    if not missing.any():
+        return truth
+    steps = np.arange(truth.shape[1])
+    before = np.maximum.accumulate(np.where(missing, -1, steps), axis=1)
+    after = np.minimum.accumulate(np.where(missing, truth.shape[1], steps)[:, ::-1], axis=1)[:, ::-1]
+    source = np.where(before >= 0, before, np.minimum(after, truth.shape[1] - 1))
+    return np.take_along_axis(truth, source, axis=1)

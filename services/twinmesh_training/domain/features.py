@@ -72,6 +72,9 @@ class FeatureMap:
         channel_scale: float64 [channels], deviation, above 0.
         target_pool: float64 [context, segments]: how the target's steps are averaged (identity while they fit).
         other_pool: float64 [context, segments]: the same for every other channel.
+        calendar: whether the calendar is among the features; over few seasons it is learned by heart.
+
+    `context` may be shorter than the window: then only its newest steps are read.
     """
 
     normalisation: Normalisation
@@ -80,6 +83,12 @@ class FeatureMap:
     channel_scale: Float64
     target_pool: Float64
     other_pool: Float64
+    calendar: bool = True
+
+    @property
+    def context(self) -> int:
+        """Number of steps read, the newest of the window."""
+        return len(self.target_pool)
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -99,19 +108,20 @@ class FeatureMap:
         """Number of features."""
         levels = len(self.channel_mean) if self.normalisation.has_levels else 0
         pooled = self.target_pool.shape[1] + len(self.others) * self.other_pool.shape[1]
-        return int(pooled) + levels + len(self.pairs) + CALENDAR_WIDTH
+        return int(pooled) + levels + len(self.pairs) + (CALENDAR_WIDTH if self.calendar else 0)
 
     def compute(self, window: npt.NDArray[np.floating], calendar: npt.NDArray[np.floating]) -> Features:
         """Return the features of windows [n, context, channels] (NaN = missing) with calendars [n, 4]."""
         known = impute(window.astype(np.float64), self.channel_mean)
+        seen = known[:, -self.context :, :]
         if self.normalisation is Normalisation.WINDOW:
-            centre = known.mean(axis=1)
-            deviation = np.sqrt(np.square(known - centre[:, None, :]).mean(axis=1))
+            centre = seen.mean(axis=1)
+            deviation = np.sqrt(np.square(seen - centre[:, None, :]).mean(axis=1))
             scale = np.sqrt(np.square(deviation) + np.square(SCALE_FLOOR * self.channel_scale))
         else:
-            centre = known[:, -1, :]
+            centre = seen[:, -1, :]
             scale = np.broadcast_to(self.channel_scale, centre.shape)
-        z = np.clip((known - centre[:, None, :]) / scale[:, None, :], -CLIP, CLIP)
+        z = np.clip((seen - centre[:, None, :]) / scale[:, None, :], -CLIP, CLIP)
         parts = [z[:, :, self.target] @ self.target_pool]
         if self.others:
             pooled = np.swapaxes(z[:, :, list(self.others)], 1, 2) @ self.other_pool
@@ -122,7 +132,8 @@ class FeatureMap:
             if self.pairs:
                 left, right = np.array(self.pairs).T
                 parts.append(level[:, left] * level[:, right])
-        parts.append(calendar_basis(calendar))
+        if self.calendar:
+            parts.append(calendar_basis(calendar))
         return Features(
             values=np.concatenate(parts, axis=1),
             centre=centre[:, self.target],
@@ -171,7 +182,13 @@ def _harmonics(sine: Float64, cosine: Float64, count: int) -> Float64:
 
 
 def make_feature_map(
-    normalisation: Normalisation, *, target: int, context: int, mean: Float64, scale: Float64
+    normalisation: Normalisation,
+    *,
+    target: int,
+    context: int,
+    mean: Float64,
+    scale: Float64,
+    calendar: bool = True,
 ) -> FeatureMap:
     """Return the map for windows of `context` steps whose channels have this mean and deviation in the fit part."""
     others = max(1, len(mean) - 1)
@@ -181,6 +198,7 @@ def make_feature_map(
         channel_mean=mean,
         channel_scale=scale,
         target_pool=pooling(context, _TARGET_SEGMENTS),
+        calendar=calendar,
         other_pool=pooling(context, max(4, min(_OTHER_SEGMENTS, _OTHER_FEATURES // others))),
     )
 

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, its strength chosen by blocked validation: the gate that every network must beat.
+"""Ridge regression in closed form, its strength chosen by forward validation: the gate that every network must beat.
 
 Source: A. E. Hoerl, R. W. Kennard, "Ridge Regression", Technometrics 12 (1970); one eigendecomposition of the Gram
 matrix serves every strength.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
 
-STRENGTHS: Final = tuple(10.0**k for k in np.arange(-6.0, 1.01, 0.5))
+STRENGTHS: Final = tuple(10.0**k for k in np.arange(-5.0, 1.01, 1.0))
 """Strengths tried, relative to the number of rows; features have unit variance."""
 _MANY_FEATURES: Final = 700
 
@@ -29,7 +29,7 @@ class LinearMap:
         weights: float64 [features, outputs].
         bias: float64 [outputs].
         strength: chosen regularisation, relative to the number of rows.
-        loss: mean squared error of the blocked validation at that strength, in the caller's unit.
+        loss: mean squared error of the forward validation at that strength, in the caller's unit.
     """
 
     weights: Float64
@@ -44,7 +44,7 @@ class LinearMap:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """Sums of a block of rows; blocks add and subtract."""
+    """Sums over rows; those of two blocks add up."""
 
     count: float
     x: Float64
@@ -52,9 +52,9 @@ class _Moments:
     xx: Float64
     xy: Float64
 
-    def minus(self, other: _Moments) -> _Moments:
+    def plus(self, other: _Moments) -> _Moments:
         return _Moments(
-            self.count - other.count, self.x - other.x, self.y - other.y, self.xx - other.xx, self.xy - other.xy
+            self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy
         )
 
 
@@ -67,13 +67,15 @@ def fit_ridge(
     blocks: int = 4,
     check: Callable[[], None] = lambda: None,
 ) -> LinearMap:
-    """Fit in closed form; the strength is the one with the least squared error over held-back blocks of time.
+    """Fit in closed form; the strength is the one with the least squared error on blocks of time after the fitted ones.
+
+    Each block is scored by a fit of all blocks before it, as in service: a level that drifts is not interpolated.
 
     Args:
         x: floating [n, features], rows in time order.
         y: float64 [n, outputs], no NaN.
         unit: float64 [n]: factor that brings a row's error to the caller's unit; None = 1.
-        purge: rows at either end of a held-back block that are not scored, because they overlap its neighbours.
+        purge: rows at the begin of a block that are not scored, because they overlap the block before.
         blocks: how many blocks; fewer for very wide inputs, whose decomposition costs more than it decides.
         check: called between steps; raises to stop.
     """
@@ -88,28 +90,22 @@ def fit_ridge(
     blocks = max(2, min(blocks, n // 16)) if x.shape[1] <= _MANY_FEATURES else 2
     edges = np.linspace(0, n, blocks + 1).astype(int)
     parts = [_moments(standard[a:b], y[a:b]) for a, b in pairwise(edges)]
-    total = _Moments(
-        sum(p.count for p in parts),
-        np.sum([p.x for p in parts], axis=0),
-        np.sum([p.y for p in parts], axis=0),
-        np.sum([p.xx for p in parts], axis=0),
-        np.sum([p.xy for p in parts], axis=0),
-    )
+    past = parts[0]
     losses = np.zeros(len(STRENGTHS))
     scored = 0
-    for part, a, b in zip(parts, edges, edges[1:], strict=False):
+    for part, (a, b) in zip(parts[1:], list(pairwise(edges))[1:], strict=True):
         check()
-        margin = min(purge, (b - a) // 4)
-        inner = slice(a + margin, b - margin)
-        solve = _solver(total.minus(part))
+        inner = slice(a + min(purge, (b - a) // 2), b)
+        solve = _solver(past)
         for k, strength in enumerate(STRENGTHS):
             weights, bias = solve(strength)
             error = (standard[inner] @ weights.astype(np.float32) + bias - y[inner]) * weight[inner, None]
             losses[k] += float(np.square(error).sum())
-        scored += (b - a - 2 * margin) * y.shape[1]
+        scored += (inner.stop - inner.start) * y.shape[1]
+        past = past.plus(part)
     check()
     best = int(np.argmin(losses))
-    weights, bias = _solver(total)(STRENGTHS[best])
+    weights, bias = _solver(past)(STRENGTHS[best])
     folded = np.where(deviation[:, None] > 1e-9, weights / scale[:, None], 0.0)
     return LinearMap(
         weights=folded,

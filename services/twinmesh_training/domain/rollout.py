@@ -173,7 +173,7 @@ def fit_rollout(
         dataset: of a DYNAMICS spec.
         features: float32 [fit windows, features], in the order of `dataset.fit`.
         mean, scale: float64 [channels] of the fit part.
-        purge: rows that a held-back block does not score at either end.
+        purge: rows that a block does not score at its begin.
         check: called between steps; raises to stop.
     """
     spec = dataset.spec

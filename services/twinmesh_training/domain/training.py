@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from twinmesh_core.errors import Internal
 from twinmesh_training.domain.conformal import conformal_offsets
-from twinmesh_training.domain.dataset import Batch, Dataset, Origins, build_dataset, seasonal_naive, thin
+from twinmesh_training.domain.dataset import Batch, Dataset, Origins, build_dataset, filled, seasonal_naive, thin
 from twinmesh_training.domain.features import FeatureMap, Normalisation, channel_statistics, make_feature_map
 from twinmesh_training.domain.gate import passes_gate, winner
 from twinmesh_training.domain.metrics import mean_absolute_error, measure
 from twinmesh_training.domain.ports import GraphExporter, NetworkTrainer, Progress, ReadHistory
-from twinmesh_training.domain.predictor import Predictor
+from twinmesh_training.domain.predictor import Member, Predictor
 from twinmesh_training.domain.response import control_metrics
-from twinmesh_training.domain.ridge import LinearMap, fit_ridge
+from twinmesh_training.domain.ridge import fit_ridge
 from twinmesh_training.domain.rollout import Rollout, fit_rollout
 from twinmesh_training.domain.values import Evaluation, Family, Golden, Metric, Signature, Task, TrainingSpec
 
@@ -27,9 +27,13 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 GOLDEN_ROWS: Final = 8
-_MAX_FEATURE_CELLS: Final = 24_000_000
-"""Features of the fit part kept in memory, about 100 MB; more windows than that are thinned."""
+_MAX_FEATURE_CELLS: Final = 12_000_000
+"""Features of the fit part kept in memory per reading, about 50 MB; more windows than that are thinned."""
 _CHUNK_CELLS: Final = 2_000_000
+_NEAR: Final = 1.03
+"""Readings whose validated squared error is within this factor of the best are averaged."""
+_BEHIND: Final = 1.2
+"""Beyond this factor of the best a reading is clearly behind."""
 _VALIDATION_SHARE: Final = 0.15
 _NAIVE_ROWS: Final = 5_000
 
@@ -61,13 +65,18 @@ class Outcome:
     dropped_window_count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Fitted:
-    """A predictor before calibration, with what the next family builds on."""
+    """A predictor before calibration, with what the next family builds on, for each row of the fit part.
+
+    `answer` is in target units; `unexplained` in the normalised unit, which `unit` brings to target units.
+    """
 
     predictor: Predictor
     features: Float32
+    answer: Float64
     unexplained: Float64
+    unit: Float64
     purge: int
 
 
@@ -187,46 +196,65 @@ class _Part:
 
 
 def _fit_gate(dataset: Dataset, check: Callable[[], None]) -> _Fitted:
-    """Fit the closed-form family with the normalisation that blocked validation prefers."""
+    """Fit the closed-form family: the mean of those readings of the window that validate about equally well."""
     spec = dataset.spec
     mean, scale = channel_statistics([h.values[: dataset.fit_end] for h in dataset.histories])
-    found: list[tuple[LinearMap, _Fitted]] = []
-    # The rollout needs absolute levels; it has products of its own.
-    tried = tuple(Normalisation) if spec.task is Task.FORECAST else (Normalisation.LEVEL,)
-    for normalisation in tried:
-        check()
-        mapping = make_feature_map(
-            normalisation,
-            target=spec.channels.index(spec.target),
-            context=spec.context_steps,
-            mean=mean,
-            scale=scale,
-        )
-        if normalisation is Normalisation.LEVEL_PRODUCTS and not mapping.pairs:
-            continue
-        rows = thin(dataset.fit, max(256, _MAX_FEATURE_CELLS // mapping.width))
-        fitting = replace(dataset, fit=rows)
-        linear, fitted = _fit_linear(fitting, mapping, check)
-        found.append((linear, fitted))
-    return min(found, key=lambda pair: pair[0].loss)[1]
+    target = spec.channels.index(spec.target)
+    mappings = [
+        make_feature_map(kind, target=target, context=context, mean=mean, scale=scale, calendar=calendar)
+        for kind, context, calendar in _readings(spec)
+    ]
+    rows = thin(dataset.fit, max(256, _MAX_FEATURE_CELLS // max(m.width for m in mappings)))
+    fitting = replace(dataset, fit=rows)
+    found: list[_Fitted] = []
+    best = np.inf
+    for mapping in mappings:
+        # A reading that is clearly behind takes its relatives along untried: they cost seconds and never catch up.
+        behind = [f for f in found if f.predictor.linear.loss > _BEHIND * best]
+        if not any(f.predictor.features.normalisation.has_levels is mapping.normalisation.has_levels for f in behind):
+            found.append(_fit_linear(fitting, mapping, check))
+            best = min(best, found[-1].predictor.linear.loss)
+    near = [fitted for fitted in found if fitted.predictor.linear.loss <= _NEAR * best]
+    # Between equals the one whose scale follows the window leads: its intervals widen where the window is restless.
+    first = min(near, key=lambda f: (f.predictor.features.normalisation.has_levels, f.predictor.linear.loss))
+    others = [fitted for fitted in near if fitted is not first]
+    if not others:
+        return first
+    members = tuple(Member(features=f.predictor.features, linear=f.predictor.linear) for f in others)
+    together = (first.answer + sum(f.answer for f in others)) / len(near)
+    # A network makes more of levels and their products than of a scale, where they validate as well.
+    reading = min(near, key=lambda f: (-len(f.predictor.features.pairs), f.predictor.linear.loss))
+    unexplained = reading.unexplained + (reading.answer - together) / reading.unit[:, None]
+    predictor = replace(first.predictor, others=members, network_features=reading.predictor.features)
+    return replace(reading, predictor=predictor, unexplained=unexplained)
 
 
-def _fit_linear(dataset: Dataset, mapping: FeatureMap, check: Callable[[], None]) -> tuple[LinearMap, _Fitted]:
+def _readings(spec: TrainingSpec) -> tuple[tuple[Normalisation, int, bool], ...]:
+    """Ways to read a window that are tried: normalisation, steps, with the calendar or not."""
+    whole = spec.context_steps
+    if spec.task is Task.DYNAMICS:
+        # The rollout needs absolute levels, and has products of its own.
+        return ((Normalisation.LEVEL, whole, True),)
+    return (
+        (Normalisation.LEVEL, whole, True),
+        (Normalisation.WINDOW, whole, True),
+        (Normalisation.LEVEL_PRODUCTS, whole, True),
+        (Normalisation.WINDOW, whole, False),
+        (Normalisation.WINDOW, max(2, whole * 2 // 3), False),
+    )
+
+
+def _fit_linear(dataset: Dataset, mapping: FeatureMap, check: Callable[[], None]) -> _Fitted:
     spec = dataset.spec
     n = len(dataset.fit)
     features = np.empty((n, mapping.width), np.float32)
-    change = np.empty((n, spec.horizon_steps))
-    unit = np.empty(n)
+    base, unit = np.empty((n, spec.horizon_steps)), np.empty(n)
     truth = np.empty((n, spec.horizon_steps))
-    done = 0
-    for batch in _batches(dataset, dataset.fit):
+    for rows, batch in _rows(dataset):
         check()
-        rows = slice(done, done + len(batch.truth))
         found = mapping.compute(batch.window, batch.calendar)
         features[rows], unit[rows] = found.values, found.scale
-        truth[rows] = filled(batch.truth)
-        change[rows] = (truth[rows] - found.centre[:, None]) / found.scale[:, None]
-        done = rows.stop
+        truth[rows], base[rows] = filled(batch.truth), found.centre[:, None]
     span = max(1, int(dataset.fit[-1, 1] - dataset.fit[0, 1]))
     purge = int(np.ceil((spec.context_steps + spec.horizon_steps) * n / span))
     rollout: Rollout | None = None
@@ -234,19 +262,30 @@ def _fit_linear(dataset: Dataset, mapping: FeatureMap, check: Callable[[], None]
         rollout = fit_rollout(
             dataset, features, mean=mapping.channel_mean, scale=mapping.channel_scale, purge=purge, check=check
         )
-        done = 0
-        for batch in _batches(dataset, dataset.fit):
+        for rows, batch in _rows(dataset):
             check()
-            rows = slice(done, done + len(batch.truth))
             found = mapping.compute(batch.window, batch.calendar)
-            base = rollout.trajectory(found, batch.calendar, batch.future)
-            change[rows] = (truth[rows] - base) / found.scale[:, None]
-            done = rows.stop
+            base[rows] = rollout.trajectory(found, batch.calendar, batch.future)
+    change = (truth - base) / unit[:, None]
     linear = fit_ridge(features, change, unit=unit, purge=purge, check=check)
+    fitted = np.asarray(features @ linear.weights.astype(np.float32) + linear.bias, np.float64)
     offsets = np.zeros((spec.horizon_steps, len(spec.quantile_levels)))
-    predictor = Predictor(features=mapping, linear=linear, rollout=rollout, network=None, offsets=offsets)
-    unexplained = change - linear.apply(features.astype(np.float64))
-    return linear, _Fitted(predictor, features, unexplained, purge)
+    return _Fitted(
+        predictor=Predictor(features=mapping, linear=linear, rollout=rollout, network=None, offsets=offsets),
+        features=features,
+        answer=base + unit[:, None] * fitted,
+        unexplained=change - fitted,
+        unit=unit,
+        purge=purge,
+    )
+
+
+def _rows(dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
+    """The fit part in parts of bounded memory, each with the rows it fills."""
+    done = 0
+    for batch in _batches(dataset, dataset.fit):
+        yield slice(done, done + len(batch.truth)), batch
+        done += len(batch.truth)
 
 
 def _fit_network(dataset: Dataset, gate: _Fitted, networks: NetworkTrainer, *, progress: Progress) -> _Fitted:
@@ -350,15 +389,3 @@ def _checked(dataset: Dataset, origins: Origins, progress: Progress) -> Iterator
     for batch in _batches(dataset, origins):
         progress.check()
         yield batch
-
-
-def filled(truth: Float64) -> Float64:
-    """Return truths [n, horizon] to fit: a missing step takes its neighbour's value, from within the same truth."""
-    missing = np.isnan(truth)
-    if not missing.any():
-        return truth
-    steps = np.arange(truth.shape[1])
-    before = np.maximum.accumulate(np.where(missing, -1, steps), axis=1)
-    after = np.minimum.accumulate(np.where(missing, truth.shape[1], steps)[:, ::-1], axis=1)[:, ::-1]
-    source = np.where(before >= 0, before, np.minimum(after, truth.shape[1] - 1))
-    return np.take_along_axis(truth, source, axis=1)

@@ -12,13 +12,13 @@ from tests.fixtures import plants
 
 from twinmesh_training.adapters.onnx_graphs import OnnxExporter
 from twinmesh_training.adapters.torch_network import TorchNetworkTrainer
-from twinmesh_training.domain.dataset import Batch, History, build_dataset
+from twinmesh_training.domain.dataset import Batch, History, build_dataset, filled
 from twinmesh_training.domain.features import Normalisation, channel_statistics, make_feature_map
 from twinmesh_training.domain.ports import ReadHistory, Stopped
 from twinmesh_training.domain.predictor import Network, Predictor
 from twinmesh_training.domain.ridge import LinearMap
 from twinmesh_training.domain.spec import check
-from twinmesh_training.domain.training import Outcome, filled, train
+from twinmesh_training.domain.training import Outcome, train
 from twinmesh_training.domain.values import Evaluation, Family, Signature, Task, TrainingSpec
 
 STEP_US = 1_800_000_000
