@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.errors import Reason, TwinmeshError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -49,7 +49,7 @@ def tell_mesh_error(error: TwinmeshError, *, as_json: bool) -> None:
     remedy = error.metadata.get("remedy", "")
     tell(
         message,
-        reason=str(error.reason),
+        reason="" if error.reason == Reason.UNSPECIFIED else str(error.reason),
         remedy=remedy if as_json or remedy not in message else "",
         as_json=as_json,
         code=error.code,

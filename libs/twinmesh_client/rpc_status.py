@@ -30,6 +30,7 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 _MAX_VIOLATIONS: Final = 32
 _MAX_TEXT: Final = 1_000
 """Bounds of what an error carries: trailers travel as headers, and gRPC refuses more than about 8 kB of those."""
+_SEND_FAILED: Final = "Internal error from Core"
 _TOO_LARGE: Final = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)
 
 
@@ -72,6 +73,9 @@ def error_from_rpc(error: grpc.RpcError) -> TwinmeshError:
         )
     if code == "UNAVAILABLE":
         return Unavailable(_unreachable(text))
+    if code == "INTERNAL" and text == _SEND_FAILED:
+        # grpc.aio says so, in place of the call's own status, when a call ends while a message is being sent to it.
+        return Unavailable("The call ended while something was being sent to it; try again.")
     if code == "CANCELLED":
         # Cancelling on our own side raises CancelledError: this one came from a server that stopped.
         return Unavailable("The server ended the call before it was answered; try again.", reason=Reason.DRAINING)

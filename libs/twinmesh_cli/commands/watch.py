@@ -75,4 +75,4 @@ def document(event: WatchEvent) -> dict[str, Any]:
     if event.replica is not None:
         # A snapshot's facets stand in the event already.
         body["replica"] = {k: body["replica"][k] for k in ("twin_type", "time_zone", "display_name", "attributes")}
-    return {k: v for k, v in body.items() if v not in (None, "", [], {})}
+    return {k: v for k, v in body.items() if v not in (None, "", [], {}) and (k, v) != ("merged_count", 0)}
