@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
+from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import SystemClock
 from twinmesh_runtime.logs import log
 from twinmesh_runtime.observation_codec import decode_batch
@@ -33,10 +35,13 @@ from twinmesh_storage.domain.ports import LatestCache
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
 from twinmesh_storage.domain.window_reader import WindowReader
+from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
 from twinmesh_storage.rpc.serving import SERVICE_NAME, register
 from twinmesh_storage.settings import StorageSettings
+
+_PRUNE_S: Final = 600.0
 
 
 async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
@@ -116,6 +121,8 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         directory=directory,
         history=history,
         latest=latest,
+        selections=TwinSelections(directory),
+        encoder=LatestEncoder(),
         windows=WindowReader(history=history, latest=latest, blocks=blocks, view=view),
         aggregator=Aggregator(history=history),
         counting=Counting(history=history, log=store, view=view),
@@ -124,6 +131,15 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         quarantine=PostgresQuarantine(pool=pool, timeout_s=settings.database_timeout_s),
     )
 
+    async def prune() -> None:
+        while True:
+            try:
+                while await store.prune_requests():
+                    pass
+            except TwinmeshError as error:
+                _report("pruning_failed", reason=error.reason)
+            await asyncio.sleep(_PRUNE_S)
+
     async def drain() -> None:
         view.close()
 
@@ -131,7 +147,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         register=lambda server: register(server, log_servicer.handlers(), read_servicer.handlers()),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
-        background=(sequencer.run, compactor.run),
+        background=(sequencer.run, compactor.run, prune),
         drain=drain,
     )
 

@@ -23,6 +23,11 @@ class Directory:
         self._catalogue = catalogue
         self._landing = landing
 
+    @property
+    def version(self) -> int:
+        """Changes whenever this process learns of a series."""
+        return self._catalogue.version
+
     async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
         """Return the series asked for, creating those that are new.
 

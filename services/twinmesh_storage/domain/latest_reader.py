@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from twinmesh_core.errors import Unavailable
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain.blocks import Block, block_lane, decode_block
 from twinmesh_storage.domain.compactor import Fold
 from twinmesh_storage.domain.history import SeriesRows
-from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
+from twinmesh_storage.domain.latest import CHUNK_SERIES
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore, LatestCache
 from twinmesh_storage.domain.rows import Lane, Rows, concat, no_rows
@@ -21,6 +23,35 @@ from twinmesh_storage.domain.series import Catalogue, Series
 
 _BASES_AT_ONCE: Final = 2_000
 _ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selection:
+    """Series asked for together, with what is needed of them as arrays.
+
+    Attributes:
+        ids: int64 [k], series ids, in the order asked.
+        kinds: uint8 [k], `ChannelKind` numbers.
+        by_lane: the ids of each lane, in order.
+    """
+
+    series: tuple[Series, ...]
+    ids: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.uint8]
+    by_lane: dict[Lane, npt.NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, series: Sequence[Series]) -> Selection:
+        """Return the selection of these series."""
+        ids = np.fromiter((s.series_id for s in series), np.int64, len(series))
+        kinds = np.fromiter((int(s.kind) for s in series), np.uint8, len(series))
+        numeric = kinds <= ChannelKind.BOOL
+        return cls(
+            series=tuple(series),
+            ids=ids,
+            kinds=kinds,
+            by_lane={Lane.NUMERIC: ids[numeric], Lane.TEXT: ids[~numeric]},
+        )
 
 
 class LatestReader:
@@ -40,19 +71,28 @@ class LatestReader:
         self._filling = asyncio.Lock()
 
     async def read(self, tenant: str, series: Sequence[Series]) -> tuple[int, list[SeriesRows]]:
-        """Return the offset reflected at least, and the newest row of each series that has one.
+        """Return the offset reflected at least, and the newest row of each series that has one."""
+        as_of, by_lane = await self.rows(tenant, Selection.of(series))
+        found = {
+            series_id: rows.take(slice(row, row + 1))
+            for rows in by_lane.values()
+            for row, series_id in enumerate(rows.series.tolist())
+        }
+        return as_of, [SeriesRows(series=s, rows=found[s.series_id]) for s in series if s.series_id in found]
+
+    async def rows(self, tenant: str, selection: Selection) -> tuple[int, dict[Lane, Rows]]:
+        """Return the offset reflected at least, and the newest rows by lane, in the order asked.
 
         Raises:
             Unavailable: other processes fold faster than this one can follow; try again.
         """
         view = self._view
-        ids = np.array([s.series_id for s in series], np.int64)
         for _ in range(_ATTEMPTS):
             tail = await view.tail_view()
-            if not len(view.latest.without_base(ids)):
-                return tail.head, _newest(series, view.latest)
+            if not len(view.latest.without_base(selection.ids)):
+                return tail.head, {lane: view.latest.rows(ids, lane) for lane, ids in selection.by_lane.items()}
             async with self._filling:
-                await self._fill(tenant, ids)
+                await self._fill(tenant, selection.ids)
         raise Unavailable("History moves too fast to be read; try again.", retry_after_s=1.0)
 
     async def _fill(self, tenant: str, ids: npt.NDArray[np.int64]) -> None:
@@ -88,15 +128,6 @@ class LatestReader:
         numbers = np.unique(fold.series // CHUNK_SERIES).tolist()
         chunks = {number: view.latest.chunk(number, texts) for number in numbers}
         await self._cache.store(view.incarnation, fold.offset, chunks)
-
-
-def _newest(series: Sequence[Series], table: LatestTable) -> list[SeriesRows]:
-    found: dict[int, Rows] = {}
-    for lane in Lane:
-        rows = table.rows(np.array([s.series_id for s in series if Lane.of(s.kind) is lane], np.int64), lane)
-        for row, series_id in enumerate(rows.series.tolist()):
-            found[series_id] = rows.take(slice(row, row + 1))
-    return [SeriesRows(series=s, rows=found[s.series_id]) for s in series if s.series_id in found]
 
 
 def _last_rows(blocks: Sequence[Block]) -> dict[Lane, Rows]:

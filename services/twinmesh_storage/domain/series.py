@@ -97,6 +97,7 @@ class Catalogue:
         self._by_id: dict[int, Series] = {}
         self._by_name: dict[tuple[str, str, str], Series] = {}
         self._by_twin: dict[tuple[str, str], dict[str, Series]] = {}
+        self._version = 0
         self.add(series)
 
     def __len__(self) -> int:
@@ -105,9 +106,17 @@ class Catalogue:
     def add(self, series: Iterable[Series]) -> None:
         """Remember series; the same again changes nothing."""
         for one in series:
+            if one.series_id in self._by_id:
+                continue
+            self._version += 1
             self._by_id[one.series_id] = one
             self._by_name[one.tenant, one.twin_id, one.channel] = one
             self._by_twin.setdefault((one.tenant, one.twin_id), {})[one.channel] = one
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a series is added."""
+        return self._version
 
     def by_id(self, series_id: int) -> Series | None:
         """Return the series of this id, of whatever tenant."""

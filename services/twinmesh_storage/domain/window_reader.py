@@ -15,7 +15,7 @@ from twinmesh_core.time import floor_to
 from twinmesh_storage.domain.blocks import Block, decode_block
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
 from twinmesh_storage.domain.hot import HotSeries
-from twinmesh_storage.domain.latest_reader import LatestReader
+from twinmesh_storage.domain.latest_reader import LatestReader, Selection
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, winners
@@ -99,8 +99,10 @@ class WindowReader:
         if spec.fills and not spec.max_gap_us:
             await self._reach_back(tenant, [n for n in needs if n is not None], found, tail, spec)
 
+        in_tail = frozenset(tail.series().tolist())
+
         def build() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-            columns = [_column(need, found, tail, spec) for need in needs]
+            columns = [_column(need, found, tail if _is_in(need, in_tail) else _NO_TAIL, spec) for need in needs]
             return build_windows(columns, spec)
 
         big = len(needs) * spec.steps > _THREAD_VALUES
@@ -116,15 +118,15 @@ class WindowReader:
 
     async def _newest(self, tenant: str, grid: Sequence[Sequence[Series | None]], spec: WindowSpec) -> list[int | None]:
         """Return the newest event time of each twin's channels, None = no value."""
-        series = [s for twin in grid for s in twin if s is not None]
-        _, rows = await self._latest.read(tenant, series)
-        newest: dict[int, int] = {}
+        selection = Selection.of([s for twin in grid for s in twin if s is not None])
+        _, by_lane = await self._latest.rows(tenant, selection)
+        rows = by_lane[Lane.NUMERIC]
+        newest = dict(zip(rows.series.tolist(), rows.ts.tolist(), strict=True))
         hidden: list[Series] = []
-        for one in rows:
-            if spec.as_of_offset and int(one.rows.offset[0]) > spec.as_of_offset:
-                hidden.append(one.series)
-            else:
-                newest[one.series.series_id] = int(one.rows.ts[0])
+        if spec.as_of_offset:
+            later = set(rows.series[rows.offset > spec.as_of_offset].tolist())
+            hidden = [s for s in selection.series if s.series_id in later]
+            newest = {series_id: ts for series_id, ts in newest.items() if series_id not in later}
         # The newest value came after the offset asked for; what was newest then has to be looked up.
         async for parts in self._history.stream(tenant, hidden, MIN_TIME, MAX_TIME):
             for part in parts:
@@ -210,6 +212,13 @@ def _clusters(needs: Sequence[_Need]) -> list[list[_Need]]:
             reach = need.at
         clusters[-1].append(need)
     return clusters
+
+
+_NO_TAIL: Final = TailView(base=0, head=0, runs=())
+
+
+def _is_in(need: _Need | None, series: frozenset[int]) -> bool:
+    return need is not None and need.series.series_id in series
 
 
 def _column(need: _Need | None, found: dict[int, HotSeries], tail: TailView, spec: WindowSpec) -> Column:

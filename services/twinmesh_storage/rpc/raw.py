@@ -32,7 +32,11 @@ def position_bytes(incarnation: str, offset: int) -> bytes:
 
 def batch_answer(batch: ObservationBatch, incarnation: str, offset: int) -> bytes:
     """Return a serialized ReadRangeResponse or ReadLatestResponse: both are a batch (1) and a position (2)."""
-    body = wire.encode(batch)
+    return encoded_batch_answer(wire.encode(batch), incarnation, offset)
+
+
+def encoded_batch_answer(body: bytes, incarnation: str, offset: int) -> bytes:
+    """Return the same for a batch that is serialized already."""
     as_of = position_bytes(incarnation, offset)
     return b"".join((_record(_BATCH_FIELD, len(body)), body, _record(_AS_OF_FIELD, len(as_of)), as_of))
 

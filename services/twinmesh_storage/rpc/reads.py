@@ -12,13 +12,14 @@ from twinmesh_runtime.registry_mapping import time_from_message, time_to_message
 from twinmesh_storage.domain.aggregate import MAX_VALUES, Aggregator, bucket_edges
 from twinmesh_storage.domain.counting import Counting, TailDelta
 from twinmesh_storage.domain.directory import Directory
-from twinmesh_storage.domain.history import History, answers, to_batch
-from twinmesh_storage.domain.latest_reader import LatestReader
+from twinmesh_storage.domain.history import History, answers
+from twinmesh_storage.domain.latest_reader import LatestReader, Selection
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore, HistoryCounts, QuarantineStore, SeriesStore, SeriesSummary
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc import mapping, paging, raw
+from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.serving import Handler, byte_stream, byte_unary, own_tenant, unary
 
 _MAX_WINDOW_STEPS: Final = 1_000_000
@@ -32,6 +33,8 @@ class ReadServicer:
     directory: Directory
     history: History
     latest: LatestReader
+    selections: TwinSelections
+    encoder: LatestEncoder
     windows: WindowReader
     aggregator: Aggregator
     counting: Counting
@@ -67,13 +70,13 @@ class ReadServicer:
         await self.view.wait_for(request.min_offset)
         if request.series:
             names = mapping.names(request.series, "series", 100_000)
-            series = [s for s in await self.directory.known(tenant, names) if s is not None]
+            selection = Selection.of([s for s in await self.directory.known(tenant, names) if s is not None])
         else:
-            series = await self.directory.of_twins(tenant, list(dict.fromkeys(request.twin_ids)))
-        if len(series) > 100_000:
-            raise invalid_field("twin_ids", f"have {len(series)} series; at most 100,000 are read at once")
-        as_of, rows = await self.latest.read(tenant, series)
-        return raw.batch_answer(to_batch(rows), self.view.incarnation, as_of)
+            selection = await self.selections.of(tenant, list(dict.fromkeys(request.twin_ids)))
+        if len(selection.ids) > 100_000:
+            raise invalid_field("twin_ids", f"have {len(selection.ids)} series; at most 100,000 are read at once")
+        as_of, rows = await self.latest.rows(tenant, selection)
+        return raw.encoded_batch_answer(self.encoder.encode(selection, rows), self.view.incarnation, as_of)
 
     async def read_window(self, request: storage_pb2.ReadWindowRequest, _: Any) -> storage_pb2.ReadWindowResponse:
         """Return aligned windows of many twins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ async def test_a_restarted_process_takes_latest_values_from_the_cache(database_u
     async with storage(database_url, redis_url=redis_url, fold_after_s=0.1) as store:
         expected = await fill(store)
         await asyncio.sleep(0.3)
-    client = redis.Redis.from_url(redis_url)
+    client: Any = redis.Redis.from_url(redis_url)
     manifest = json.loads(client.get(f"{PREFIX}manifest"))
     assert manifest["fold_offset"] == 3
     cache = RedisLatestCache(url=redis_url, timeout_s=1.0, prefix="storage")
@@ -54,7 +55,7 @@ async def test_a_restarted_process_takes_latest_values_from_the_cache(database_u
 
 @pytest.mark.parametrize("harm", ["flushed", "garbage", "flipped", "stale chunk", "stale manifest", "wrong type"])
 async def test_a_harmed_cache_changes_no_answer(database_url, redis_url, harm):
-    client = redis.Redis.from_url(redis_url)
+    client: Any = redis.Redis.from_url(redis_url)
     async with storage(database_url, redis_url=redis_url, fold_after_s=0.1) as store:
         await fill(store, 5)
         await asyncio.sleep(0.2)

@@ -161,8 +161,9 @@ async def test_follow_filters_bookmarks_and_refuses_positions_that_are_not(store
     resumed = storage_pb2.FollowRequest(after=position_pb2.LogPosition(offset=2, incarnation=incarnation))
     async with aclosing(store.stream("Follow", resumed)) as frames:
         frame = await anext(frames)
-    body = frame.entries[0].observations
-    assert wire.walk(body).doubles.time_unix_us.tolist() == [T0 + S]
+    landed = wire.walk(frame.entries[0].observations)
+    assert landed is not None
+    assert landed.doubles.time_unix_us.tolist() == [T0 + S]
 
 
 async def test_tenants_do_not_see_each_other(database_url):

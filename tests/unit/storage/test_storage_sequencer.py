@@ -18,6 +18,7 @@ from twinmesh_core.time import SystemClock
 from twinmesh_storage.domain.admission import Accept, Answer, ProducerState, Refuse, Repeat, admit
 from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, ProducerStamp
+from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
@@ -40,10 +41,16 @@ def entry(name: str, sequence: int = 0, epoch: int = 1, **fields: Any) -> NewEnt
 class Rig:
     """A sequencer, its view and its log."""
 
-    def __init__(self, database: FakeDatabase, holder: str = "me", limits: SequencerLimits | None = None) -> None:
+    def __init__(
+        self,
+        database: FakeDatabase,
+        holder: str = "me",
+        limits: SequencerLimits | None = None,
+        ring_bytes: int = 1 << 20,
+    ) -> None:
         self.log = FakeLog(database, SystemClock())
         self.view = LogView(
-            incarnation=database.incarnation, fold_offset=0, ring_bytes=1 << 20, hot_rows=1000, clock=SystemClock()
+            incarnation=database.incarnation, fold_offset=0, ring_bytes=ring_bytes, hot_rows=1000, clock=SystemClock()
         )
         series = FakeSeries(database)
         catch_up = CatchUp(
@@ -170,6 +177,34 @@ async def test_whoever_left_before_the_commit_is_not_written() -> None:
     async with rig.running():
         assert (await stays).offset == 1
     assert [e.body for e in database.entries] == [b"stays0"]
+
+
+async def test_a_follower_is_told_to_go_elsewhere_when_the_process_drains() -> None:
+    rig = Rig(FakeDatabase())
+    follower = Follower(log=rig.log, view=rig.view)
+    async with rig.running():
+        await rig.append(entry("a"))
+        frames = follower.follow(after=0, tenant=None, kinds=frozenset(), bookmark_s=5.0)
+        assert [e.offset for e in (await anext(frames)).entries] == [1]
+        asyncio.get_running_loop().call_later(0.01, rig.view.close)
+        with pytest.raises(Unavailable) as drained:
+            await anext(frames)
+        assert (drained.value.reason, drained.value.metadata["offset"]) == ("DRAINING", "1")
+
+
+async def test_a_follower_that_fell_out_of_memory_goes_on_from_the_log_without_gap() -> None:
+    rig = Rig(FakeDatabase(), ring_bytes=40)
+    follower = Follower(log=rig.log, view=rig.view)
+    async with rig.running():
+        for number in range(60):
+            await rig.append(entry(f"entry{number}"))
+        assert rig.view.recent(0, 100) is None
+        seen: list[int] = []
+        async for frame in follower.follow(after=0, tenant="default", kinds=frozenset(), bookmark_s=5.0):
+            seen += [e.offset for e in frame.entries]
+            if frame.through == 60:
+                break
+        assert seen == list(range(1, 61))
 
 
 SENT = st.lists(st.tuples(st.sampled_from("pq"), st.integers(1, 5), st.integers(1, 2), st.booleans()), max_size=30)

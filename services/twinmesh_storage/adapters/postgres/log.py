@@ -21,15 +21,22 @@ from twinmesh_storage.adapters.postgres.copying import (
     bytea_head,
     copy_rows,
     int2,
-    int4,
     int8,
     row_head,
     text,
     timestamptz,
 )
-from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, Verdict, admit
+from twinmesh_storage.adapters.postgres.log_rows import (
+    answers,
+    log_pieces,
+    new_entries,
+    producer_moves,
+    producer_states,
+    request_columns,
+    request_states,
+)
+from twinmesh_storage.domain.admission import Accept, Key, Verdict, admit
 from twinmesh_storage.domain.entries import (
-    Appended,
     EntryKind,
     Lease,
     LogEntry,
@@ -155,16 +162,16 @@ class PostgresLog:
             producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
             request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
             fenced = await fence.fetchone()
-            producers = _producer_states(await producer_rows.fetchall() if producer_rows else [])
-            requests = _request_states(await request_rows.fetchall() if request_rows else [])
+            producers = producer_states(await producer_rows.fetchall() if producer_rows else [])
+            requests = request_states(await request_rows.fetchall() if request_rows else [])
         if fenced is None or fenced[0] != lease.epoch or fenced[1] != head:
             raise LeaseLost
         commit_time = from_datetime(fenced[2])
         verdicts = admit(group, producers, requests)
-        entries = _new_entries(group, verdicts, head, commit_time)
-        outcome = GroupOutcome(answers=_answers(group, verdicts, entries), entries=entries)
+        entries = new_entries(group, verdicts, head, commit_time)
+        outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
         if entries:
-            await copy_rows(line, sql.COPY_LOG, _log_pieces(entries))
+            await copy_rows(line, sql.COPY_LOG, log_pieces(entries))
             await self._copy_quarantine(line, group, verdicts, entries)
         closing = _Closing(
             lease=lease,
@@ -296,8 +303,8 @@ class _Closing:
             "moved": bool(accepted),
             "commit_time": to_datetime(commit_time_unix_us),
         }
-        self._producers = _producer_moves(accepted, commit_time_unix_us)
-        self._requests = _request_columns(accepted, commit_time_unix_us, keep_s)
+        self._producers = producer_moves(accepted, commit_time_unix_us)
+        self._requests = request_columns(accepted, commit_time_unix_us, keep_s)
 
     async def run(self, line: Connection) -> None:
         """Send it all in one round trip."""
@@ -310,126 +317,7 @@ class _Closing:
             await line.execute("commit")
 
 
-def _producer_moves(accepted: Sequence[tuple[NewEntry, int]], commit_us: int) -> dict[str, Any] | None:
-    newest: dict[Key, tuple[NewEntry, int]] = {}
-    for entry, offset in accepted:
-        if entry.producer is not None:
-            newest[entry.tenant, entry.producer.producer_id] = (entry, offset)
-    if not newest:
-        return None
-    moves = [newest[key] for key in sorted(newest)]
-    stamps = [entry.producer for entry, _ in moves if entry.producer is not None]
-    return {
-        "tenant": [entry.tenant for entry, _ in moves],
-        "producer_id": [stamp.producer_id for stamp in stamps],
-        "epoch": [stamp.epoch for stamp in stamps],
-        "sequence": [stamp.sequence for stamp in stamps],
-        "hash": [entry.content_hash for entry, _ in moves],
-        "offset": [offset for _, offset in moves],
-        "receipt": [entry.receipt for entry, _ in moves],
-        "commit_time": to_datetime(commit_us),
-    }
-
-
-def _request_columns(accepted: Sequence[tuple[NewEntry, int]], commit_us: int, keep_s: float) -> dict[str, Any] | None:
-    named = [(entry, offset) for entry, offset in accepted if entry.request_id]
-    if not named:
-        return None
-    return {
-        "tenant": [entry.tenant for entry, _ in named],
-        "request_id": [entry.request_id for entry, _ in named],
-        "hash": [entry.content_hash for entry, _ in named],
-        "offset": [offset for _, offset in named],
-        "receipt": [entry.receipt for entry, _ in named],
-        "expires": [entry.kind is EntryKind.OBSERVATIONS for entry, _ in named],
-        "commit_time": to_datetime(commit_us),
-        "keep_s": keep_s,
-    }
-
-
 async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key]) -> Any:
     if not keys:
         return None
     return await line.execute(statement, ([k[0] for k in keys], [k[1] for k in keys]), binary=True)
-
-
-def _producer_states(rows: Sequence[tuple[Any, ...]]) -> dict[Key, ProducerState]:
-    return {
-        (tenant, producer_id): ProducerState(
-            epoch=epoch,
-            last_sequence=last_sequence,
-            last_hash=last_hash,
-            last=Appended(
-                offset=last_offset,
-                commit_time_unix_us=from_datetime(last_commit_time) if last_commit_time is not None else 0,
-                receipt=last_receipt,
-            ),
-        )
-        for tenant, producer_id, epoch, last_sequence, last_hash, last_offset, last_commit_time, last_receipt in rows
-    }
-
-
-def _request_states(rows: Sequence[tuple[Any, ...]]) -> dict[Key, RequestState]:
-    return {
-        (tenant, request_id): RequestState(
-            content_hash=content_hash,
-            answer=Appended(offset=offset, commit_time_unix_us=from_datetime(commit_time), receipt=receipt),
-        )
-        for tenant, request_id, content_hash, offset, commit_time, receipt in rows
-    }
-
-
-def _new_entries(
-    group: Sequence[NewEntry], verdicts: Sequence[Verdict], head: int, commit_us: int
-) -> tuple[LogEntry, ...]:
-    return tuple(
-        LogEntry(
-            offset=head + 1 + verdict.rank,
-            tenant=entry.tenant,
-            kind=entry.kind,
-            commit_time_unix_us=commit_us,
-            point_count=entry.point_count,
-            body=entry.body,
-            segments=entry.segments,
-        )
-        for entry, verdict in zip(group, verdicts, strict=True)
-        if isinstance(verdict, Accept)
-    )
-
-
-def _answers(
-    group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
-) -> tuple[Appended | TwinmeshError, ...]:
-    answers: list[Appended | TwinmeshError] = []
-    for entry, verdict in zip(group, verdicts, strict=True):
-        if isinstance(verdict, Refuse):
-            answers.append(verdict.error)
-        elif isinstance(verdict, Answer):
-            answers.append(verdict.answer)
-        else:
-            at = entries[verdict.rank]
-            answers.append(
-                Appended(
-                    offset=at.offset,
-                    commit_time_unix_us=at.commit_time_unix_us,
-                    replayed=not isinstance(verdict, Accept),
-                    receipt=entry.receipt,
-                )
-            )
-    return tuple(answers)
-
-
-def _log_pieces(entries: Sequence[LogEntry]) -> list[bytes]:
-    pieces: list[bytes] = []
-    for entry in entries:
-        pieces.append(
-            row_head(len(sql.LOG_COLUMNS))
-            + text(entry.tenant)
-            + int8(entry.offset)
-            + int2(entry.kind)
-            + timestamptz(entry.commit_time_unix_us)
-            + int4(entry.point_count)
-            + bytea_head(len(entry.body))
-        )
-        pieces.append(entry.body)
-    return pieces
