@@ -173,8 +173,8 @@ def _tell(story: Story, action: Action, zone: str, *, first: bool) -> None:
     states = ", ".join(state for state, _ in action.states)
     story.say(
         "act" if first else "",
-        f"{local(action.at, zone)}  T1 desired cooling_stage {action.stage} -> command {states} {action.seconds:.1f} s; "
-        f"delta {action.delta_opened} -> {action.delta_closed}",
+        f"{local(action.at, zone)}  T1 desired cooling_stage {action.stage} -> command {states} "
+        f"{action.seconds:.1f} s; delta {action.delta_opened} -> {action.delta_closed}",
     )
 
 
