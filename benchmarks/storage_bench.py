@@ -54,6 +54,7 @@ class Storage:
 
     stub: storage_pb2_grpc.StorageServiceAsyncStub
     process: subprocess.Popen[bytes]
+    target: str
 
     async def series(self, twin: str, count: int) -> tuple[SeriesKey, ...]:
         """Return dictionary entries of `count` gauges of a twin."""
@@ -83,20 +84,10 @@ class Storage:
 @asynccontextmanager
 async def storage(url: str, **settings: str) -> AsyncIterator[Storage]:
     """Run a storage process on the database."""
-    ports = [_free_port(), _free_port()]
-    environment = {
-        **os.environ,
-        "TWINMESH_STORAGE_DATABASE_URL": url,
-        "TWINMESH_STORAGE_PORT": str(ports[0]),
-        "TWINMESH_STORAGE_METRICS_PORT": str(ports[1]),
-        "TWINMESH_STORAGE_LOG_LEVEL": "WARNING",
-        "MALLOC_MMAP_THRESHOLD_": "268435456",
-        "MALLOC_TRIM_THRESHOLD_": "268435456",
-        **{f"TWINMESH_STORAGE_{name.upper()}": value for name, value in settings.items()},
-    }
-    process = _start(environment)
+    port = free_port()
+    process = start_service("storage", port, DATABASE_URL=url, **{k.upper(): v for k, v in settings.items()})
     try:
-        async with open_channel(f"127.0.0.1:{ports[0]}") as channel:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
             stub = storage_pb2_grpc.StorageServiceStub(channel)
             started = time.monotonic()
             while True:
@@ -106,17 +97,30 @@ async def storage(url: str, **settings: str) -> AsyncIterator[Storage]:
                 except TwinmeshError:
                     if time.monotonic() - started > 30:
                         raise
-            yield Storage(stub, process)
+            yield Storage(stub, process, f"127.0.0.1:{port}")
     finally:
         process.terminate()
         process.wait(timeout=20)
 
 
-def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "twinmesh_storage"], env=environment)
+def start_service(token: str, port: int, mesh: str = "", **settings: str) -> subprocess.Popen[bytes]:
+    """Start a service process; `mesh` is where storage listens."""
+    environment = {
+        **os.environ,
+        f"TWINMESH_{token.upper()}_PORT": str(port),
+        f"TWINMESH_{token.upper()}_METRICS_PORT": str(free_port()),
+        f"TWINMESH_{token.upper()}_LOG_LEVEL": "WARNING",
+        "TWINMESH_MESH_STORAGE": mesh,
+        # Keeps large messages from being given back to the kernel and faulted in again.
+        "MALLOC_MMAP_THRESHOLD_": "268435456",
+        "MALLOC_TRIM_THRESHOLD_": "268435456",
+        **{f"TWINMESH_{token.upper()}_{name}": value for name, value in settings.items()},
+    }
+    return subprocess.Popen([sys.executable, "-m", f"twinmesh_{token}"], env=environment)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
