@@ -9,6 +9,7 @@ from typing import Final
 
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold, RegistrySnapshot
+from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.entries import Verdict
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
@@ -21,6 +22,7 @@ TWIN_TYPE: Final = "twin_type"
 TWIN: Final = "twin"
 EVENT: Final = "event"
 VERDICT: Final = "verdict"
+CHANGES: Final = "changes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Record:
 
     Attributes:
         tenant: whose.
-        kind: TWIN_TYPE, TWIN, EVENT or VERDICT.
+        kind: TWIN_TYPE, TWIN, EVENT, VERDICT or CHANGES.
         key: id within tenant and kind.
         offset: the entry it stems from; orders verdicts.
         body: JSON text; None = the record is gone.
@@ -63,6 +65,28 @@ class Checkpoint:
     position: Position
     records: tuple[Record, ...]
     complete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentChanges:
+    """The newest changes of a tenant before a checkpoint: all of them with offsets after `floor`."""
+
+    floor: int
+    changes: tuple[Change, ...]
+
+    def record(self, tenant: str, offset: int) -> Record:
+        """Return the record that replaces the tenant's former one."""
+        return Record(tenant=tenant, kind=CHANGES, key="recent", offset=offset, body=to_text(self))
+
+
+def recent_changes(checkpoint: Checkpoint) -> dict[str, RecentChanges]:
+    """Return what a complete checkpoint holds of them, by tenant."""
+    return {
+        record.tenant: from_text(RecentChanges, record.body or "")
+        for record in checkpoint.records
+        # A record that a later save did not renew has a gap behind it.
+        if record.kind == CHANGES and record.offset == checkpoint.position.offset
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

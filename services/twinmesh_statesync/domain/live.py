@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
-from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, capture, restore
+from twinmesh_statesync.domain.checkpoint import (
+    Captured,
+    Checkpoint,
+    Position,
+    RecentChanges,
+    Record,
+    capture,
+    recent_changes,
+    restore,
+)
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
@@ -22,6 +31,8 @@ from twinmesh_statesync.domain.ring import Ring
 _SLICE_S: Final = 0.002
 """The fold hands the event loop back after so long: reads and watches must not wait for a long catch-up."""
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_RECENT: Final = 2_000
+"""Newest changes per tenant that travel with a checkpoint, for watchers that were a moment behind it."""
 _CAUGHT_UP: Final = 1_000
 """Ready means: at most so many entries behind the head."""
 
@@ -70,6 +81,7 @@ class LiveFold:
         self._usable = False
         self._ended = False
         self._on_checkpoint = False
+        self._saved: Position | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._saving = asyncio.Lock()
@@ -190,11 +202,14 @@ class LiveFold:
                 return
             self._ended = last
             position = self.position
+            if position == self._saved and self._failed is None:
+                return
             captured = capture(self.fold, self.fold.take_unsaved())
             if self._failed is not None:
                 captured = captured.after(self._failed)
             self._failed = captured
-            records = await asyncio.to_thread(lambda: tuple(captured.records()))
+            recent = {tenant: _recent(ring) for tenant, ring in self._rings.items()}
+            records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
             if position.incarnation == self.incarnation:
                 complete = not self._on_checkpoint
                 saved = await self._checkpoints.save(Checkpoint(position=position, records=records, complete=complete))
@@ -202,6 +217,7 @@ class LiveFold:
                     # Not saved means that another process is further, and has all of this.
                     self._failed = None
                     self._on_checkpoint = True
+                    self._saved = position
 
     async def _start(self) -> None:
         checkpoint = None
@@ -213,18 +229,25 @@ class LiveFold:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
         if checkpoint is not None:
             try:
-                self.fold = await asyncio.to_thread(restore, checkpoint)
+                fold, recent = await asyncio.to_thread(lambda: (restore(checkpoint), recent_changes(checkpoint)))
             except (KeyError, TypeError, ValueError) as error:
                 # The log has everything: fold it from the beginning, and replace what cannot be read.
                 self._report(
                     "checkpoint_unreadable", {"offset": checkpoint.position.offset, "kind": type(error).__name__}
                 )
             else:
-                self.incarnation = checkpoint.position.incarnation
-                self._ring_floor = checkpoint.position.offset
-                self._on_checkpoint = True
-                self._rings.clear()
+                self._begin_from(checkpoint.position, fold, recent)
         self._report("fold_started", {"offset": self.fold.offset})
+
+    def _begin_from(self, position: Position, fold: Fold, recent: Mapping[str, RecentChanges]) -> None:
+        self.fold = fold
+        self.incarnation = position.incarnation
+        self._on_checkpoint = True
+        self._rings.clear()
+        for tenant, kept in recent.items():
+            self._ring_floor = kept.floor
+            self.ring(tenant).append(kept.changes)
+        self._ring_floor = position.offset
 
     async def _follow(self) -> None:
         async with aclosing(self._log.follow(self.position)) as frames:
@@ -282,6 +305,17 @@ class LiveFold:
         for _, _, future in waiters:
             if not future.done():
                 future.set_exception(rewound())
+
+
+def _recent(ring: Ring) -> RecentChanges:
+    floor, changes = ring.newest(_RECENT)
+    return RecentChanges(floor=floor, changes=tuple(changes))
+
+
+def _records(captured: Captured, recent: Mapping[str, RecentChanges], offset: int) -> Iterator[Record]:
+    yield from captured.records()
+    for tenant, changes in recent.items():
+        yield changes.record(tenant, offset)
 
 
 def rewound() -> FailedPrecondition:

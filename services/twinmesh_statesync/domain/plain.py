@@ -74,8 +74,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda data: tuple(item(part) for part in data)
     if origin is not None and issubclass(origin, Mapping):
         key, inner = get_args(hint)[0], _reader(get_args(hint)[1])
-        if key is not str:
-            raise TypeError(f"{hint!r} needs a reader of its own")
+        if key is not str:  # predictions, kept as the list of them
+            return lambda data: {(item.channel, item.model_id): item for item in map(inner, data)}
         return lambda data: {name: inner(part) for name, part in data.items()}
     if dataclasses.is_dataclass(hint):
         return _dataclass_reader(hint)

@@ -86,6 +86,14 @@ class Ring:
             stop = bisect_right(self._offsets, self._offsets[stop - 1])
         return self._items[start:stop]
 
+    def newest(self, count: int) -> tuple[int, list[Change]]:
+        """Return at most `count` of the newest changes, whole offsets only, and the offset after which they are all."""
+        start = max(0, len(self._items) - count)
+        while 0 < start < len(self._items) and self._offsets[start] == self._offsets[start - 1]:
+            start += 1
+        floor = self._offsets[start - 1] if start else self.floor
+        return floor, [item.change for item in self._items[start:]]
+
     def _trim(self) -> None:
         drop = max(len(self._items) - self._max_changes, 0)
         kept = self._bytes - sum(item.weight for item in self._items[:drop])

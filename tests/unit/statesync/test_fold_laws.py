@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 from tests.unit.statesync.worlds import T0, TENANT, TWINS, S, World, bodies, doubles, grown, twin_ids
 
 from twinmesh_statesync.domain.changes import ChangeKind
-from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, capture, capture_all, digest, restore
+from twinmesh_statesync.domain.checkpoint import (
+    Checkpoint,
+    Position,
+    RecentChanges,
+    capture,
+    capture_all,
+    digest,
+    restore,
+)
 from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.plain import from_text, to_text
 from twinmesh_statesync.domain.replica import DesiredState
 
 
@@ -142,3 +151,11 @@ def test_entries_told_again_change_nothing(steps: list[Any]) -> None:
     for entry in world.entries:
         assert world.fold.apply(entry).changes == ()
     assert digest(world.fold) == before
+
+
+@given(steps=bodies)
+def test_changes_come_back_from_their_text_as_they_were(steps: list[Any]) -> None:
+    fold = Fold()
+    told = tuple(change for entry in grown(steps).entries for change in fold.apply(entry).changes)
+    kept = RecentChanges(floor=0, changes=told)
+    assert from_text(RecentChanges, to_text(kept)) == kept

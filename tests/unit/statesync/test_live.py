@@ -11,7 +11,9 @@ from tests.unit.statesync.worlds import T0, S, World
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
 from twinmesh_core.time import SystemClock
 from twinmesh_statesync.adapters.memory import MemoryCheckpoints, MemoryLog
+from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record, digest, restore
+from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.live import LiveFold
 
 
@@ -56,6 +58,11 @@ def log_of(world: World) -> MemoryLog:
     return log
 
 
+def every_change(world: World) -> list[Change]:
+    fold = Fold()
+    return [change for entry in world.entries for change in fold.apply(entry).changes]
+
+
 async def loaded_digest(checkpoints: MemoryCheckpoints) -> str:
     kept = await checkpoints.load()
     assert kept is not None
@@ -83,7 +90,10 @@ async def test_a_start_goes_on_from_the_checkpoint_and_equals_a_rebuild() -> Non
         await live.save()
     world.report("b", "temperature", world.now, 5.0)
     async with running(log_of(world), checkpoints) as live:
-        assert live.ring("default").floor == len(world.entries) - 1
+        ring = live.ring("default")
+        told = [item.change for item in ring.read(ring.first, 1_000)]
+        assert ring.floor == 0
+        assert told == every_change(world)
         assert digest(live.fold) == digest(world.fold)
 
 
