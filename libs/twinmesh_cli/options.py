@@ -46,8 +46,8 @@ def _add_common(parser: argparse.ArgumentParser, *, first: bool) -> None:
 
 def spelled_out(arguments: list[str]) -> list[str]:
     """Return the arguments with ``models NAME`` spelled ``models versions NAME``, and ``models`` ``models list``."""
-    command = next((i for i, a in enumerate(arguments) if a == "models"), None)
-    if command is None or any(not a.startswith("-") for a in _without_values(arguments[:command])):
+    command = _position_of_command(arguments)
+    if command is None or arguments[command] != "models":
         return arguments
     after = arguments[command + 1] if command + 1 < len(arguments) else ""
     if after in _MODEL_ACTIONS or after in ("-h", "--help"):
@@ -56,14 +56,13 @@ def spelled_out(arguments: list[str]) -> list[str]:
     return [*arguments[: command + 1], action, *arguments[command + 1 :]]
 
 
-def _without_values(arguments: list[str]) -> list[str]:
-    left = []
+def _position_of_command(arguments: list[str]) -> int | None:
     skip = False
-    for argument in arguments:
-        if not skip:
-            left.append(argument)
+    for i, argument in enumerate(arguments):
+        if not skip and not argument.startswith("-"):
+            return i
         skip = not skip and argument in ("--target", "--context", "--timeout")
-    return left
+    return None
 
 
 def _version() -> str:

@@ -60,7 +60,7 @@ async def _list(mesh: Mesh, _arguments: Namespace, out: Output) -> int:
     found = await mesh.types.list()
     out.table(
         ("type", "name", "channels"),
-        ((f"{t.twin_type_id}@{t.version}", t.display_name, ", ".join(t.channel_names())) for t in found),
+        ((f"{t.twin_type_id}@{t.version}", t.display_name, t.channel_names()) for t in found),
         empty="no twin type yet; create one: twinmesh types example > pump.json; twinmesh types create pump.json",
     )
     out.document([document(t) for t in found])

@@ -198,19 +198,26 @@ async def test_a_defect_reaches_whoever_waits(client, fake, monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(Writer, "_take", broken)
-    w = writer(client)
-    with pytest.raises(Internal):
-        async with w:
+
+    async def use():
+        async with writer(client) as w:
             await w.write(batch())
             await w.flush()
+
+    with pytest.raises(Internal):
+        await use()
 
 
 async def test_an_exception_in_the_block_does_not_wait_for_the_rest(client, fake):
     fake.ingestion.hold.clear()
-    with pytest.raises(KeyError):
+
+    async def use():
         async with writer(client) as w:
             await w.write(batch())
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await use()
     fake.ingestion.hold.set()
 
 

@@ -1,0 +1,188 @@
+"""A watch resumes by itself, and a gap raises: it never passes."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+import twinmesh_client as tm
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import position_pb2, replica_pb2
+from twinmesh_client.aio import watcher
+from twinmesh_client.replicas import DeltaItem, DesiredWrite, Position, WatchEvent
+from twinmesh_core.errors import FailedPrecondition, OutOfRange, Reason, ResourceExhausted, Unavailable
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch):
+    monkeypatch.setattr(watcher, "FIRST_PAUSE_S", 0.01)
+
+
+def change(offset: int, revision: int, previous: int | None = None, twin_id: str = "t") -> statesync_pb2.WatchEvent:
+    return statesync_pb2.WatchEvent(
+        offset=offset,
+        twin_id=twin_id,
+        kind=statesync_pb2.WATCH_EVENT_KIND_CHANGED,
+        revision=revision,
+        previous_revision=revision - 1 if previous is None else previous,
+    )
+
+
+def snapshot(offset: int, revision: int) -> statesync_pb2.WatchEvent:
+    return statesync_pb2.WatchEvent(
+        offset=offset,
+        twin_id="t",
+        kind=statesync_pb2.WATCH_EVENT_KIND_SNAPSHOT,
+        revision=revision,
+        previous_revision=revision,
+        replica=replica_pb2.Replica(revision=revision),
+    )
+
+
+def frame(*events: statesync_pb2.WatchEvent, through: int = 0, synced: bool = False) -> statesync_pb2.WatchResponse:
+    return statesync_pb2.WatchResponse(
+        events=events, through=position_pb2.LogPosition(incarnation="i", offset=through), synced=synced
+    )
+
+
+async def take(client, n: int, **options) -> list[WatchEvent]:
+    events = []
+    async with asyncio.timeout(5), aclosing(client.twins["t"].watch(**options)) as changes:
+        async for event in changes:
+            events.append(event)
+            if len(events) == n:
+                break
+    return events
+
+
+async def test_a_snapshot_then_changes(client, fake):
+    fake.replicas.scripts = [[frame(snapshot(5, 3)), frame(through=5, synced=True), frame(change(6, 4), through=6)]]
+    events = await take(client, 3)
+    assert [(e.kind, e.offset) for e in events] == [("SNAPSHOT", 5), ("SYNCED", 5), ("CHANGED", 6)]
+    assert events[-1].through == Position(incarnation="i", offset=6)
+
+
+async def test_a_lost_connection_resumes_after_the_last_frame(client, fake):
+    fake.replicas.scripts = [
+        [frame(snapshot(5, 3), through=5, synced=True), frame(change(6, 4), through=6), Unavailable("gone")],
+        [Unavailable("still gone")],
+        [frame(change(7, 5), through=7)],
+    ]
+    events = await take(client, 4)
+    assert [e.offset for e in events] == [5, 5, 6, 7]
+    assert [r.resume_after.offset for r in fake.replicas.requests] == [0, 6, 6]
+    assert not fake.replicas.requests[0].HasField("resume_after")
+
+
+async def test_an_unfinished_snapshot_begins_again(client, fake):
+    fake.replicas.scripts = [
+        [frame(snapshot(5, 3)), Unavailable("gone")],
+        [frame(snapshot(6, 4), through=6, synced=True)],
+    ]
+    events = await take(client, 3)
+    assert [e.kind for e in events] == ["SNAPSHOT", "SNAPSHOT", "SYNCED"]
+    assert not fake.replicas.requests[1].HasField("resume_after")
+
+
+async def test_a_missing_revision_raises(client, fake):
+    fake.replicas.scripts = [[frame(snapshot(5, 3), through=5, synced=True), frame(change(9, 6), through=9)]]
+    with pytest.raises(tm.GapDetected) as caught:
+        await take(client, 3)
+    assert caught.value.metadata["twin_id"] == "t"
+
+
+async def test_a_missing_revision_across_a_reconnect_raises(client, fake):
+    fake.replicas.scripts = [
+        [frame(snapshot(5, 3), through=5, synced=True), frame(change(6, 4), through=6), Unavailable("gone")],
+        [frame(change(9, 6), through=9)],
+    ]
+    with pytest.raises(tm.GapDetected):
+        await take(client, 4)
+
+
+async def test_a_repeated_revision_raises(client, fake):
+    fake.replicas.scripts = [[frame(change(6, 4), through=6), frame(change(6, 4), through=6)]]
+    with pytest.raises(tm.GapDetected):
+        await take(client, 2, resume_after=Position(incarnation="i", offset=5))
+
+
+async def test_the_canary_without_the_proof_the_same_gap_would_pass(client, fake, monkeypatch):
+    """The tests above prove something only because this one passes: the gap is really on the wire."""
+    monkeypatch.setattr(watcher.RevisionProof, "check", lambda *_: None)
+    fake.replicas.scripts = [[frame(snapshot(5, 3), through=5, synced=True), frame(change(9, 6), through=9)]]
+    assert [e.revision for e in await take(client, 3)] == [3, 0, 6]
+
+
+async def test_twins_are_proven_apart(client, fake):
+    fake.replicas.scripts = [[frame(change(6, 4), change(7, 9, twin_id="u"), change(8, 5), through=8)]]
+    assert len(await take(client, 3, resume_after=Position(incarnation="i", offset=5))) == 3
+
+
+async def test_merged_changes_follow_on_one_another(client, fake):
+    fake.replicas.scripts = [[frame(change(6, 4), change(9, 8, previous=4), through=9)]]
+    assert len(await take(client, 2, resume_after=Position(incarnation="i", offset=5), policy="latest")) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfRange("too old", reason=Reason.COMPACTED),
+        FailedPrecondition("restored", reason=Reason.LOG_REWOUND),
+        OutOfRange("in the future", reason=Reason.FUTURE_OFFSET),
+    ],
+)
+async def test_a_position_that_cannot_be_resumed_is_an_error_or_a_reset(client, fake, error):
+    after = Position(incarnation="i", offset=5)
+    fake.replicas.scripts = [[error]]
+    with pytest.raises(type(error)):
+        await take(client, 1, resume_after=after)
+    fake.replicas.scripts = [[error], [frame(snapshot(2, 1), through=2, synced=True)]]
+    events = await take(client, 3, resume_after=after, resync=True)
+    assert [e.kind for e in events] == ["RESET", "SNAPSHOT", "SYNCED"]
+
+
+async def test_a_slow_watcher_resumes_unless_it_asked_not_to(client, fake):
+    slow = ResourceExhausted("too slow", reason=Reason.WATCHER_TOO_SLOW)
+    after = Position(incarnation="i", offset=5)
+    fake.replicas.scripts = [[frame(change(6, 4), through=6), slow], [frame(change(7, 5), through=7)]]
+    assert len(await take(client, 2, resume_after=after)) == 2
+    fake.replicas.scripts = [[slow]]
+    with pytest.raises(ResourceExhausted):
+        await take(client, 1, resume_after=after, policy="close")
+
+
+async def test_an_unknown_policy_is_refused(client):
+    with pytest.raises(tm.InvalidArgument, match="policy"):
+        await take(client, 1, policy="sometimes")
+
+
+def want(delta=None, channels=("stage",)) -> DesiredWrite:
+    return DesiredWrite(
+        twin_id="t",
+        before=Position(incarnation="i", offset=9),
+        offset=10,
+        channels=frozenset(channels),
+        revision=1,
+        delta=delta or {},
+        commands=(),
+    )
+
+
+def told(offset: int, delta, twin_id: str = "t") -> WatchEvent:
+    return WatchEvent(
+        kind="CHANGED", offset=offset, twin_id=twin_id, delta=delta, through=Position(incarnation="i", offset=offset)
+    )
+
+
+def test_convergence_is_the_delta_of_the_wanted_channels():
+    open_item = {"stage": DeltaItem(desired=2, reported=1)}
+    assert not told(10, open_item).converged(want(open_item))
+    assert not told(11, None).converged(want(open_item))
+    assert told(12, {}).converged(want(open_item))
+    assert told(12, {"other": DeltaItem(desired=1, reported=0)}).converged(want(open_item))
+    assert not told(12, {}, twin_id="u").converged(want(open_item))
+    assert not told(9, {}).converged(want(open_item))
+
+
+def test_a_target_that_the_facts_met_already_converges_at_its_own_offset():
+    assert told(10, None).converged(want())
