@@ -1,0 +1,243 @@
+"""One valid request of every method: what the attacks begin from."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+from uuid import uuid4
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from twinmesh.inference.v1 import inference_pb2 as inference
+from twinmesh.ingestion.v1 import ingestion_pb2 as ingestion
+from twinmesh.mesh.v1 import mesh_pb2 as mesh
+from twinmesh.statesync.v1 import statesync_pb2 as statesync
+from twinmesh.storage.v1 import storage_pb2 as storage
+from twinmesh.training.v1 import training_pb2 as training
+from twinmesh.type.v1 import entry_pb2, event_pb2, observation_pb2, prediction_pb2, twin_pb2
+
+TWIN: Final = "P1"
+MINUTE: Final = Duration(seconds=60)
+
+
+def _us(seconds_ago: float = 0.0) -> int:
+    return int((time.time() - seconds_ago) * 1e6)
+
+
+def _at(seconds_ago: float = 0.0) -> Timestamp:
+    return Timestamp(seconds=_us(seconds_ago) // 1_000_000)
+
+
+def batch() -> observation_pb2.ObservationBatch:
+    """Return two rows of each section."""
+    times = [_us(20), _us(10)]
+
+    def columns(handle: int) -> dict[str, list[int]]:
+        return {"series": [handle, handle], "time_unix_us": times}
+
+    return observation_pb2.ObservationBatch(
+        series=[
+            observation_pb2.SeriesKey(twin_id=TWIN, channel=channel, unit="degF" if channel == "temp" else "")
+            for channel in ("temp", "stage", "running", "label", "doc")
+        ],
+        doubles=observation_pb2.DoubleSection(**columns(0), quality=b"\1\2", value=[100.0, 101.5]),
+        int64s=observation_pb2.Int64Section(**columns(1), value=[1, 2]),
+        bools=observation_pb2.BoolSection(**columns(2), value=b"\0\1"),
+        texts=observation_pb2.TextSection(**columns(3), end_offset=[1, 3], heap="aü".encode()),
+        jsons=observation_pb2.TextSection(**columns(4), end_offset=[2, 9], heap=b'{}{"a":1}'),
+    )
+
+
+def twin_type(name: str = "") -> twin_pb2.TwinType:
+    """Return a type with a channel that uses every field."""
+    return twin_pb2.TwinType(
+        twin_type_id=name or f"t-{uuid4().hex[:12]}",
+        version=1,
+        channels=[
+            twin_pb2.ChannelSpec(
+                name="level", kind="CHANNEL_KIND_GAUGE", unit="m", min_value=0.0, max_value=9.0, max_rate_per_s=1.0,
+                expected_interval=MINUTE, stuck_after=Duration(seconds=3_600), spike_threshold=3.0, tolerance=0.1,
+                controllable=True, set_command="set_level", upper_limit=8.0,
+            )
+        ],
+        properties=[twin_pb2.PropertySpec(name="serial")],
+        commands=[twin_pb2.CommandSpec(name="set_level", required_args=["value"])],
+    )  # fmt: skip
+
+
+def twin() -> twin_pb2.Twin:
+    """Return a new twin of the world's type."""
+    return twin_pb2.Twin(
+        twin_id=f"x-{uuid4().hex[:12]}",
+        twin_type_id="pump",
+        twin_type_version=1,
+        time_zone="Europe/Berlin",
+        attributes={"site": "Berlin"},
+        relationships=[twin_pb2.Relationship(name="feeds", target_twin_id=TWIN)],
+    )
+
+
+def prediction() -> prediction_pb2.Prediction:
+    """Return two steps of three quantiles."""
+    return prediction_pb2.Prediction(
+        channel="temp", model_id="m-forecast", model_version=1, at=_at(), input_offset=1,
+        valid_until=_at(-3_600), step_us=900_000_000, quantile_levels=[0.1, 0.5, 0.9], values=[1, 2, 3, 4, 5, 6],
+        unit="Cel",
+    )  # fmt: skip
+
+
+def spec(model_id: str = "m-fuzz") -> training.TrainingSpec:
+    """Return a small run."""
+    return training.TrainingSpec(
+        model_id=model_id, task="MODEL_TASK_FORECAST", twin_ids=[TWIN], target="temp", inputs=["load", "stage"],
+        step=Duration(seconds=900), context_steps=24, horizon_steps=8, quantile_levels=[0.1, 0.5, 0.9],
+        start_time=_at(20 * 86_400), end_time=_at(), holdout=Duration(seconds=4 * 86_400),
+        season=Duration(seconds=86_400), families=["MODEL_FAMILY_RIDGE"], time_budget=Duration(seconds=2), seed=1,
+        origins=20, no_promotion=True,
+    )  # fmt: skip
+
+
+def value(number: float) -> observation_pb2.Value:
+    """Return a number as a value."""
+    return observation_pb2.Value(double_value=number)
+
+
+def stage(number: int) -> observation_pb2.Value:
+    """Return a whole number as a value."""
+    return observation_pb2.Value(int64_value=number)
+
+
+def control_entries() -> list[entry_pb2.ControlEntry]:
+    """Return one control entry of every action."""
+    made = twin()
+    return [
+        entry_pb2.ControlEntry(principal="x", create_twin_type=entry_pb2.CreateTwinTypeEntry(twin_type=twin_type())),
+        entry_pb2.ControlEntry(create_twin=entry_pb2.CreateTwinEntry(twin=made, if_absent=True)),
+        entry_pb2.ControlEntry(delete_twin=entry_pb2.DeleteTwinEntry(twin_id="P9")),
+        entry_pb2.ControlEntry(
+            set_desired=entry_pb2.SetDesiredEntry(
+                twin_id=TWIN, values={"stage": stage(2)}, remove=["setpoint"], if_revision=0, deadline=_at(-60)
+            )
+        ),
+        entry_pb2.ControlEntry(
+            record_prediction=entry_pb2.RecordPredictionEntry(twin_id=TWIN, prediction=prediction())
+        ),
+        entry_pb2.ControlEntry(
+            queue_command=entry_pb2.QueueCommandEntry(
+                command_id=uuid4().hex, twin_id=TWIN, name="restart", args={"reason": value(1)}, expire_time=_at(-60)
+            )
+        ),
+        entry_pb2.ControlEntry(
+            update_command=entry_pb2.UpdateCommandEntry(
+                command_id="none", twin_id=TWIN, state="COMMAND_STATE_FAILED", message="x"
+            )
+        ),
+        entry_pb2.ControlEntry(record_event=entry_pb2.RecordEventEntry(event=event())),
+        entry_pb2.ControlEntry(
+            expire_desired=entry_pb2.ExpireDesiredEntry(twin_id=TWIN, channels=["stage"], set_offsets=[1])
+        ),
+        entry_pb2.ControlEntry(
+            set_connectivity=entry_pb2.SetConnectivityEntry(
+                twin_id=TWIN, connectivity="CONNECTIVITY_STALE", last_arrival=_at()
+            )
+        ),
+    ]
+
+
+def event() -> event_pb2.Event:
+    """Return an event with every field a client may set."""
+    return event_pb2.Event(
+        event_id=f"e-{uuid4().hex[:12]}", twin_id=TWIN, kind="EVENT_KIND_FAILURE", start_time=_at(60), end_time=_at(),
+        mode="bearing", message="seen", channel="temp",
+    )  # fmt: skip
+
+
+def requests() -> dict[str, Message]:
+    """Return a valid request by method (``Service/Method``); each is refused only for what an attack makes of it."""
+    selector = [storage.SeriesSelector(twin_id=TWIN, channel="temp")]
+    return {
+        "MeshService/GetMesh": mesh.GetMeshRequest(),
+        "IngestionService/Write": ingestion.WriteRequest(batch=batch()),
+        "IngestionService/WriteStream": ingestion.WriteStreamRequest(hello={"producer_id": "fuzz"}),
+        "StorageService/Append": storage.AppendRequest(
+            control=entry_pb2.ControlEntry(record_event=entry_pb2.RecordEventEntry(event=event())),
+            receipt=b"x",
+            quarantine=[storage.QuarantinedRow(twin_id=TWIN, channel="temp", value=value(1), reason=1)],
+        ),
+        "StorageService/OpenProducer": storage.OpenProducerRequest(producer_id="fuzz"),
+        "StorageService/ResolveSeries": storage.ResolveSeriesRequest(
+            series=[
+                observation_pb2.SeriesKey(twin_id=TWIN, channel="temp", unit="Cel", kind="CHANNEL_KIND_GAUGE")
+            ],
+            expected_interval_us=[60_000_000],
+        ),
+        "StorageService/GetHead": storage.GetHeadRequest(),
+        "StorageService/Follow": storage.FollowRequest(
+            after={"offset": 1}, kinds=["ENTRY_KIND_CONTROL"], bookmark_interval=Duration(nanos=50_000_000)
+        ),
+        "StorageService/ReadRange": storage.ReadRangeRequest(
+            series=selector, start_time=_at(3_600), end_time=_at(), min_offset=1, min_quality="QUALITY_BAD"
+        ),
+        "StorageService/ReadLatest": storage.ReadLatestRequest(series=selector, min_offset=1),
+        "StorageService/ReadWindow": storage.ReadWindowRequest(
+            twin_ids=[TWIN], channels=["temp", "load"], at=_at(), step=MINUTE, steps=10, aggregate=1, gap_policy=2,
+            max_gap=MINUTE, min_quality=1, min_offset=1, as_of_offset=0,
+        ),
+        "StorageService/Aggregate": storage.AggregateRequest(
+            series=selector, start_time=_at(86_400), end_time=_at(), bucket=Duration(seconds=3_600), functions=[1, 4],
+            min_offset=1, time_zone="Europe/Berlin",
+        ),
+        "StorageService/ListSeries": storage.ListSeriesRequest(twin_id=TWIN, page_size=1),
+        "StorageService/ListQuarantine": storage.ListQuarantineRequest(page_size=1),
+        "StorageService/GetStatistics": storage.GetStatisticsRequest(twin_id=TWIN),
+        "TwinService/CreateTwinType": statesync.CreateTwinTypeRequest(twin_type=twin_type()),
+        "TwinService/GetTwinType": statesync.GetTwinTypeRequest(twin_type_id="pump", version=1, min_offset=1),
+        "TwinService/ListTwinTypes": statesync.ListTwinTypesRequest(page_size=1),
+        "TwinService/CreateTwin": statesync.CreateTwinRequest(twin=twin(), if_absent=True),
+        "TwinService/GetTwin": statesync.GetTwinRequest(twin_id=TWIN, min_offset=1),
+        "TwinService/ListTwins": statesync.ListTwinsRequest(twin_type_id="pump", page_size=1),
+        "TwinService/DeleteTwin": statesync.DeleteTwinRequest(twin_id="not-there"),
+        "ReplicaService/GetReplica": statesync.GetReplicaRequest(twin_id=TWIN, min_offset=1),
+        "ReplicaService/SetDesired": statesync.SetDesiredRequest(
+            twin_id=TWIN, values={"stage": stage(1), "setpoint": value(20)}, deadline=MINUTE
+        ),
+        "ReplicaService/RecordPrediction": statesync.RecordPredictionRequest(twin_id=TWIN, prediction=prediction()),
+        "ReplicaService/Watch": statesync.WatchRequest(
+            twin_ids=[TWIN], resume_after={"offset": 1}, policy=1, bookmark_interval=Duration(nanos=50_000_000)
+        ),
+        "CommandService/SendCommand": statesync.SendCommandRequest(
+            twin_id=TWIN, name="restart", args={"reason": value(1)}, time_to_live=MINUTE
+        ),
+        "CommandService/GetCommand": statesync.GetCommandRequest(twin_id=TWIN, command_id="none", min_offset=1),
+        "CommandService/ListCommands": statesync.ListCommandsRequest(twin_id=TWIN, page_size=1),
+        "CommandService/AcknowledgeCommand": statesync.AcknowledgeCommandRequest(
+            twin_id=TWIN, command_id="none", state="COMMAND_STATE_SUCCEEDED"
+        ),
+        "CommandService/CancelCommand": statesync.CancelCommandRequest(twin_id=TWIN, command_id="none"),
+        "CommandService/FollowCommands": statesync.FollowCommandsRequest(twin_ids=[TWIN]),
+        "EventService/RecordEvent": statesync.RecordEventRequest(event=event()),
+        "EventService/ListEvents": statesync.ListEventsRequest(twin_id=TWIN, page_size=1),
+        "TrainingService/CreateTrainingRun": training.CreateTrainingRunRequest(spec=spec()),
+        "TrainingService/GetTrainingRun": training.GetTrainingRunRequest(run_id="none"),
+        "TrainingService/ListTrainingRuns": training.ListTrainingRunsRequest(model_id="m-forecast", page_size=1),
+        "TrainingService/CancelTrainingRun": training.CancelTrainingRunRequest(run_id="none"),
+        "TrainingService/WatchTrainingRun": training.WatchTrainingRunRequest(run_id="none"),
+        "ModelService/ListModels": training.ListModelsRequest(page_size=1),
+        "ModelService/ListModelVersions": training.ListModelVersionsRequest(model_id="m-forecast", page_size=1),
+        "ModelService/GetModelVersion": training.GetModelVersionRequest(model_id="m-forecast", version=1),
+        "ModelService/PromoteModelVersion": training.PromoteModelVersionRequest(model_id="m-forecast", version=1),
+        "ModelService/DownloadArtifact": training.DownloadArtifactRequest(model_id="m-forecast", version=1),
+        "InferenceService/Forecast": inference.ForecastRequest(
+            twin_id=TWIN, channel="temp", model_id="m-forecast", model_version=1, horizon=Duration(seconds=1_800),
+            quantile_levels=[0.5], at=_at(), min_offset=1, max_staleness=Duration(seconds=86_400),
+        ),
+        "InferenceService/Optimize": inference.OptimizeRequest(
+            twin_id=TWIN, model_id="m-dynamics", control="stage",
+            options=[inference.ControlOption(value=v, cost_per_hour=v) for v in (0, 1, 2, 3)],
+            limit=80.0, limit_quantile=0.9, target=60.0, target_weight=0.1, switch_cost=0.1, max_switches=1,
+            min_dwell=Duration(seconds=900), at=_at(), min_offset=1,
+        ),
+        "InferenceService/ListDeployments": inference.ListDeploymentsRequest(model_id="m-forecast"),
+    }  # fmt: skip
