@@ -12,9 +12,9 @@ from twinmesh_core.errors import DeadlineExceeded
 from twinmesh_demo.progress import Bar, table_line
 from twinmesh_demo.twins import FLEET
 
-STEP = timedelta(minutes=15)
-CONTEXT_STEPS = 96
-HORIZON_STEPS = 48
+STEP = timedelta(minutes=10)
+CONTEXT_STEPS = 144
+HORIZON_STEPS = 36
 HOLDOUT = timedelta(days=30)
 FORECAST_MODEL = "hotspot"
 DYNAMICS_MODEL = "hotspot-dynamics"

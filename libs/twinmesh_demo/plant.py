@@ -20,8 +20,6 @@ from twinmesh_demo.thermal import FAN_KW, Nameplate, Thermal, ageing_rate, stead
 RATED_KW: Final = 40_000.0
 """Rated active power of each transformer, kW."""
 MINUTE: Final = timedelta(minutes=1)
-HEAT_WAVE_DAYS: Final = 4.0
-"""The recorded past ends in a heat wave that began this many days before."""
 THERMOSTAT_C: Final = ((58.0, 50.0), (70.0, 62.0), (80.0, 72.0))
 """Top-oil temperature that switches stage 1, 2, 3 on, and off again: like most, it does not know the hot-spot."""
 
@@ -52,7 +50,7 @@ def build_world(start: datetime, minutes: int, *, zone: str, heat_from: datetime
     """Return load and ambient for `minutes` from `start`.
 
     Load has a morning and an afternoon peak on working days, less at weekends, follows the heat (air conditioning), and
-    wanders; ambient has the day's swing, slow weather and a heat wave from `heat_from` on.
+    wanders; ambient has the day's swing, slow weather, and heat waves every three weeks, the last one from `heat_from`.
     """
     rng = np.random.default_rng(seed)
     tz = ZoneInfo(zone)
@@ -63,7 +61,7 @@ def build_world(start: datetime, minutes: int, *, zone: str, heat_from: datetime
     hour = local_h % 24
     weekday = (start.weekday() + np.floor(local_h / 24)).astype(int) % 7
     weather = _smooth(rng, minutes, 2_160) * 2.0
-    heat = 3.0 * np.clip((t - (heat_from - start) / MINUTE) / 1_440, 0.0, 3.5)
+    heat = _heat_waves(t, (heat_from - start) / MINUTE)
     ambient = 19.0 + 6.5 * np.cos((hour - 15.5) / 24 * 2 * np.pi) + weather + heat
     working = np.where(weekday < 5, 1.0, 0.95)
     shape = (
@@ -207,7 +205,7 @@ SITES: Final = (
 )
 
 
-def morning_site(moment: datetime, hour: float = 6.0) -> str:
+def morning_site(moment: datetime, hour: float = 7.0) -> str:
     """Return the site whose local time is nearest to `hour` at `moment`: so the demo sees a day's peak at any time."""
 
     def distance(zone: str) -> float:
@@ -218,10 +216,20 @@ def morning_site(moment: datetime, hour: float = 6.0) -> str:
     return min(SITES, key=distance)
 
 
-def floor_quarter(moment: datetime) -> datetime:
-    """Return the quarter of an hour that holds the moment, UTC: where windows of that step end."""
+def floor_half_hour(moment: datetime) -> datetime:
+    """Return the half hour that holds the moment, UTC: a whole number of steps of 10 or 15 min."""
     whole = moment.astimezone(UTC).replace(second=0, microsecond=0)
-    return whole - timedelta(minutes=whole.minute % 15)
+    return whole - timedelta(minutes=whole.minute % 30)
+
+
+def _heat_waves(minute: npt.NDArray[np.int64], last_begins: float) -> npt.NDArray[np.float64]:
+    """Return what heat waves add, K: three days up to 10 K, three days there, two days down; one every 22 days."""
+    day = (minute - last_begins) / 1_440
+    heat = np.clip(day / 3.2, 0.0, 1.0)
+    for earlier in (22, 44, 66):
+        past = day + earlier
+        heat = heat + np.clip(past / 3.2, 0.0, 1.0) * np.clip((8.2 - past) / 2.0, 0.0, 1.0)
+    return np.asarray(10.2 * heat)
 
 
 def _utc_offset_h(moment: datetime, zone: ZoneInfo) -> float:

@@ -19,7 +19,7 @@ from twinmesh_client.runs import TrainingRun
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_demo import learn, load_history, play
 from twinmesh_demo.host import stream_host
-from twinmesh_demo.plant import MINUTE, World, build_world, floor_quarter, morning_site
+from twinmesh_demo.plant import MINUTE, World, build_world, floor_half_hour, morning_site
 from twinmesh_demo.plant_process import write_play
 from twinmesh_demo.progress import Story, local, size, table_line
 from twinmesh_demo.recorded import CHANNELS, Dirt, Recording, play_past, soil
@@ -28,7 +28,7 @@ from twinmesh_demo.twins import HOST_TWIN, create_fleet, create_host
 
 DAYS = 90
 SEED = 13
-HEAT_WAVE = timedelta(days=4)
+HEAT_WAVE = timedelta(days=6)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +64,7 @@ async def tell(mesh: Mesh, *, target: str, kill: Callable[[str, int], None], wor
         work_dir: where the plant's state file goes.
         story: where the lines go.
     """
-    start = floor_quarter(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
+    start = floor_half_hour(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
     zone = morning_site(start)
     host = await create_host(mesh, time_zone="UTC")
     host_counts: dict[str, int] = {}
@@ -186,7 +186,7 @@ async def _predict_and_decide(mesh: Mesh, facts: Facts, twins: dict[str, Twin], 
     zone, start = facts.zone, facts.start
     as_of = await mesh.head()
     for name, twin in twins.items():
-        facts.forecasts[name] = await twin.forecast("hot_spot", at=start, record=True)
+        facts.forecasts[name] = await twin.forecast("hot_spot", at=start, as_of_offset=as_of, record=True)
     forecast = facts.forecasts["T2"]
     median = forecast.quantile(0.5)
     top = int(np.argmax(median))

@@ -254,15 +254,14 @@ def _changes_of_many(message: Any, field: Any, path: str, steps: tuple[str, ...]
                 for value in _absurd(inner):
                     yield (
                         f"{path}[{key}].{inner.name}={value!r:.40}",
-                        lambda m, k=key, n=inner.name, v=value: setattr(
-                            getattr(_owner(m, steps), steps[-1])[k], n, v
-                        ),
+                        lambda m, k=key, n=inner.name, v=value: setattr(getattr(_owner(m, steps), steps[-1])[k], n, v),
                     )
     elif field.message_type is not None:
         yield f"{path} one empty", lambda m: getattr(_owner(m, steps), steps[-1]).add()
         if values:
-            yield f"{path} doubled", lambda m: getattr(_owner(m, steps), steps[-1]).extend(
-                list(getattr(_owner(m, steps), steps[-1]))
+            yield (
+                f"{path} doubled",
+                lambda m: getattr(_owner(m, steps), steps[-1]).extend(list(getattr(_owner(m, steps), steps[-1]))),
             )
             yield from _changes(values[0], f"{path}.0.")
     else:
@@ -270,8 +269,9 @@ def _changes_of_many(message: Any, field: Any, path: str, steps: tuple[str, ...]
             yield f"{path}+{value!r:.40}", lambda m, v=value: getattr(_owner(m, steps), steps[-1]).append(v)
             yield f"{path}={value!r:.40}", lambda m, v=value: _only(getattr(_owner(m, steps), steps[-1]), v)
         if values:
-            yield f"{path} doubled", lambda m: getattr(_owner(m, steps), steps[-1]).extend(
-                list(getattr(_owner(m, steps), steps[-1]))
+            yield (
+                f"{path} doubled",
+                lambda m: getattr(_owner(m, steps), steps[-1]).extend(list(getattr(_owner(m, steps), steps[-1]))),
             )
 
 

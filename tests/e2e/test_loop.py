@@ -14,7 +14,7 @@ from twinmesh_client.readings import Reading
 from twinmesh_client.replicas import Command
 from twinmesh_core.time import from_datetime
 from twinmesh_demo import learn, load_history, play
-from twinmesh_demo.plant import MINUTE, World, build_world, floor_quarter
+from twinmesh_demo.plant import MINUTE, World, build_world, floor_half_hour
 from twinmesh_demo.progress import Story
 from twinmesh_demo.recorded import CHANNELS, SKEWED_ROWS, Recording, play_past, soil, to_batch
 from twinmesh_demo.twins import create_fleet
@@ -27,7 +27,7 @@ SEED = 5
 
 @pytest.mark.timeout(300)
 async def test_the_loop_closes(local_mesh: LocalMesh) -> None:
-    start = floor_quarter(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
+    start = floor_half_hour(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
     recordings, world = _past(start)
     async with connect_async(local_mesh.endpoints["statesync"]) as mesh:
         twins = await create_fleet(mesh, time_zone=ZONE)
@@ -46,7 +46,7 @@ async def test_the_loop_closes(local_mesh: LocalMesh) -> None:
         # Learn: the winner beats seasonal-naive on a tail it has not seen.
         run = await mesh.models.train(
             "hotspot", twins=list(recordings), target="hot_spot", inputs=learn.INPUTS, step=learn.STEP,
-            context_steps=48, horizon_steps=24, holdout="5d", time_budget="10s", seed=SEED,
+            context_steps=72, horizon_steps=24, holdout="5d", time_budget="10s", seed=SEED,
         )  # fmt: skip
         done = await mesh.models.wait(run.run_id)
         mae = {c.family: c.metrics["mae"] for c in done.candidates}
@@ -121,7 +121,7 @@ async def _future_error(mesh: Mesh, world: World, recording: Recording, forecast
     first = world.index(start)
     rows = [
         [recording.end.minute(float(world.load[first + m]), float(world.ambient_c[first + m]))[c] for c in CHANNELS]
-        for m in range(24 * 15)
+        for m in range(24 * 10)
     ]
     times = from_datetime(start) + np.arange(len(rows), dtype=np.int64) * 60_000_000
     await mesh.twins["T2"].write_batch(to_batch("T2", times, np.array(rows)))
