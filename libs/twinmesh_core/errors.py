@@ -78,6 +78,7 @@ class Reason(StrEnum):
     INTERNAL = "INTERNAL"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     UNIMPLEMENTED = "UNIMPLEMENTED"
+    GATE_NOT_PASSED = "GATE_NOT_PASSED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,6 @@ def gate_not_passed(model_id: str, version: int) -> FailedPrecondition:
     return FailedPrecondition(
         f"Version {version} of {quoted(model_id)} did not beat seasonal-naive and the gate on held-out data;"
         " set force to promote it all the same.",
-        reason=Reason.INVALID_FIELD,
+        reason=Reason.GATE_NOT_PASSED,
         metadata={"model_id": model_id, "version": str(version), "remedy": "set force"},
     )

@@ -90,9 +90,9 @@ class TrainingSpec(_message.Message):
     target: _builtins.str
     """Required. The channel to predict."""
     context_steps: _builtins.int
-    """Required. Steps of the window, 2 to 4,096."""
+    """Required. Steps of the window, 2 to 4,096; steps x channels at most 262,144."""
     horizon_steps: _builtins.int
-    """Required. Steps of the horizon, 1 to 4,096."""
+    """Required. Steps of the horizon, 1 to 4,096; DYNAMICS: at most 512."""
     seed: _builtins.int
     """Optional. Seed of all randomness; 0 = 1."""
     origins: _builtins.int
@@ -109,7 +109,7 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def controls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """DYNAMICS only, required: channels whose planned values the model takes."""
+        """DYNAMICS only, required: channels whose planned values the model takes, at most 16."""
 
     @_builtins.property
     def step(self) -> _duration_pb2.Duration:

@@ -340,7 +340,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromoteModelVersion(self, request, context):
-        """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION if it did not pass
+        """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
         the gate and force is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

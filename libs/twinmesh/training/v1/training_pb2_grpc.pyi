@@ -119,7 +119,7 @@ class ModelServiceStub:
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetModelVersionRequest, _training_pb2.GetModelVersionResponse]
     """Returns a version. NOT_FOUND: MODEL_NOT_FOUND. Idempotent."""
     PromoteModelVersion: _grpc.UnaryUnaryMultiCallable[_training_pb2.PromoteModelVersionRequest, _training_pb2.PromoteModelVersionResponse]
-    """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION if it did not pass
+    """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
     the gate and force is not set.
     """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]
@@ -137,7 +137,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_training_pb2.GetModelVersionRequest, _training_pb2.GetModelVersionResponse]  # type: ignore[assignment]
     """Returns a version. NOT_FOUND: MODEL_NOT_FOUND. Idempotent."""
     PromoteModelVersion: _aio.UnaryUnaryMultiCallable[_training_pb2.PromoteModelVersionRequest, _training_pb2.PromoteModelVersionResponse]  # type: ignore[assignment]
-    """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION if it did not pass
+    """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
     the gate and force is not set.
     """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
@@ -176,7 +176,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.PromoteModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PromoteModelVersionResponse, _abc.Awaitable[_training_pb2.PromoteModelVersionResponse]]:
-        """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION if it did not pass
+        """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
         the gate and force is not set.
         """
 

@@ -96,6 +96,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DATA_LOSS: stored bytes do not match their checksum."""
     ERROR_REASON_UNIMPLEMENTED: _ErrorReason.ValueType  # 36
     """UNIMPLEMENTED: this server has no such method."""
+    ERROR_REASON_GATE_NOT_PASSED: _ErrorReason.ValueType  # 37
+    """FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -176,4 +178,6 @@ ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 35
 """DATA_LOSS: stored bytes do not match their checksum."""
 ERROR_REASON_UNIMPLEMENTED: ErrorReason.ValueType  # 36
 """UNIMPLEMENTED: this server has no such method."""
+ERROR_REASON_GATE_NOT_PASSED: ErrorReason.ValueType  # 37
+"""FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
