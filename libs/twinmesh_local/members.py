@@ -11,7 +11,7 @@ from typing import Protocol
 from twinmesh_local.errors import LocalMeshError, ServerFailedError
 from twinmesh_local.health import is_ready, open_health_channel
 from twinmesh_local.logs import log_tail
-from twinmesh_local.ports import LOOPBACK
+from twinmesh_local.ports import LOOPBACK, listens_on
 from twinmesh_local.processes import Guardian, ProcessSpec
 from twinmesh_local.status import Report, ServerState, ServerStatus
 
@@ -152,6 +152,7 @@ class ServiceMember(Member):
         first = spec()
         super().__init__(first.name, guardian, report, log=first.log)
         self._endpoint = endpoint
+        self._port = int(endpoint.rpartition(":")[2])
         self._channel = open_health_channel(endpoint)
 
     async def check(self) -> None:
@@ -169,7 +170,8 @@ class ServiceMember(Member):
     async def _start(self, timeout_s: float) -> None:
         self.pid = await asyncio.to_thread(self._guardian.spawn, self._make_spec())
         deadline = time.monotonic() + timeout_s
-        while not await is_ready(self._channel):
+        # Its own word counts only if it is the one who speaks: another program may have taken the port meanwhile.
+        while not (await is_ready(self._channel) and listens_on(self.pid, self._port)):
             ended = self._guardian.exit_of(self.pid)
             if ended is not None:
                 raise ServerFailedError(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from twinmesh_local.errors import LocalMeshError
@@ -21,6 +22,8 @@ FIRST_PORT = 7400
 BLOCK_STEP = 20
 METRICS_OFFSET = 10
 _BLOCKS_TRIED = 40
+_LISTEN = "0A"
+"""TCP_LISTEN as /proc/net/tcp writes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,28 @@ def is_free(port: int) -> bool:
     return False
 
 
+def listens_on(pid: int, port: int) -> bool:
+    """Whether this very process listens on the port; True also where the system does not tell, False if it is gone."""
+    # A system without IPv6 has one table only, one without /proc none.
+    tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
+    if not tables:
+        return True
+    inodes = {inode for table in tables for inode in _listeners(table, port)}
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for descriptor in descriptors:
+        # Any of them may be closed while we look.
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()) in wanted:
+                return True
+    return False
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on at this moment, chosen by the kernel."""
     with socket.socket() as probe:
@@ -117,3 +142,11 @@ def _try_hold(name: str) -> socket.socket | None:
         holder.close()
         return None
     return holder
+
+
+def _listeners(table: Path, port: int) -> Iterator[str]:
+    """Inodes of the sockets of a /proc/net table that listen on the port."""
+    for line in table.read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
+            yield columns[9]

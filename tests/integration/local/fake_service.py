@@ -24,7 +24,7 @@ async def main() -> None:
         sys.exit(f"{TOKEN} cannot work like this")
     if os.environ.get("FAKE_CHILD") == TOKEN:
         await asyncio.create_subprocess_exec("/bin/sleep", "1234567", start_new_session=True)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(check)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})])
     prefix = f"TWINMESH_{TOKEN.upper()}_"

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from twinmesh_local import (
     ServerStatus,
     run_foreground,
 )
+from twinmesh_local.ports import claim_port_block
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.timeout(120)
@@ -126,6 +129,25 @@ async def test_a_failing_start_says_why_and_leaves_nothing(data_dir, traces):
     assert load_context("local") is None
 
 
+async def test_a_service_that_lost_its_port_to_another_program_is_not_taken_for_ready(data_dir, traces):
+    claim = claim_port_block()
+    port = claim.block.services["storage"]
+    environment = {**os.environ, "TWINMESH_STORAGE_HOST": "127.0.0.1", "TWINMESH_STORAGE_PORT": str(port)}
+    stranger = await asyncio.create_subprocess_exec(*fake("storage"), env=environment)
+    try:
+        assert await asyncio.to_thread(until, lambda: listens(port), timeout_s=10)
+        # As if the stranger had come between the choice of the block and the start of the service.
+        claim.close()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("twinmesh_local.ports.is_free", lambda port: True)
+            with pytest.raises(ServerFailedError, match="storage ended"):
+                await mesh_at(data_dir, services=("storage",), ports=claim.block.base).__aenter__()
+    finally:
+        stranger.kill()
+        await stranger.wait()
+    assert traces.left() == {}
+
+
 async def test_a_cancelled_start_leaves_nothing(data_dir, traces):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3), mesh_at(data_dir):
@@ -171,17 +193,20 @@ async def test_a_killed_guardian_takes_everything_along(data_dir, traces):
     assert until(lambda: not traces.left(), timeout_s=5), traces.left()
 
 
-def start_program(data_dir: Path, kind: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    program = subprocess.Popen(
+@contextmanager
+def running_program(data_dir: Path, kind: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The program and its facts; killed at the end, whatever a test asserts before."""
+    with subprocess.Popen(
         [sys.executable, str(HERE / "mesh_program.py"), str(data_dir), kind],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path.cwd(),
         start_new_session=True,
-    )
-    assert program.stdout is not None
-    line = program.stdout.readline()
-    return program, json.loads(line)
+    ) as program:
+        try:
+            assert program.stdout is not None
+            yield program, json.loads(program.stdout.readline())
+        finally:
+            program.kill()
 
 
 @pytest.mark.parametrize(
@@ -194,8 +219,7 @@ def start_program(data_dir: Path, kind: str) -> tuple[subprocess.Popen[str], dic
     ],
 )
 def test_however_its_program_ends_nothing_is_left(data_dir, traces, kind, number):
-    program, facts = start_program(data_dir, kind)
-    with program:
+    with running_program(data_dir, kind) as (program, facts):
         assert len(facts["pids"]) == 8
         assert all(listens(port) for port in facts["ports"])
         program.send_signal(number)
@@ -208,18 +232,15 @@ def test_however_its_program_ends_nothing_is_left(data_dir, traces, kind, number
 
 @pytest.mark.slow
 def test_after_a_kill_the_data_directory_is_usable_at_once(data_dir, traces):
-    program, _ = start_program(data_dir, "fake")
-    with program:
-        program.kill()
-    program, _ = start_program(data_dir, "fake")
-    with program:
-        program.kill()
+    with running_program(data_dir, "fake"):
+        pass
+    with running_program(data_dir, "fake"):
+        pass
     assert until(lambda: not traces.left(), timeout_s=15), traces.left()
 
 
 def test_killed_with_its_guardian_nothing_is_left_running(data_dir, traces):
-    program, facts = start_program(data_dir, "fake-with-triton")
-    with program:
+    with running_program(data_dir, "fake-with-triton") as (program, facts):
         os.kill(facts["guardian"], signal.SIGSTOP)
         program.kill()
         os.kill(facts["guardian"], signal.SIGKILL)

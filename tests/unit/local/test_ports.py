@@ -1,11 +1,12 @@
 """Port blocks: the preferred one, else the next, and never one that another mesh has claimed."""
 
+import os
 import socket
 
 import pytest
 
 from twinmesh_local.errors import LocalMeshError
-from twinmesh_local.ports import BLOCK_STEP, PortBlock, claim_port_block, free_port, is_free
+from twinmesh_local.ports import BLOCK_STEP, PortBlock, claim_port_block, free_port, is_free, listens_on
 
 
 def test_services_and_metrics_of_a_block():
@@ -47,3 +48,16 @@ def test_one_taken_port_disqualifies_its_block():
 
 def test_a_free_port_is_free():
     assert is_free(free_port())
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_knows_who_listens(family):
+    with socket.socket(family) as server:
+        server.bind(("127.0.0.1" if family == socket.AF_INET else "::ffff:127.0.0.1", 0))
+        port = server.getsockname()[1]
+        assert not listens_on(os.getpid(), port)
+        server.listen()
+        assert listens_on(os.getpid(), port)
+        assert not is_free(port)
+        assert not listens_on(os.getppid(), port)
+        assert not listens_on(4194305, port)
