@@ -922,7 +922,7 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def through(self) -> _position_pb2.LogPosition:
-        """Everything up to here has been told: resume_after this."""
+        """Everything up to here has been told: resume_after this. Absent on the frames of a snapshot before the one that is synced."""
 
     def __init__(
         self,

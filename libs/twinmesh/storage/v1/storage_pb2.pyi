@@ -319,7 +319,9 @@ class AppendResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     COMMIT_TIME_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """It was durable before: position and receipt are those of the first time."""
+    """It was durable before: position and receipt are those of the first time. A producer's batch older than its last one: the
+    position of the last one, and no receipt, since only the last is kept.
+    """
     receipt: _builtins.bytes
     """The receipt of the first time."""
     @_builtins.property

@@ -40,7 +40,7 @@ class _CommandStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandS
     COMMAND_STATE_EXPIRED: _CommandState.ValueType  # 5
     """Its time to live ran out before an end. Final."""
     COMMAND_STATE_CANCELLED: _CommandState.ValueType  # 6
-    """Cancelled by a caller. Final."""
+    """Cancelled by a caller, or superseded by a newer target of its channel before it was delivered. Final."""
 
 class CommandState(_CommandState, metaclass=_CommandStateEnumTypeWrapper):
     """Where a command is in its life."""
@@ -58,7 +58,7 @@ COMMAND_STATE_FAILED: CommandState.ValueType  # 4
 COMMAND_STATE_EXPIRED: CommandState.ValueType  # 5
 """Its time to live ran out before an end. Final."""
 COMMAND_STATE_CANCELLED: CommandState.ValueType  # 6
-"""Cancelled by a caller. Final."""
+"""Cancelled by a caller, or superseded by a newer target of its channel before it was delivered. Final."""
 Global___CommandState: _TypeAlias = CommandState  # noqa: Y015
 
 @_typing.final

@@ -255,7 +255,7 @@ class DesiredFacet(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Revision of this facet; +1 with each entry that changed it."""
+    """Revision of this facet; +1 with each entry by which a caller set or removed targets. The device's progress does not move it."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredValue]:
         """In a replica: every target. In a change: the targets that changed."""
