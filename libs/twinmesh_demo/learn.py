@@ -68,11 +68,11 @@ def header() -> str:
 
 def rows(run: TrainingRun) -> list[str]:
     """Return one line per family: error, gain over naive, coverage of the 80 % band, worst day, training time."""
-    naive = next((c.metrics.get("mae") for c in run.candidates if c.family == "SEASONAL_NAIVE"), None)
-    return [_row(c, naive, run) for c in run.candidates]
+    mae = {c.family: c.metrics.get("mae") for c in run.candidates}
+    return [_row(c, mae.get("SEASONAL_NAIVE"), mae.get("RIDGE"), run) for c in run.candidates]
 
 
-def _row(candidate: Candidate, naive: float | None, run: TrainingRun) -> str:
+def _row(candidate: Candidate, naive: float | None, gate: float | None, run: TrainingRun) -> str:
     m = candidate.metrics
     mae = m.get("mae", float("nan"))
     gain = f"{100 * (mae / naive - 1):+.0f} %" if naive and candidate.family != "SEASONAL_NAIVE" else ""
@@ -87,4 +87,7 @@ def _row(candidate: Candidate, naive: float | None, run: TrainingRun) -> str:
         f"{m.get('train_seconds', 0.0):.0f} s",
     )
     line = table_line(list(zip(cells, WIDTHS, strict=True)))
-    return f"{line}   PROMOTED" if promoted else line
+    if promoted:
+        return f"{line}   PROMOTED"
+    # Early stopping keeps the network's zero start when nothing validates better than the gate it builds on.
+    return f"{line}   nothing beyond the gate" if candidate.family == "MLP" and mae == gate else line

@@ -82,7 +82,7 @@ async def _run(options: argparse.Namespace, story: Story) -> int:
                 await csv_story.tell(client, recording, story=story, out=out)
             else:
                 facts = await tell(client, target=target, kill=mesh.kill, work_dir=data_dir, story=story)
-                await pages.write_report(client, facts, story, out)
+                await pages.write_report(client, facts, story, out, data_dir)
     story.say("done", f"{_minutes(time.monotonic() - began)}; every process, port and shared-memory segment gone")
     return 0
 

@@ -15,19 +15,22 @@ from twinmesh_demo.story import Facts
 from twinmesh_demo.thermal import LIMIT_C
 from twinmesh_demo.twins import FLEET
 
-CALLS = """make up                                     # leaves a mesh running, on ports 7400 to 7404; then:
+CALLS = """. .venv/bin/activate
+twinmesh up --data-dir {data_dir}    # this mesh again, with all it holds; Ctrl-C ends it. In another shell:
 
-grpcurl -plaintext -d '{"observations":[{"twin_id":"T1","channel":"oil","value":{"double_value":61.5}}]}' \\
+grpcurl -plaintext -d '{{"observations":[{{"twin_id":"T1","channel":"oil","value":{{"double_value":61.5}}}}]}}' \\
     127.0.0.1:7400 twinmesh.ingestion.v1.IngestionService/Write
 
 python -c 'import twinmesh_client as tm
 with tm.connect() as mesh:
     print(mesh.twins["T1"].get().reported["oil"])'
 
-twinmesh latest T1"""
+twinmesh latest T1
+twinmesh forecast T2 hot_spot
+twinmesh quarantine list"""
 
 
-async def write_report(mesh: Mesh, facts: Facts, story: Story, out: Path) -> Path:
+async def write_report(mesh: Mesh, facts: Facts, story: Story, out: Path, data_dir: Path) -> Path:
     """Draw the pictures, write ``report.html`` with everything in it, say where they are; returns the report's path."""
     end = facts.start + PLAY_MINUTES * MINUTE
     twins = {name: mesh.twins[name] for name in FLEET}
@@ -43,15 +46,14 @@ async def write_report(mesh: Mesh, facts: Facts, story: Story, out: Path) -> Pat
     await plots.dirt_figure(twins, facts.dirt, zone=facts.zone, path=dirt_png)
     path = out / "report.html"
     story.say("look", f"{path}   {forecast_png}   {control_png}   {dirt_png}")
-    story.say("try", "make up, then:")
-    for line in CALLS.splitlines()[2:]:
-        if line:
-            story.say("", line)
-    path.write_text(_page(facts, story, forecast_png, control_png, dirt_png), encoding="utf-8")
+    calls = CALLS.format(data_dir=data_dir)
+    for number, line in enumerate(line for line in calls.splitlines() if line):
+        story.say("" if number else "try", line)
+    path.write_text(_page(facts, story, calls, forecast_png, control_png, dirt_png), encoding="utf-8")
     return path
 
 
-def _page(facts: Facts, story: Story, forecast_png: Path, control_png: Path, dirt_png: Path) -> str:
+def _page(facts: Facts, story: Story, calls: str, forecast_png: Path, control_png: Path, dirt_png: Path) -> str:
     t1, t2 = facts.meters["T1"], facts.meters["T2"]
     mae, inside, _ = facts.scores["T2"]
     hours = HORIZON_STEPS * STEP // timedelta(hours=1)
@@ -97,7 +99,7 @@ def _page(facts: Facts, story: Story, forecast_png: Path, control_png: Path, dir
             f"is hours ahead wait in quarantine ({facts.quarantined}).",
         )
     )  # fmt: skip
-    parts.append(report.listing("Calls to copy", CALLS))
+    parts.append(report.listing("Calls to copy", calls))
     parts.append(report.listing("The whole output", "\n".join(story.lines)))
     when = local(facts.start, facts.zone)
     lead = f"Two transformers at {facts.zone}, from {when} on. Every figure was measured in this run."

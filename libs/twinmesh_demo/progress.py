@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 TAG_WIDTH = 11
 
@@ -26,7 +27,7 @@ class Story:
         """Print one line under a tag; an empty tag continues the one before."""
         label = f"[{tag}]" if tag else ""
         self.lines.append(f"{label:<{TAG_WIDTH}}{text}")
-        self.console.print(f"[{style}]{escape(f'{label:<{TAG_WIDTH}}')}[/]{escape(text)}")
+        self.console.print(Text.assemble((f"{label:<{TAG_WIDTH}}", style), text))
 
     @contextmanager
     def bar(self, tag: str, text: str, total: float) -> Iterator[Bar]:
