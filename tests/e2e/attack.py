@@ -143,7 +143,7 @@ _NASTY_BYTES: Final = (b"", b"\0", b"\xff" * 16, b"\x08\x01", b"x" * 3_000)
 
 def nasty_messages(kind: type[Message], seed: int, count: int) -> Iterator[bytes]:
     """Yield legal encodings of a message filled with values that nobody expects."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  repeatable, not a secret
     for _ in range(count):
         message = kind()
         _fill(message, chance, depth=0)
@@ -152,7 +152,7 @@ def nasty_messages(kind: type[Message], seed: int, count: int) -> Iterator[bytes
 
 def random_bytes(seed: int, count: int) -> Iterator[bytes]:
     """Yield bytes that are a message only by accident."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  repeatable, not a secret
     for size in (1, 2, 3, 17, 200, 5_000):
         for _ in range(count):
             yield chance.randbytes(size)

@@ -12,12 +12,14 @@ from twinmesh_core.ids import quoted
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import Section, SeriesKey, TextSection
 from twinmesh_core.quality import FlagReason, Quality
-from twinmesh_core.time import format_time
+from twinmesh_core.time import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, US_PER_S, format_time
 from twinmesh_ingestion.domain.outcomes import Ack, OutcomeCount, QuarantinedRow, Scalar
 from twinmesh_ingestion.domain.resolution import SeriesTable
 
 MAX_QUARANTINED_ROWS: Final = 50_000
 """Most rows of one batch that can be kept aside: they travel in one message to storage."""
+_SURELY_NO_CLOCK_US: Final = 3_650 * US_PER_DAY
+"""No clock is ten years ahead: the times are in another unit."""
 _SHOWN_VALUE: Final = 4_096
 """Longest text kept of a value that is refused, in characters."""
 
@@ -35,10 +37,10 @@ _SECTION_OF: Final = {
 class Account:
     """Collects what was decided about the rows of a batch, section by section."""
 
-    def __init__(self, table: SeriesTable, *, earliest: int, latest: int, backfill: bool) -> None:
+    def __init__(self, table: SeriesTable, *, earliest: int, receive_time: int, backfill: bool) -> None:
         self._table = table
         self._earliest = earliest
-        self._latest = latest
+        self._receive_time = receive_time
         self._backfill = backfill
         self._rows: list[QuarantinedRow] = []
         self._sent = 0
@@ -107,7 +109,7 @@ class Account:
         self, name: str, section: Section | TextSection, why: FlagReason, rows: npt.NDArray[np.intp]
     ) -> None:
         if len(self._rows) + len(rows) > MAX_QUARANTINED_ROWS:
-            example = self._message(name, why, int(section.series[rows[0]]))
+            example = self._message(name, why, int(section.series[rows[0]]), int(section.time_unix_us[rows[0]]))
             raise ResourceExhausted(
                 f"more than {MAX_QUARANTINED_ROWS} rows of this batch would be quarantined; mend the cause or send "
                 f"fewer rows at once; the first: {example}",
@@ -120,7 +122,7 @@ class Account:
         ):
             message = messages.get(handle)
             if message is None:
-                message = messages[handle] = self._message(name, why, handle)
+                message = messages[handle] = self._message(name, why, handle, int(time))
             key = self._table.keys[handle] if handle < len(self._table.keys) else _NO_KEY
             self._rows.append(
                 QuarantinedRow(
@@ -137,7 +139,7 @@ class Account:
             )
         self._count(why, Quality.UNSPECIFIED, len(rows), next(iter(messages.values())))
 
-    def _message(self, name: str, why: FlagReason, handle: int) -> str:
+    def _message(self, name: str, why: FlagReason, handle: int, time_unix_us: int) -> str:
         keys = self._table.keys
         if why == FlagReason.UNKNOWN_HANDLE:
             return f"batch.{name}.series: handle {handle} is not in the dictionary, which has {len(keys)} entries"
@@ -151,23 +153,24 @@ class Account:
                 f"batch.{name}: channel {series} is a {kind.name}, whose values belong into {_SECTION_OF[kind]}; "
                 "send them there, or in the simple form with a value of that kind"
             )
-        return f"batch.{name}, {series}: {self._row_fault(name, why)}"
+        return f"batch.{name}, {series}: {self._row_fault(name, why, time_unix_us)}"
 
-    def _row_fault(self, name: str, why: FlagReason) -> str:
+    def _row_fault(self, name: str, why: FlagReason, time_unix_us: int) -> str:
         if why == FlagReason.NOT_FINITE:
             return "value is NaN or infinite (as sent, or in the channel's unit); leave missing values out"
         if why == FlagReason.TIME_IN_FUTURE:
-            return (
-                f"event time is after {format_time(self._latest)}, 5 min past the receive time; "
-                "check that the sender's clock is right and that times are in microseconds, UTC"
-            )
+            ahead_us = time_unix_us - self._receive_time
+            if ahead_us > _SURELY_NO_CLOCK_US:
+                return f"event time is {format_time(time_unix_us)}; send microseconds since 1970, UTC"
+            span = _span(ahead_us)
+            return f"event time is {span} ahead of the server's clock, 5 min are allowed; set the sender's clock"
         if why == FlagReason.TIME_IN_PAST:
             remedy = (
                 "times before 1970 are not kept"
                 if self._backfill or not self._earliest
-                else "set backfill for recorded history, or check that times are in microseconds, UTC"
+                else "set backfill for recorded history, or send microseconds since 1970, UTC"
             )
-            return f"event time is before {format_time(self._earliest)}; {remedy}"
+            return f"event time is {format_time(time_unix_us)}, before {format_time(self._earliest)}; {remedy}"
         if why == FlagReason.INVALID_QUALITY:
             return "quality byte is not 0 (not stated), 1 (GOOD), 2 (UNCERTAIN) or 3 (BAD)"
         form = {"jsons": "JSON (RFC 8259)", "bools": "0 or 1"}.get(name, "UTF-8")
@@ -179,6 +182,16 @@ class Account:
         unit = f" {key.unit}" if key.unit else ""
         when = format_time(int(section.time_unix_us[row]))
         return f"{key.twin_id} {key.channel} = {str(value)[:80]}{unit} at {when}: {_FLAG_WORDS[why]}"
+
+
+def _span(duration_us: int) -> str:
+    """Return a duration in its two largest units, e.g. ``3 h 12 min``; to the nearest second."""
+    days, rest = divmod(duration_us + US_PER_S // 2, US_PER_DAY)
+    hours, rest = divmod(rest, US_PER_HOUR)
+    minutes, rest = divmod(rest, US_PER_MINUTE)
+    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest // US_PER_S, "s"))
+    first = next((i for i, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"
 
 
 _FLAG_WORDS: Final = {

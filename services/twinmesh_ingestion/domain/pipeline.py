@@ -76,7 +76,7 @@ def run(
     """
     earliest = 0 if backfill else max(0, receive_time_unix_us - LIVE_PAST_US)
     latest = receive_time_unix_us + AHEAD_US
-    account = Account(table, earliest=earliest, latest=latest, backfill=backfill)
+    account = Account(table, earliest=earliest, receive_time=receive_time_unix_us, backfill=backfill)
     landed: dict[str, Any] = {}
     for name, section in batch.sections():
         if not len(section):

@@ -11,6 +11,7 @@ from twinmesh_client.registry_mapping import time_from_message, time_to_message
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import FlagReason, Quality
+from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_ingestion.domain.outcomes import Ack, OutcomeCount, Scalar
 from twinmesh_ingestion.domain.session import SequencedAck
 from twinmesh_ingestion.domain.simple import SimpleObservation
@@ -106,9 +107,11 @@ def _simple(i: int, message: ingestion_pb2.Observation, receive_time_unix_us: in
         raise invalid_field(f"observations[{i}].value", 'is required, e.g. {"double_value": 21.5}')
     value: Scalar = getattr(message.value, field)
     timed = message.HasField("event_time")
+    # Beyond what a Timestamp may hold, the column of times has no number; the nearest is refused for the same reason.
+    time = min(max(time_from_message(message.event_time), MIN_TIME_UNIX_US), MAX_TIME_UNIX_US)
     return SimpleObservation(
         key=SeriesKey(twin_id=message.twin_id, channel=message.channel, unit=message.unit),
-        time_unix_us=time_from_message(message.event_time) if timed else receive_time_unix_us,
+        time_unix_us=time if timed else receive_time_unix_us,
         value=value,
         json=field == "json_value",
         # An enum of proto3 may hold any number; what does not fit a byte is as invalid as 255.

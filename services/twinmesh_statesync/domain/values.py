@@ -83,7 +83,7 @@ def _same_document(left: Json, right: Json) -> bool:
 def _parsed(text: str) -> tuple[object] | None:
     try:
         return (json.loads(text),)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

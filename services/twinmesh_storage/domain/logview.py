@@ -17,6 +17,8 @@ from twinmesh_storage.domain.hot import HotRows
 from twinmesh_storage.domain.latest import LatestTable
 from twinmesh_storage.domain.tail import Tail, TailView
 
+_CATCH_UP_S: Final = 5.0
+"""Longest wait of a read for an offset that this process has not seen yet."""
 _THREAD_ROWS: Final = 20_000  # sorting more takes over about 2 ms, too long for the event loop
 
 
@@ -162,18 +164,18 @@ class LogView:
         return self._head > offset
 
     async def wait_for(self, offset: int) -> None:
-        """Wait until this process reflects `offset`; bounded by the caller's deadline.
+        """Wait until this process reflects `offset`.
+
+        Every offset that a caller was told is durable, and a process lags behind the log for a moment only: one that
+        does not arrive within `_CATCH_UP_S` was never given out.
 
         Raises:
-            OutOfRange: FUTURE_OFFSET when the offset does not arrive while the process lives.
+            OutOfRange: FUTURE_OFFSET when the offset does not arrive.
         """
-        if offset <= self._head:
+        if offset <= self._head or await self.wait_beyond(offset - 1, _CATCH_UP_S):
             return
-        while not self._closed:
-            if await self.wait_beyond(offset - 1, 3600.0):
-                return
         raise OutOfRange(
-            f"Offset {offset} lies beyond the head {self._head}.",
+            f"min_offset: {offset} lies beyond the log's head, {self._head}; use the offset of an acknowledgement.",
             reason=Reason.FUTURE_OFFSET,
             metadata={"head_offset": str(self._head)},
         )

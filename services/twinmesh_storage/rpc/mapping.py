@@ -32,6 +32,8 @@ from twinmesh_storage.domain.series import Series, SeriesRequest
 from twinmesh_storage.domain.window import GapPolicy, StepAggregate, WindowSpec
 
 MAX_RECEIPT_BYTES: Final = 64 << 10
+MAX_NAME_LENGTH: Final = 128
+"""Longest name of a twin, channel or unit, in characters."""
 MAX_QUARANTINE_ROWS: Final = 100_000
 
 
@@ -48,6 +50,8 @@ def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[S
     if kind == "observations" and not any(len(s) for s in segments) and not request.quarantine:
         raise invalid_field("observations", "holds no row, and nothing is quarantined; there is nothing to append")
     request_id = request.request_id or (request.control.request_id if kind == "control" else "")
+    if kind == "control" and request.control.request_id not in ("", request_id):
+        raise invalid_field("control.request_id", "differs from request_id; give the same one, or only one of them")
     producer = _stamp(request) if request.HasField("producer") else None
     if request_id:
         if producer is not None:
@@ -86,18 +90,18 @@ def _stamp(request: storage_pb2.AppendRequest) -> ProducerStamp:
 
 def _quarantine_row(row: storage_pb2.QuarantinedRow) -> QuarantineRow:
     return QuarantineRow(
-        twin_id=_printable(row.twin_id),
-        channel=_printable(row.channel),
-        unit=_printable(row.unit),
+        twin_id=printable(row.twin_id),
+        channel=printable(row.channel),
+        unit=printable(row.unit),
         time_unix_us=row.time_unix_us,
         value=row.value.SerializeToString(deterministic=True),
         quality=min(row.quality, 255),
         reason=row.reason,
-        message=_printable(row.message),
+        message=printable(row.message),
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return the text without NUL: PostgreSQL cannot hold it, and a row kept aside must not be refused for its text."""
     return text.replace("\0", "\\0")
 
@@ -157,12 +161,12 @@ def series_requests(request: storage_pb2.ResolveSeriesRequest) -> list[SeriesReq
 def _series_request(key: observation_pb2.SeriesKey, interval_us: int, index: int) -> SeriesRequest:
     kind = ChannelKind.of(key.kind)
     for field, text in (("twin_id", key.twin_id), ("channel", key.channel)):
-        if not text or len(text) > 128 or "\0" in text:
-            raise invalid_field(f"series[{index}].{field}", "must be a name of 1 to 128 characters")
+        if not text or len(text) > MAX_NAME_LENGTH or "\0" in text:
+            raise invalid_field(f"series[{index}].{field}", f"must be a name of 1 to {MAX_NAME_LENGTH} characters")
     if kind is ChannelKind.UNSPECIFIED:
         raise invalid_field(f"series[{index}].kind", "must be the channel's kind")
-    if len(key.unit) > 128 or "\0" in key.unit:
-        raise invalid_field(f"series[{index}].unit", "must be a unit of at most 128 characters")
+    if len(key.unit) > MAX_NAME_LENGTH or "\0" in key.unit:
+        raise invalid_field(f"series[{index}].unit", f"must be a unit of at most {MAX_NAME_LENGTH} characters")
     return SeriesRequest(
         twin_id=key.twin_id,
         channel=key.channel,
@@ -193,7 +197,21 @@ def names(selectors: Sequence[storage_pb2.SeriesSelector], field: str, most: int
         raise invalid_field(field, "is empty; name at least one")
     if len(selectors) > most:
         raise invalid_field(field, f"has {len(selectors)} entries; at most {most} go at once")
+    for index, selector in enumerate(selectors):
+        require_text(selector.twin_id, f"{field}[{index}].twin_id")
+        require_text(selector.channel, f"{field}[{index}].channel")
     return list(dict.fromkeys((s.twin_id, s.channel) for s in selectors))
+
+
+def require_text(text: str, field: str) -> str:
+    """Return a name to look for: names that cannot exist find nothing, only what the database cannot take is refused.
+
+    Raises:
+        InvalidArgument: it holds a NUL, or is longer than any name.
+    """
+    if len(text) > MAX_NAME_LENGTH or "\0" in text:
+        raise invalid_field(field, f"must be a name of at most {MAX_NAME_LENGTH} characters")
+    return text
 
 
 def time_range(request: storage_pb2.ReadRangeRequest) -> tuple[int, int]:
@@ -207,6 +225,20 @@ def time_range(request: storage_pb2.ReadRangeRequest) -> tuple[int, int]:
     if end < start:
         raise invalid_field("end_time", "is before start_time")
     return start, end
+
+
+def window_end(request: storage_pb2.ReadWindowRequest) -> int | None:
+    """Return where windows end, None = at the newest event time.
+
+    Raises:
+        InvalidArgument: outside the years 1 to 9999.
+    """
+    if not request.HasField("at"):
+        return None
+    at = time_from_message(request.at)
+    if not MIN_TIME_UNIX_US <= at <= MAX_TIME_UNIX_US:
+        raise invalid_field("at", "must lie within the years 1 to 9999")
+    return at
 
 
 def positive_duration(message: Duration, field: str) -> int:
@@ -281,7 +313,9 @@ def window_axes(request: storage_pb2.ReadWindowRequest) -> tuple[list[str], list
         if len(names_) > most:
             raise invalid_field(field, f"has {len(names_)} entries; at most {most} go at once")
         if len(set(names_)) != len(names_):
-            raise invalid_field(field, "names one twice")
+            raise invalid_field(field, "names one twice; give each once")
+        for index, name in enumerate(names_):
+            require_text(name, f"{field}[{index}]")
     if len(twins) * len(channels) * request.steps > _WINDOW_VALUES:
         raise invalid_field("steps", f"times twins and channels exceeds {_WINDOW_VALUES}; ask for fewer at once")
     return twins, channels
@@ -301,6 +335,8 @@ def window_spec(request: storage_pb2.ReadWindowRequest, most_steps: int) -> Wind
     max_gap_us = duration_from_message(request.max_gap)
     if max_gap_us < 0:
         raise invalid_field("max_gap", "must not be negative; 0 = no limit")
+    # A gap as long as all of time is no limit either.
+    max_gap_us = 0 if max_gap_us > MAX_TIME_UNIX_US - MIN_TIME_UNIX_US else max_gap_us
     if request.as_of_offset < 0:
         raise invalid_field("as_of_offset", "must not be negative; 0 = the present")
     return WindowSpec(

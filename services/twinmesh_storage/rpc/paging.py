@@ -37,7 +37,7 @@ def names_after(token: str) -> tuple[str, str]:
     if not token:
         return "", ""
     content = _content(token)
-    if isinstance(content, list) and len(content) == 2 and all(isinstance(part, str) for part in content):
+    if isinstance(content, list) and len(content) == 2 and all(_is_name(part) for part in content):
         return content[0], content[1]
     raise _bad_token()
 
@@ -59,6 +59,10 @@ def id_before(token: str) -> int:
     if type(content) is int and 0 <= content <= _ID_BEYOND_ALL:
         return content
     raise _bad_token()
+
+
+def _is_name(part: object) -> bool:
+    return isinstance(part, str) and part.isprintable()
 
 
 def _token(content: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh_core.errors import NotFound, Reason, invalid_field
-from twinmesh_runtime.registry_mapping import time_from_message, time_to_message
+from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.aggregate import MAX_VALUES, Aggregator, bucket_edges
 from twinmesh_storage.domain.counting import Counting, TailDelta
 from twinmesh_storage.domain.directory import Directory
@@ -72,6 +72,8 @@ class ReadServicer:
             names = mapping.names(request.series, "series", 100_000)
             selection = Selection.of([s for s in await self.directory.known(tenant, names) if s is not None])
         else:
+            for index, twin_id in enumerate(request.twin_ids):
+                mapping.require_text(twin_id, f"twin_ids[{index}]")
             selection = await self.selections.of(tenant, list(dict.fromkeys(request.twin_ids)))
         if len(selection.ids) > 100_000:
             raise invalid_field("twin_ids", f"have {len(selection.ids)} series; at most 100,000 are read at once")
@@ -83,7 +85,7 @@ class ReadServicer:
         tenant = own_tenant()
         spec = mapping.window_spec(request, _MAX_WINDOW_STEPS)
         twins, channels = mapping.window_axes(request)
-        at = time_from_message(request.at) if request.HasField("at") else None
+        at = mapping.window_end(request)
         if request.as_of_offset:
             self.view.check_position("", request.as_of_offset)
         await self.view.wait_for(request.min_offset)
@@ -125,9 +127,10 @@ class ReadServicer:
         tenant = own_tenant()
         size = paging.page_size(request.page_size, default=1_000, most=10_000)
         after = paging.names_after(request.page_token)
+        twin_id = mapping.require_text(request.twin_id, "twin_id")
 
         async def count() -> tuple[list[SeriesSummary], dict[int, TailDelta]]:
-            page = await self.series.page(tenant, request.twin_id, after, size)
+            page = await self.series.page(tenant, twin_id, after, size)
             return page, await self.counting.tail_delta(tenant, [s.series for s in page])
 
         _, (page, deltas) = await self.counting.steady(count)
@@ -143,7 +146,8 @@ class ReadServicer:
         """Return a page of quarantined rows."""
         size = paging.page_size(request.page_size, default=100, most=10_000)
         before = paging.id_before(request.page_token)
-        rows, total = await self.quarantine.page(own_tenant(), request.reason, request.twin_id, before, size)
+        twin_id = mapping.printable(request.twin_id)  # as it is kept: senders' ids may be anything
+        rows, total = await self.quarantine.page(own_tenant(), request.reason, twin_id, before, size)
         return storage_pb2.ListQuarantineResponse(
             rows=[mapping.quarantined_row(row) for row in rows],
             next_page_token=paging.id_token(rows[-1].quarantine_id) if len(rows) == size else "",
@@ -155,6 +159,7 @@ class ReadServicer:
     ) -> storage_pb2.GetStatisticsResponse:
         """Return exact counts."""
         tenant = own_tenant()
+        mapping.require_text(request.twin_id, "twin_id")
 
         async def count() -> tuple[HistoryCounts, dict[int, TailDelta]]:
             counts = await self.blocks.counts(tenant, request.twin_id)

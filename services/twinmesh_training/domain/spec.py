@@ -9,6 +9,7 @@ from typing import Final
 
 from twinmesh_core.errors import FieldViolation, InvalidArgument
 from twinmesh_core.ids import entity_id_violation, name_violation, quoted, resource_id_violation
+from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US, US_PER_DAY
 from twinmesh_training.domain.values import Family, Task, TrainingSpec
 
 MIN_STEP_US: Final = 1_000_000
@@ -22,6 +23,8 @@ MAX_DYNAMICS_HORIZON: Final = 512
 MAX_CONTROLS: Final = 16
 MAX_WINDOW_CELLS: Final = 262_144
 """Steps x channels of one window: 1 MiB of float32 per served row."""
+MAX_SPAN_US: Final = 36_525 * US_PER_DAY
+"""Longest season or held-out tail: 100 years."""
 MAX_TIME_BUDGET_US: Final = 24 * 3_600 * 1_000_000
 
 
@@ -128,6 +131,12 @@ def _times(spec: TrainingSpec) -> list[FieldViolation]:
     found = []
     if spec.start_time_us is not None and spec.end_time_us is not None and spec.start_time_us >= spec.end_time_us:
         found.append(_violation("end_time", "must lie after start_time"))
+    for name, time_us in (("start_time", spec.start_time_us), ("end_time", spec.end_time_us)):
+        if time_us is not None and not MIN_TIME_UNIX_US <= time_us <= MAX_TIME_UNIX_US:
+            found.append(_violation(name, "must lie within the years 1 to 9999"))
+    for name, span_us in (("holdout", spec.holdout_us), ("season", spec.season_us)):
+        if span_us > MAX_SPAN_US:
+            found.append(_violation(name, "is longer than 100 years"))
     if spec.holdout_us < 0:
         found.append(_violation("holdout", "must not be negative; leave it out for one third of the data"))
     elif spec.holdout_us and spec.step_us >= MIN_STEP_US and spec.holdout_us < spec.horizon_steps * spec.step_us:

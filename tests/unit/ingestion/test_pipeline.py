@@ -92,22 +92,24 @@ async def test_not_finite_quarantines_its_row_only(log, write, value):
 
 
 @pytest.mark.parametrize(
-    ("time", "backfill", "reason"),
+    ("time", "backfill", "reason", "words"),
     [
-        (NOW + 6 * 60 * S, False, FlagReason.TIME_IN_FUTURE),
-        (NOW + 6 * 60 * S, True, FlagReason.TIME_IN_FUTURE),
-        (NOW - 11 * 365 * 86_400 * S, False, FlagReason.TIME_IN_PAST),
-        (-1, True, FlagReason.TIME_IN_PAST),
-        (-(2**63), True, FlagReason.TIME_IN_PAST),
-        (2**63 - 1, False, FlagReason.TIME_IN_FUTURE),
+        (NOW + 6 * 60 * S, False, FlagReason.TIME_IN_FUTURE, "6 min ahead of the server's clock"),
+        (NOW + 6 * 60 * S, True, FlagReason.TIME_IN_FUTURE, "6 min ahead of the server's clock"),
+        (NOW + 93_785 * S, False, FlagReason.TIME_IN_FUTURE, "1 d 2 h ahead of the server's clock"),
+        (NOW - 11 * 365 * 86_400 * S, False, FlagReason.TIME_IN_PAST, "set backfill"),
+        (-1, True, FlagReason.TIME_IN_PAST, "times before 1970 are not kept"),
+        (-(2**63), True, FlagReason.TIME_IN_PAST, "times before 1970 are not kept"),
+        (2**63 - 1, False, FlagReason.TIME_IN_FUTURE, "send microseconds since 1970, UTC"),
     ],
 )
-async def test_times_that_cannot_be_are_quarantined(log, write, time, backfill, reason):
+async def test_times_that_cannot_be_are_quarantined(log, write, time, backfill, reason, words):
     batch = ObservationBatch(series=(key("temperature"),), doubles=double_section([0, 0], [NOW, time], [20.0, 21.0]))
     row = await only_quarantine(log, write, batch, backfill=backfill)
     assert row.reason == reason
     assert row.time_unix_us == time
     assert "event time is" in row.message
+    assert words in row.message
 
 
 @pytest.mark.parametrize(

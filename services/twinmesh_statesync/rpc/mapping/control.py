@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from twinmesh.type.v1 import command_pb2, entry_pb2, observation_pb2, replica_pb2
 from twinmesh_core.errors import InvalidArgument
+from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_runtime.registry_mapping import (
     time_from_message,
     time_to_message,
@@ -55,17 +61,41 @@ def control_to_message(entry: ControlEntry) -> entry_pb2.ControlEntry:
 
 def control_from_message(message: entry_pb2.ControlEntry) -> ControlEntry:
     """Return a control entry of the log; an action that cannot be read is None, for every fold alike."""
-    return ControlEntry(request_id=message.request_id, principal=message.principal, action=_action(message))
+    request_id = message.request_id if message.request_id.isprintable() else ""
+    return ControlEntry(request_id=request_id, principal=message.principal, action=_action(message))
 
 
 def _action(message: entry_pb2.ControlEntry) -> Action | None:
     field = message.WhichOneof("action")
-    if field is None:
+    if field is None or not _can_be_kept(message):
         return None
     try:
         return _DECODERS[field](getattr(message, field))
     except InvalidArgument:
         return None  # a value without content: no writer of ours appends one
+
+
+def _can_be_kept(message: Message) -> bool:
+    """Whether a checkpoint can hold all of it: ids without NUL, finite numbers, times within the years 1 to 9999.
+
+    The services refuse the rest at their doors. Whoever may append to the log can go around them, and one entry that
+    no checkpoint can hold would keep every state-sync process from saving, now and after each restart.
+    """
+    if isinstance(message, Timestamp):
+        return MIN_TIME_UNIX_US <= time_from_message(message) <= MAX_TIME_UNIX_US
+    return all(_field_can_be_kept(field, value) for field, value in message.ListFields())
+
+
+def _field_can_be_kept(field: FieldDescriptor, value: Any) -> bool:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        items = value.values() if field.message_type.fields_by_name["value"].message_type is not None else ()
+        return all("\0" not in key for key in value) and all(map(_can_be_kept, items))
+    parts = value if field.is_repeated else (value,)
+    if field.message_type is not None:
+        return all(map(_can_be_kept, parts))
+    if field.type == FieldDescriptor.TYPE_DOUBLE:
+        return all(map(isfinite, parts))
+    return not field.name.endswith("_id") or all("\0" not in part for part in parts)
 
 
 def _values(values: Any) -> dict[str, observation_pb2.Value]:
