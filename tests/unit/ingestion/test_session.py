@@ -1,4 +1,4 @@
-"""Producer sessions and unary writes over a log that fails on purpose: each batch once, in order, acked after commit."""
+"""Producer sessions and unary writes over a log that fails on purpose: each batch once, in order."""
 
 from __future__ import annotations
 
