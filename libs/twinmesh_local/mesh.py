@@ -196,7 +196,8 @@ class LocalMesh:
         guardian, directory, logs = _started(self._guardian), self._data.path, self._data.logs
         postgres = PostgresServer(guardian, directory, log_dir=logs, stage=0)
         valkey = ValkeyServer(guardian, self._data.run, log_dir=logs, stage=10)
-        self._triton = TritonServer(guardian, directory, log_dir=logs, stage=10)
+        # Only inference calls it, which is gone by then.
+        self._triton = TritonServer(guardian, directory, log_dir=logs, stage=30)
         self._add(ServerMember("postgresql", guardian, self._report, postgres))
         self._add(ServerMember("valkey", guardian, self._report, valkey))
         if self._with_triton:

@@ -18,7 +18,7 @@ from twinmesh_local.processes import ProcessSpec
 DRAIN_GRACE_S = 3.0
 """Locally nobody waits longer for running calls at the end."""
 STAGES: Mapping[str, int] = {"ingestion": 40, "inference": 40, "training": 30, "statesync": 30, "storage": 20}
-"""Who stops before whom: those who call before those who are called; the servers under them (stage 10, 0) come last."""
+"""Who stops before whom: those who call before those who are called; Valkey (10) and PostgreSQL (0) come last."""
 _MALLOC = {
     # Bodies of several MB come and go; without these glibc returns and faults in their pages each time.
     "MALLOC_MMAP_THRESHOLD_": "268435456",

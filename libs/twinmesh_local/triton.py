@@ -176,7 +176,7 @@ class TritonServer:
             cwd=self._directory,
             stage=self._stage,
             # It holds nothing that a kill could lose, and its own shutdown looks only once a second.
-            stop=((signal.SIGTERM, 2.0),),
+            stop=((signal.SIGTERM, 0.5),),
             shm_prefix=prefix,
         )
 

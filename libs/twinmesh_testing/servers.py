@@ -16,11 +16,22 @@ from uuid import uuid4
 
 import pytest
 
-from twinmesh_local.accounts import remove_home
+from twinmesh_local.accounts import STATE_DIR_VARIABLE, remove_home
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian
 from twinmesh_local.triton import TritonServer
 from twinmesh_local.valkey import ValkeyServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_state_dir() -> Iterator[None]:
+    """Keep what root's meshes place outside private directories (pytest's are) within the run, and remove it."""
+    directory = Path(tempfile.mkdtemp(prefix="twinmesh-state-"))
+    directory.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_DIR_VARIABLE, str(directory))
+        yield
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
