@@ -117,7 +117,7 @@ class Twin:
         """Read history: rows, or with `every` aggregates on a grid.
 
         Args:
-            channels: which; none = all channels of the twin's type.
+            channels: which; none = all that a value was ever received of.
             last: a span that ends at `at`.
             start: from here on (included); instead of `last`.
             end: up to here (excluded).

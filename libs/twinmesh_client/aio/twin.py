@@ -35,7 +35,7 @@ from twinmesh_client.replicas import (
 )
 from twinmesh_client.transport import call
 from twinmesh_client.values import map_to_proto
-from twinmesh_core.errors import NotFound, invalid_field
+from twinmesh_core.errors import NotFound, Reason, invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
@@ -136,7 +136,7 @@ class Twin:
         """Read history: rows, or with `every` aggregates on a grid.
 
         Args:
-            channels: which; none = all channels of the twin's type.
+            channels: which; none = all that a value was ever received of.
             last: a span that ends at `at`.
             start: from here on (included); instead of `last`.
             end: up to here (excluded).
@@ -147,7 +147,7 @@ class Twin:
             min_quality: rows only: ``good``, ``uncertain`` or ``bad`` (all).
             time_zone: aligns buckets of whole days; empty = UTC.
         """
-        names = channels or tuple(c.name for c in (await self.type()).channels)
+        names = channels or await self._heard(min_offset)
         window = await history.resolve_window(
             lambda: read_latest(self._connection, self.twin_id, names, min_offset=min_offset),
             last=last,
@@ -396,6 +396,17 @@ class Twin:
         request = statesync_pb2.ListEventsRequest(twin_id=self.twin_id, page_size=limit)
         answer = await call(self._connection.events.ListEvents, request, timeout_s=self._connection.timeout_s)
         return [event(e) for e in answer.events]
+
+    async def _heard(self, min_offset: int) -> tuple[str, ...]:
+        newest = await self.latest(min_offset=min_offset)
+        if not newest.series:
+            # A twin that does not exist is an error of its own; one that has not spoken has nothing to be read.
+            await self.type()
+            raise NotFound(
+                f"{self.twin_id!r} has no value yet; write one, e.g. `twinmesh write {self.twin_id} CHANNEL=VALUE`.",
+                reason=Reason.CHANNEL_NOT_FOUND,
+            )
+        return tuple(s.channel for s in newest.series)
 
     async def _kinds(self) -> dict[str, ChannelKind]:
         try:
