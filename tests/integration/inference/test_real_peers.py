@@ -57,7 +57,7 @@ async def test_windows_and_twins_of_the_real_services_reach_the_graph_and_the_re
     built = build("pump-temperature", 1, signature=PUMP, twin_ids=("P1",))
     async with (
         storage(database_url) as log,
-        statesync(database_url, log, port=0) as sync,
+        statesync(database_url, log) as sync,
         world(database_url=database_url, **triton, mesh_storage=log, mesh_statesync=sync.target) as running,
     ):
         await sync.make_type()
@@ -97,7 +97,7 @@ async def test_windows_and_twins_of_the_real_services_reach_the_graph_and_the_re
 async def test_trained_models_pass_their_golden_checks_forecast_and_decide(
     database_url: str, triton_server: TritonServer, tmp_path: Path
 ) -> None:
-    async with storage(database_url) as log, statesync(database_url, log, port=0) as sync:
+    async with storage(database_url) as log, statesync(database_url, log) as sync:
         await _live_twins(sync)
         beside: dict[str, Any] = {"mesh_storage": log, "mesh_statesync": sync.target}
         async with (
