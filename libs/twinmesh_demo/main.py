@@ -12,6 +12,7 @@ from pathlib import Path
 from twinmesh_client.aio.mesh import connect_async
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_demo import csv_story, pages
+from twinmesh_demo.options import add_options
 from twinmesh_demo.progress import Story
 from twinmesh_demo.story import tell
 from twinmesh_local.accounts import remove_home
@@ -20,24 +21,12 @@ from twinmesh_local.errors import DataDirInUseError, LocalMeshError
 from twinmesh_local.mesh import LocalMesh
 from twinmesh_local.triton_install import is_installed
 
-OUTPUT = Path("demo")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit status."""
-    options = parser().parse_args(arguments)
-    return run(options)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the demo's own options."""
-    made = argparse.ArgumentParser(prog="twinmesh demo", description="The whole loop on this machine, in minutes.")
-    made.add_argument("--data-dir", type=Path, help="where the demo's mesh keeps its data (emptied first)")
-    made.add_argument("--out", type=Path, default=OUTPUT, help="where report and pictures go (default: ./demo)")
-    made.add_argument("--csv", type=Path, help="twin a recorded CSV instead of the simulated plant")
-    made.add_argument("--tz", help="IANA zone of a CSV's naive times, e.g. Europe/Berlin")
-    made.add_argument("--target-column", help="CSV: the column to forecast (default: the last numeric one)")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m twinmesh_demo", description="The whole loop on this machine.")
+    add_options(parser)
+    return run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def load_play(path: Path) -> Play:
     )
 
 
-async def run(play: Play, mesh: Mesh) -> dict[str, Any]:
-    """Play to the end and return the meters of each transformer."""
+async def run(play: Play, mesh: Mesh) -> None:
+    """Play to the end; whoever wants to know what happened asks the mesh."""
 
     async def set_stage(order: Command) -> str:
         stage = order.args.get("value")
@@ -83,10 +83,6 @@ async def run(play: Play, mesh: Mesh) -> dict[str, Any]:
     finally:
         device.cancel()
         await asyncio.gather(device, return_exceptions=True)
-    return {
-        name: {"fan_kwh": t.fan_kwh, "life_used_h": t.life_used_h, "stage": t.stage}
-        for name, t in play.transformers.items()
-    }
 
 
 async def _play(play: Play, mesh: Mesh) -> None:
@@ -143,25 +139,40 @@ def write_play(
     path.write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
-async def _main(path: Path, target: str | None) -> dict[str, Any]:
+async def _main(path: Path, target: str | None, *, leave_with_parent: bool) -> None:
+    play = asyncio.create_task(_connect_and_run(path, target))
+    waits = {play}
+    if leave_with_parent:
+        waits.add(asyncio.create_task(_until_stdin_closes()))
+    _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    if play not in left:
+        play.result()
+
+
+async def _connect_and_run(path: Path, target: str | None) -> None:
     async with connect_async(target) as mesh:
-        return await run(load_play(path), mesh)
+        await run(load_play(path), mesh)
+
+
+async def _until_stdin_closes() -> None:
+    """Return when whoever started this process is gone, however it ended: its end of the pipe closes with it."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
 
 
 def main() -> int:
-    """Run the plant; prints its meters as JSON on the last line."""
+    """Run the plant; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m twinmesh_demo.plant_process", description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="state file written by the demo")
     parser.add_argument("--target", help="any service of the mesh; default: the saved context")
+    parser.add_argument("--leave-with-parent", action="store_true", help="end when standard input closes")
     arguments = parser.parse_args()
-    meters = asyncio.run(_main(arguments.state, arguments.target))
-    print(json.dumps(meters))
+    asyncio.run(_main(arguments.state, arguments.target, leave_with_parent=arguments.leave_with_parent))
     return 0
-
-
-def simulated_end(play_start: datetime, minutes: int) -> datetime:
-    """Return the moment just after the last simulated minute."""
-    return play_start + timedelta(minutes=minutes)
 
 
 if __name__ == "__main__":

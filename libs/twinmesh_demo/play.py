@@ -124,11 +124,11 @@ async def play(
     outcome = Outcome()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "twinmesh_demo.plant_process", "--state", str(state), "--target", target,
-        stdout=asyncio.subprocess.PIPE,
+        "--leave-with-parent", stdin=asyncio.subprocess.PIPE,
     )  # fmt: skip
     controller = asyncio.create_task(_control(twin, start, first, outcome, bar, story, zone))
     try:
-        await process.communicate()
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()

@@ -14,6 +14,7 @@ from typing import Any
 from twinmesh_cli.errors import FAILED, CommandFailedError
 from twinmesh_cli.output import Output
 from twinmesh_cli.session import on_mesh
+from twinmesh_demo.options import add_options as add_demo_options
 
 Subparsers = Any  # argparse keeps the class of its subparsers private
 
@@ -29,8 +30,10 @@ def add(commands: Subparsers, common: argparse.ArgumentParser) -> None:
     )
     up.add_argument("--no-triton", action="store_true", help="without Triton: everything but predictions works")
     up.set_defaults(run=_up)
-    demo = commands.add_parser("demo", add_help=False, help="the whole loop on this machine, in minutes, with a report")
-    demo.add_argument("rest", nargs=argparse.REMAINDER)
+    demo = commands.add_parser(
+        "demo", parents=[common], help="the whole loop on this machine, in minutes, with a report"
+    )
+    add_demo_options(demo)
     demo.set_defaults(run=_demo, json=False)
     doctor = commands.add_parser(
         "doctor", parents=[common], help="what this machine lacks to run a mesh, and the remedy"
@@ -76,12 +79,9 @@ def _up(arguments: Namespace, out: Output) -> int:
 
 def _demo(arguments: Namespace, _out: Output) -> int:
     with extra("demo"):
-        from twinmesh_demo.main import main
+        from twinmesh_demo.main import run
 
-    try:
-        return main(arguments.rest)
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else FAILED
+    return run(arguments)
 
 
 def _doctor(arguments: Namespace, out: Output) -> int:
