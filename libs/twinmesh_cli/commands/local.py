@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from twinmesh_cli.demo_options import add_options as add_demo_options
 from twinmesh_cli.errors import FAILED, CommandFailedError
 from twinmesh_cli.output import Output
 from twinmesh_cli.session import on_mesh
-from twinmesh_demo.options import add_options as add_demo_options
 
 Subparsers = Any  # argparse keeps the class of its subparsers private
 

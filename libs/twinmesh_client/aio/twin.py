@@ -6,16 +6,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from twinmesh.inference.v1 import inference_pb2
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import event_pb2
 from twinmesh_client import history
 from twinmesh_client.acks import WriteAck, total
 from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.aio.history import list_series, read_buckets, read_latest, read_rows
+from twinmesh_client.aio.questions import event_message, forecast_request, optimize_request
 from twinmesh_client.aio.write import write_batch
-from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
+from twinmesh_client.durations import Moment, Span, proto_span
 from twinmesh_client.forecasts import Decision, Forecast, decision
 from twinmesh_client.frames import frame_batches
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
@@ -209,23 +208,18 @@ class Twin:
             Unavailable: the model is being loaded, or Triton is away.
             FailedPrecondition: NOT_ENOUGH_HISTORY.
         """
-        name, _, version = model.partition("@")
-        request = inference_pb2.ForecastRequest(
-            twin_id=self.twin_id,
-            channel=channel,
-            model_id=name,
-            model_version=int(version or 0),
-            quantile_levels=quantiles,
+        request = forecast_request(
+            self.twin_id,
+            channel,
+            horizon=horizon,
+            quantiles=quantiles,
+            at=at,
+            model=model,
             record=record,
             min_offset=min_offset,
             as_of_offset=as_of_offset,
+            max_staleness=max_staleness,
         )
-        if horizon is not None:
-            request.horizon.CopyFrom(proto_span(horizon, "horizon"))
-        if at is not None:
-            request.at.CopyFrom(proto_moment(moment_us(at, "at")))
-        if max_staleness is not None:
-            request.max_staleness.CopyFrom(proto_span(max_staleness, "max_staleness"))
         answer = await call(self._connection.inference.Forecast, request, timeout_s=self._connection.timeout_s)
         return Forecast.from_response(answer)
 
@@ -261,24 +255,21 @@ class Twin:
             at: nothing later is seen; None = the newest event time of the inputs.
             as_of_offset: reads the inputs as of this log offset.
         """
-        request = inference_pb2.OptimizeRequest(
-            twin_id=self.twin_id,
-            model_id=model,
-            control=control,
-            options=[inference_pb2.ControlOption(value=v, cost_per_hour=c) for v, c in options.items()],
+        request = optimize_request(
+            self.twin_id,
+            control,
+            options=options,
             limit=limit,
+            model=model,
             limit_quantile=limit_quantile,
+            target=target,
             target_weight=target_weight,
             switch_cost=switch_cost,
             max_switches=max_switches,
+            min_dwell=min_dwell,
+            at=at,
             as_of_offset=as_of_offset,
         )
-        if target is not None:
-            request.target = target
-        if min_dwell is not None:
-            request.min_dwell.CopyFrom(proto_span(min_dwell, "min_dwell"))
-        if at is not None:
-            request.at.CopyFrom(proto_moment(moment_us(at, "at")))
         return decision(await call(self._connection.inference.Optimize, request, timeout_s=self._connection.timeout_s))
 
     async def set_desired(
@@ -373,20 +364,7 @@ class Twin:
         self, kind: str, *, start: datetime, end: datetime | None = None, mode: str = "", message: str = ""
     ) -> Event:
         """Record a dated fact: ``failure``, ``maintenance``, ``replacement``, ``operating_mode`` or ``note``."""
-        name = f"EVENT_KIND_{kind.upper()}"
-        if name not in event_pb2.EventKind.keys():  # noqa: SIM118  the enum wrapper is no dict
-            raise invalid_field(
-                "kind", f"{kind!r} is unknown; failure, maintenance, replacement, operating_mode or note"
-            )
-        body = event_pb2.Event(
-            twin_id=self.twin_id,
-            kind=event_pb2.EventKind.Value(name),
-            start_time=proto_moment(moment_us(start, "start")),
-            mode=mode,
-            message=message,
-        )
-        if end is not None:
-            body.end_time.CopyFrom(proto_moment(moment_us(end, "end")))
+        body = event_message(self.twin_id, kind, start=start, end=end, mode=mode, message=message)
         request = statesync_pb2.RecordEventRequest(event=body, request_id=new_request_id())
         answer = await call(self._connection.events.RecordEvent, request, timeout_s=self._connection.timeout_s)
         return event(answer.event)

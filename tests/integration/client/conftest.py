@@ -58,6 +58,10 @@ class RunningMesh:
     def restarts(self, name: str) -> int:
         return next(s.restarts for s in self.mesh.status() if s.name == name)
 
+    def until_restarted(self, name: str, restarts: int) -> None:
+        waiting = self.mesh.until_ready(name, restarts=restarts)
+        asyncio.run_coroutine_threadsafe(waiting, self._loop).result(60)
+
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(START_TIMEOUT_S)

@@ -193,9 +193,7 @@ async def test_a_writer_stores_everything_once_through_a_kill(running_mesh, mesh
     await pump.latest("flow", min_offset=ack.offset)
     statistics = await mesh.statistics(pump.twin_id)
     assert (statistics.points, statistics.quarantined) == (40_000, 0)
-    async with asyncio.timeout(30):
-        while running_mesh.restarts(victim) == restarts:
-            await asyncio.sleep(0.05)
+    await asyncio.to_thread(running_mesh.until_restarted, victim, restarts + 1)
 
 
 @pytest.mark.faults
