@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from twinmesh_cli.demo_options import add_options
 from twinmesh_client.aio.mesh import connect_async
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_demo import csv_story, pages
-from twinmesh_demo.options import add_options
 from twinmesh_demo.progress import Story
 from twinmesh_demo.story import tell
 from twinmesh_local.accounts import remove_home

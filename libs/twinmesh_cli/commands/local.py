@@ -30,9 +30,7 @@ def add(commands: Subparsers, common: argparse.ArgumentParser) -> None:
     )
     up.add_argument("--no-triton", action="store_true", help="without Triton: everything but predictions works")
     up.set_defaults(run=_up)
-    demo = commands.add_parser(
-        "demo", parents=[common], help="the whole loop on this machine, in minutes, with a report"
-    )
+    demo = commands.add_parser("demo", help="the whole loop on this machine, in minutes, with a report")
     add_demo_options(demo)
     demo.set_defaults(run=_demo, json=False)
     doctor = commands.add_parser(
