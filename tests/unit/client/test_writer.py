@@ -35,7 +35,7 @@ def once(sequence: int, what):
 
 
 async def test_batches_arrive_in_order_and_the_sum_is_told(client, fake):
-    acks = []
+    acks: list[tm.WriteAck] = []
     async with writer(client, on_ack=acks.append) as w:
         assert [await w.write(batch(n)) for n in (1, 2, 3)] == [1, 2, 3]
         total = await w.flush()
