@@ -197,8 +197,7 @@ async def _train(
         f"{describe_us(sizes.step // _MICROSECOND)}; sees nothing after {_when(cut, recording.zone)}; judged on the "
         f"last third of what it sees, {origins} origins",
     )
-    unit = recording.target.unit or "1"
-    story.say("", learn.header().replace("MAE K", f"MAE {unit}"[:9].rjust(5)))
+    story.say("", learn.header().replace("MAE K", f"MAE {recording.target.unit}".strip()[:9].rjust(5)))
     for line in learn.rows(run):
         story.say("", line)
     return run

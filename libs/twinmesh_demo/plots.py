@@ -51,7 +51,8 @@ async def forecast_figure(twin: Twin, forecast: Forecast, *, zone: str, title: s
     if forecast.upper_limit is not None:
         axes.axhline(forecast.upper_limit, color=RED, lw=1.2, ls="--", label=f"limit {forecast.upper_limit:g} °C")
     axes.axvline(_numbers([forecast.at])[0], color=INK, lw=0.8, ls=":")
-    _finish(axes, zone, title, f"{forecast.channel.replace('_', ' ')}, {forecast.unit.replace('Cel', '°C')}")
+    unit = "" if forecast.unit in ("", "1") else f", {forecast.unit.replace('Cel', '°C')}"
+    _finish(axes, zone, title, forecast.channel.replace("_", " ") + unit)
     figure.savefig(path)
 
 
