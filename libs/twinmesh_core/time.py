@@ -19,6 +19,9 @@ US_PER_MINUTE: Final = 60 * US_PER_S
 US_PER_HOUR: Final = 60 * US_PER_MINUTE
 US_PER_DAY: Final = 24 * US_PER_HOUR
 
+MAX_SPAN_US: Final = 36_525 * US_PER_DAY
+"""Longest span of time that a caller may ask for: 100 years."""
+
 MIN_TIME_UNIX_US: Final = -62_135_596_800 * US_PER_S
 """0001-01-01T00:00:00Z: the earliest time a protobuf Timestamp can carry."""
 MAX_TIME_UNIX_US: Final = 253_402_300_800 * US_PER_S - 1

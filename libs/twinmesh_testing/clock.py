@@ -37,6 +37,10 @@ class FakeClock:
         """Return the seconds since this clock was made."""
         return self._elapsed_us / 1e6
 
+    def monotonic_s(self) -> float:
+        """Return the same, by the name that `twinmesh_core.time.Clock` gives it."""
+        return self.monotonic()
+
     async def sleep(self, seconds: float) -> None:
         """Wait until `advance` has moved the clock by `seconds`."""
         if seconds <= 0:

@@ -10,7 +10,7 @@ from twinmesh.statesync.v1.statesync_pb2_grpc import CommandServiceServicer
 from twinmesh.type.v1 import command_pb2
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.ids import require_name, require_twin_id
-from twinmesh_core.time import Clock
+from twinmesh_core.time import MAX_SPAN_US, Clock
 from twinmesh_runtime.caller import Caller, current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.commands import Command, CommandState
@@ -65,8 +65,10 @@ class CommandServicer(CommandServiceServicer):
         expire_time = None
         if request.HasField("time_to_live"):
             time_to_live_us = duration_from_message(request.time_to_live)
-            if time_to_live_us <= 0:
-                raise invalid_field("time_to_live", "must be longer than 0; leave it out for no expiry")
+            if not 0 < time_to_live_us <= MAX_SPAN_US:
+                raise invalid_field(
+                    "time_to_live", "must be longer than 0 and at most 100 years; leave it out for no expiry"
+                )
             expire_time = self._clock.now_unix_us() + time_to_live_us
         request_id = request_id_or_new(request.request_id)
         action = QueueCommand(

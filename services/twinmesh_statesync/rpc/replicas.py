@@ -14,7 +14,7 @@ from twinmesh.type.v1 import prediction_pb2
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.ids import require_name, require_resource_id, require_twin_id
 from twinmesh_core.registry_fold import Outcome
-from twinmesh_core.time import Clock
+from twinmesh_core.time import MAX_SPAN_US, Clock
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.entries import RecordPrediction, SetDesired
@@ -149,8 +149,10 @@ class ReplicaServicer:
         deadline = None
         if request.HasField("deadline"):
             duration_us = duration_from_message(request.deadline)
-            if duration_us <= 0:
-                raise invalid_field("deadline", "must be longer than 0; leave it out for no deadline")
+            if not 0 < duration_us <= MAX_SPAN_US:
+                raise invalid_field(
+                    "deadline", "must be longer than 0 and at most 100 years; leave it out for no deadline"
+                )
             deadline = self._clock.now_unix_us() + duration_us
         return SetDesired(
             twin_id=request.twin_id,

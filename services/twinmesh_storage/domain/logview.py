@@ -17,7 +17,7 @@ from twinmesh_storage.domain.hot import HotRows
 from twinmesh_storage.domain.latest import LatestTable
 from twinmesh_storage.domain.tail import Tail, TailView
 
-_CATCH_UP_S: Final = 5.0
+_CATCH_UP_S: Final = 2.0
 """Longest wait of a read for an offset that this process has not seen yet."""
 _THREAD_ROWS: Final = 20_000  # sorting more takes over about 2 ms, too long for the event loop
 

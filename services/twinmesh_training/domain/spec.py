@@ -9,7 +9,7 @@ from typing import Final
 
 from twinmesh_core.errors import FieldViolation, InvalidArgument
 from twinmesh_core.ids import entity_id_violation, name_violation, quoted, resource_id_violation
-from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US, US_PER_DAY
+from twinmesh_core.time import MAX_SPAN_US, MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_training.domain.values import Family, Task, TrainingSpec
 
 MIN_STEP_US: Final = 1_000_000
@@ -23,8 +23,6 @@ MAX_DYNAMICS_HORIZON: Final = 512
 MAX_CONTROLS: Final = 16
 MAX_WINDOW_CELLS: Final = 262_144
 """Steps x channels of one window: 1 MiB of float32 per served row."""
-MAX_SPAN_US: Final = 36_525 * US_PER_DAY
-"""Longest season or held-out tail: 100 years."""
 MAX_TIME_BUDGET_US: Final = 24 * 3_600 * 1_000_000
 
 

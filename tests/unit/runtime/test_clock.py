@@ -23,6 +23,7 @@ async def test_sleepers_wake_at_their_own_time_and_in_order() -> None:
         assert woken == [("often", 1.0), ("often", 2.0), ("often", 3.0)]
         await clock.advance(10)
     assert woken[-1] == ("late", 5.0)
+    assert clock.monotonic_s() == clock.monotonic() == 13.5
     assert clock.now_unix_us() == START_UNIX_US + 13_500_000
 
 
