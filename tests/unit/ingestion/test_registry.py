@@ -1,5 +1,8 @@
 """The registry that ingestion folds from the log: kept through every end of its stream, built anew when it must."""
 
+# mypy: disable-error-code="abstract"
+# Why: a servicer may leave methods out; the stubs call it abstract then.
+
 from __future__ import annotations
 
 import asyncio
