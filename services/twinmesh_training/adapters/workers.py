@@ -54,16 +54,7 @@ class WorkerSupervisor:
             generation += 1
             owner = f"{self._instance}-{slot}.{generation}"
             started = loop.time()
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "twinmesh_training.worker",
-                "--supervised",
-                "--owner",
-                owner,
-                stdin=asyncio.subprocess.PIPE,
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
-            )
+            process = await self._spawn(owner)
             log("worker_started", slot=slot, pid=process.pid)
             self._running.inc()
             try:
@@ -76,6 +67,26 @@ class WorkerSupervisor:
             pause = _FIRST_PAUSE_S if loop.time() - started > _HEALTHY_S else min(pause * 2, _LONGEST_PAUSE_S)
             await self._give_back(owner)
             await asyncio.sleep(pause)
+
+    async def _spawn(self, owner: str) -> asyncio.subprocess.Process:
+        """Start a worker; one that is being started when we are cancelled is stopped too, not forgotten."""
+        spawning = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "twinmesh_training.worker",
+                "--supervised",
+                "--owner",
+                owner,
+                stdin=asyncio.subprocess.PIPE,
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
+            )
+        )
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await _stop(await spawning)
+            raise
 
     async def _give_back(self, owner: str) -> None:
         # Without it the lease ends by itself, only later.
