@@ -248,10 +248,11 @@ async def test_a_restart_of_the_service_puts_the_run_back_and_leaves_no_worker(
 ) -> None:
     settings = settings_for(database_url, tmp_path, store[1])
     store[0].hold.clear()
+    others = set(workers())
     async with training(settings) as service:
         run = await service.create(forecast_spec())
         await service.until(run.run_id, RUNNING)
-    assert workers() == []
+    assert set(workers()) <= others
     async with training(settings_for(database_url, tmp_path, store[1], worker_count=0)) as service:
         assert (await service.get(run.run_id)).state == QUEUED
     store[0].hold.set()
