@@ -254,7 +254,7 @@ async def test_a_restart_of_the_service_puts_the_run_back_and_leaves_no_worker(
         await service.until(run.run_id, RUNNING)
     # It has been told to stop; unloading torch takes a busy machine a moment.
     async with asyncio.timeout(15):
-        while not set(workers()) <= others:
+        while not set(workers()) <= others:  # noqa: ASYNC110 processes set no event
             await asyncio.sleep(0.05)
     async with training(settings_for(database_url, tmp_path, store[1], worker_count=0)) as service:
         assert (await service.get(run.run_id)).state == QUEUED
