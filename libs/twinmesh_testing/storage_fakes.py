@@ -49,6 +49,7 @@ class FakeDatabase:
     requests: dict[Key, tuple[RequestState, int | None]] = field(default_factory=dict)
     blocks: dict[tuple[str, int, int], Block] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)
+    trim_offset: int = 0
 
 
 class FakeLog:
@@ -188,11 +189,13 @@ class FakeLog:
         for entry in self._db.entries[after:through]:
             if (tenant is not None and entry.tenant != tenant) or (kinds and entry.kind not in kinds):
                 continue
+            if entry.kind is EntryKind.OBSERVATIONS and entry.offset <= self._db.trim_offset:
+                continue
             if size >= max_bytes:
-                return LogPage(entries=tuple(taken), through=taken[-1].offset)
+                return LogPage(entries=tuple(taken), through=taken[-1].offset, trim_offset=self._db.trim_offset)
             taken.append(entry)
             size += len(entry.body)
-        return LogPage(entries=tuple(taken), through=through)
+        return LogPage(entries=tuple(taken), through=through, trim_offset=self._db.trim_offset)
 
     async def prune_requests(self) -> int:
         """See `LogStore.prune_requests`."""

@@ -20,6 +20,7 @@ from twinmesh_storage.adapters.memory import NoCache
 from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
+from twinmesh_storage.adapters.postgres.retention import PostgresRetention
 from twinmesh_storage.adapters.redis import RedisLatestCache
 from twinmesh_storage.domain.aggregate import Aggregator
 from twinmesh_storage.domain.catchup import CatchUp
@@ -34,10 +35,12 @@ from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LatestCache
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
+from twinmesh_storage.domain.trimming import Trimmer
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
+from twinmesh_storage.rpc.retention import RetentionServicer
 from twinmesh_storage.rpc.serving import SERVICE_NAME, register
 from twinmesh_storage.settings import StorageSettings
 
@@ -131,6 +134,17 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         quarantine=PostgresQuarantine(pool=pool, timeout_s=settings.database_timeout_s),
     )
 
+    retention = PostgresRetention(pool=pool, timeout_s=settings.database_timeout_s)
+    trimmer = Trimmer(
+        store=retention,
+        lease=lambda: sequencer.lease,
+        keep_s=settings.log_keep_s,
+        every_s=settings.log_trim_every_s,
+        report=_report,
+        trimmed=lambda offsets: counter("storage", "trimmed_offsets", "Offsets passed by the trimming.").inc(offsets),
+    )
+    retention_servicer = RetentionServicer(view=view, retention=retention)
+
     async def prune() -> None:
         while True:
             try:
@@ -144,10 +158,12 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         view.close()
 
     return Service(
-        register=lambda server: register(server, log_servicer.handlers(), read_servicer.handlers()),
+        register=lambda server: register(
+            server, log_servicer.handlers(), read_servicer.handlers(), retention_servicer.handlers()
+        ),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
-        background=(sequencer.run, compactor.run, prune),
+        background=(sequencer.run, compactor.run, trimmer.run, prune),
         drain=drain,
     )
 

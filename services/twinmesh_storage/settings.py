@@ -53,4 +53,14 @@ class StorageSettings(ServiceSettings):
     fold_after_s: float = setting(
         5.0, help="Longest time that observations wait to be folded.", unit="s", minimum=0.05, maximum=60
     )
+    log_keep_s: float = setting(
+        604_800.0,
+        help="Observations younger than this stay in the log even when they are folded and every registered follower "
+        "has them; 0 = all stay for ever.",
+        unit="s",
+        minimum=0,
+    )
+    log_trim_every_s: float = setting(
+        30.0, help="How often the log is looked at for observations that may leave it.", unit="s", minimum=0.05
+    )
     hot_rows: int = setting(4_000_000, help="Rows of recent history kept unpacked for windows.", unit="rows", minimum=0)

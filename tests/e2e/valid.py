@@ -180,6 +180,10 @@ def requests() -> dict[str, Message]:
         "StorageService/Follow": storage.FollowRequest(
             after={"offset": 1}, kinds=["ENTRY_KIND_CONTROL"], bookmark_interval=Duration(nanos=50_000_000)
         ),
+        "StorageService/RegisterCheckpoint": storage.RegisterCheckpointRequest(
+            consumer="fuzz", covered={"offset": 1, "incarnation": "0b1c5a3c-0000-4000-8000-000000000001"},
+            expire_after=Duration(seconds=60),
+        ),
         "StorageService/ReadRange": storage.ReadRangeRequest(
             series=selector, start_time=_at(3_600), end_time=_at(), min_offset=1, min_quality="QUALITY_BAD"
         ),

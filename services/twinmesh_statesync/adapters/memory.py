@@ -25,6 +25,7 @@ class MemoryLog:
     def __init__(self, clock: Clock, *, frame_size: int = 256) -> None:
         self.incarnation = "memory-1"
         self.entries: list[LogEntry] = []
+        self.covered: Position | None = None
         self._clock = clock
         self._frame_size = frame_size
         self._requests: dict[tuple[str, str], tuple[bytes, int]] = {}
@@ -66,6 +67,12 @@ class MemoryLog:
             if at == len(self.entries):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(grown.wait(), 1.0)
+
+    async def register_checkpoint(self, covered: Position) -> None:
+        """Keep it in `covered`; see the port."""
+        if covered.incarnation != self.incarnation:
+            raise FailedPrecondition("the log was restored", reason=Reason.LOG_REWOUND)
+        self.covered = covered
 
     async def head(self) -> Position:
         """Return the newest position."""

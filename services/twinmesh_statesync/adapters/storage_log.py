@@ -26,6 +26,7 @@ from twinmesh_statesync.domain.ports import LogFrame
 _THREAD_BYTES: Final = 64 * 1024
 """Frames with more observation bytes than this are decoded off the event loop."""
 _BOOKMARK: Final = Duration(seconds=1)
+_CONSUMER: Final = "statesync"
 
 EncodeControl = Callable[[ControlEntry], entry_pb2.ControlEntry]
 DecodeControl = Callable[[entry_pb2.ControlEntry], ControlEntry]
@@ -76,6 +77,16 @@ class StorageLog:
                     through=Position(incarnation=frame.through.incarnation, offset=frame.through.offset),
                     head_offset=frame.head_offset,
                 )
+
+    async def register_checkpoint(self, covered: Position) -> None:
+        """State that a checkpoint is durable; see the port."""
+        request = storage_pb2.RegisterCheckpointRequest(
+            consumer=_CONSUMER,
+            covered=position_pb2.LogPosition(incarnation=covered.incarnation, offset=covered.offset),
+        )
+        await call(
+            self._stub.RegisterCheckpoint, request, timeout_s=self._timeout_s, metadata=tenant_metadata(ALL_TENANTS)
+        )
 
     async def head(self) -> Position:
         """Return the newest durable position; see the port."""

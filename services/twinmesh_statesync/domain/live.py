@@ -188,6 +188,9 @@ class LiveFold:
             await asyncio.sleep(interval_s)
             try:
                 await self.save()
+                if self._saved is not None:
+                    # Every time, moved or not: a statement that is not renewed expires.
+                    await self._log.register_checkpoint(self._saved)
             except TwinmeshError as error:
                 self._report("checkpoint_failed", {"reason": str(error.reason)})
 
@@ -297,6 +300,7 @@ class LiveFold:
             self.incarnation = ""
             self._failed = None
             self._on_checkpoint = False
+            self._saved = None
             self._head_offset = None
             self._ring_floor = 0
             self._rings.clear()

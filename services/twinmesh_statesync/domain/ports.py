@@ -50,6 +50,16 @@ class Log(Protocol):
         """
         ...
 
+    async def register_checkpoint(self, covered: Position) -> None:
+        """State that a checkpoint up to here is durable: observations at or below it may leave the log.
+
+        Raises:
+            FailedPrecondition: LOG_REWOUND.
+            OutOfRange: FUTURE_OFFSET.
+            Unavailable: it is not known whether the log heard it; tell it again.
+        """
+        ...
+
     async def head(self) -> Position:
         """Return the newest durable position; raises `Unavailable`."""
         ...

@@ -45,6 +45,9 @@ class CatchUp:
         view.folded_elsewhere(position.fold_offset)
         while view.head < position.head:
             page = await self._log.read(view.head, position.head, tenant=None, kinds=(), max_bytes=_READ_BYTES)
+            if page.trim_offset > view.head:
+                # Folded and trimmed since `position` was read: what is missing here is in blocks by now.
+                return await self.to_head()
             decoded = await asyncio.to_thread(self._decode_all, page.entries)
             await self._know_series(decoded)
             view.apply(decoded)

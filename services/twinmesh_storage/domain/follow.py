@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from twinmesh_core.errors import Reason, Unavailable
+from twinmesh_core.errors import OutOfRange, Reason, Unavailable
 from twinmesh_storage.domain.entries import EntryKind, LogEntry
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LogStore
@@ -20,6 +20,7 @@ FRAME_BYTES: Final = 1 << 20
 """A frame ends once it holds this much; one larger entry makes a frame of its own."""
 FRAME_ENTRIES: Final = 1_000
 _READ_BYTES: Final = 4 << 20
+_CONTROL: Final = frozenset({EntryKind.CONTROL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Follower:
         Raises:
             Unavailable: DRAINING, the process ends; follow another one from the last `through`.
             FailedPrecondition: LOG_REWOUND.
+            OutOfRange: COMPACTED, observations after the position have left the log.
         """
         view = self._view
         incarnation = view.incarnation
@@ -85,7 +87,19 @@ class Follower:
         if recent is not None:
             return [e for e in recent if _passes(e, tenant, kinds)], recent[-1].offset if recent else after
         page = await self._log.read(after, self._view.head, tenant=tenant, kinds=kinds, max_bytes=_READ_BYTES)
+        if page.trim_offset > after and kinds != _CONTROL:
+            raise _compacted(after, page.trim_offset)
         return page.entries, page.through
+
+
+def _compacted(after: int, trim_offset: int) -> OutOfRange:
+    return OutOfRange(
+        f"Observations up to offset {trim_offset} have left the log, and {after} lies before that; start from a "
+        f"checkpoint or from reads of history, then follow after {trim_offset}. Control entries alone can be followed "
+        "from anywhere.",
+        reason=Reason.COMPACTED,
+        metadata={"trim_offset": str(trim_offset)},
+    )
 
 
 def _passes(entry: LogEntry, tenant: str | None, kinds: frozenset[EntryKind]) -> bool:

@@ -56,10 +56,15 @@ class ContentRefused(Exception):  # noqa: N818 -- likewise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPage:
-    """Entries in order, and `through`: the offset up to which nothing that was asked for is missing."""
+    """Entries in order, and `through`: the offset up to which nothing that was asked for is missing.
+
+    Attributes:
+        trim_offset: observations at or below this offset may be missing all the same: they have left the log.
+    """
 
     entries: tuple[LogEntry, ...]
     through: int
+    trim_offset: int = 0
 
 
 class LogStore(Protocol):
@@ -108,6 +113,33 @@ class LogStore(Protocol):
 
     async def prune_requests(self) -> int:
         """Forget request ids that have expired; returns how many."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrimState:
+    """Observations at or below `trim_offset` may be gone from the log; up to `swept_offset` they are."""
+
+    trim_offset: int
+    swept_offset: int
+
+
+class LogRetention(Protocol):
+    """What followers have made durable on their side, and what may therefore leave the log."""
+
+    async def register(self, consumer: str, incarnation: str, offset: int, keep_s: float) -> TrimState:
+        """Note that the consumer needs nothing at or below `offset` again; void after `keep_s` unless renewed."""
+        ...
+
+    async def advance(self, keep_s: float) -> TrimState:
+        """Move the mark to what is folded, covered by every valid checkpoint (at least one) and older than `keep_s`.
+
+        A bounded number of entries at a time.
+        """
+        ...
+
+    async def sweep(self) -> TrimState:
+        """Delete a bounded number of observation entries at or below the mark; their counts are kept."""
         ...
 
 
@@ -162,6 +194,7 @@ class HistoryCounts:
     quarantined_count: int
     disk_bytes: int
     fold_offset: int
+    trim_offset: int = 0
 
 
 class SeriesStore(Protocol):

@@ -181,6 +181,8 @@ class ReadServicer:
             disk_bytes=counts.disk_bytes,
             as_of=mapping.position(self.view.incarnation, as_of),
             point_count_by_quality=by_quality,
+            fold_offset=counts.fold_offset,
+            trim_offset=counts.trim_offset,
         )
 
     def handlers(self) -> dict[str, Handler]:

@@ -84,6 +84,21 @@ async def test_a_save_that_failed_is_made_good_by_the_next() -> None:
     assert await loaded_digest(checkpoints) == digest(world.fold)
 
 
+async def test_the_log_is_told_what_is_durable_and_only_that() -> None:
+    world, checkpoints = history(), Failing(2)
+    log = log_of(world)
+    async with running(log, checkpoints) as live:
+        keeping = asyncio.create_task(live.keep_checkpoints(0.02))
+        async with asyncio.timeout(10):
+            while log.covered is None:  # noqa: ASYNC110 -- told by an attribute
+                await asyncio.sleep(0.01)
+        kept = await checkpoints.load()
+        assert kept is not None
+        assert log.covered.offset <= kept.position.offset
+        assert checkpoints.failures == 0
+        keeping.cancel()
+
+
 async def test_a_start_goes_on_from_the_checkpoint_and_equals_a_rebuild() -> None:
     world, checkpoints = history(), MemoryCheckpoints()
     async with running(log_of(world), checkpoints) as live:

@@ -616,6 +616,66 @@ class FollowResponse(_message.Message):
 Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
 
 @_typing.final
+class RegisterCheckpointRequest(_message.Message):
+    """States what a follower has made durable on its side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    COVERED_FIELD_NUMBER: _builtins.int
+    EXPIRE_AFTER_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """Required. The follower's name, 1 to 128 characters; each name holds the log back by itself, and none is held back for a name that
+    never registered.
+    """
+    @_builtins.property
+    def covered(self) -> _position_pb2.LogPosition:
+        """Required. Everything up to here is durable with the follower; the incarnation must be the log's."""
+
+    @_builtins.property
+    def expire_after(self) -> _duration_pb2.Duration:
+        """How long this holds without being stated again; afterwards the log waits no longer for this follower. 0 = 7 days; at most 90 days."""
+
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        covered: _position_pb2.LogPosition | None = ...,
+        expire_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["covered", b"covered", "expire_after", b"expire_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "covered", b"covered", "expire_after", b"expire_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterCheckpointRequest: _TypeAlias = RegisterCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class RegisterCheckpointResponse(_message.Message):
+    """The statement is durable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIMMED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trimmed(self) -> _position_pb2.LogPosition:
+        """Observations at or below this position may be gone; a follower must begin after it."""
+
+    def __init__(
+        self,
+        *,
+        trimmed: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trimmed", b"trimmed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trimmed", b"trimmed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterCheckpointResponse: _TypeAlias = RegisterCheckpointResponse  # noqa: Y015
+
+@_typing.final
 class SeriesSelector(_message.Message):
     """One series asked for."""
 
@@ -1187,8 +1247,10 @@ class GetStatisticsResponse(_message.Message):
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
     POINT_COUNT_BY_QUALITY_FIELD_NUMBER: _builtins.int
+    FOLD_OFFSET_FIELD_NUMBER: _builtins.int
+    TRIM_OFFSET_FIELD_NUMBER: _builtins.int
     entry_count: _builtins.int
-    """Entries in the log."""
+    """Entries ever appended to the log, those that have left it included."""
     landed_point_count: _builtins.int
     """Observations in landed batches, before corrections."""
     point_count: _builtins.int
@@ -1199,6 +1261,10 @@ class GetStatisticsResponse(_message.Message):
     """Quarantined rows."""
     disk_bytes: _builtins.int
     """Bytes on disk of log and history with their indexes."""
+    fold_offset: _builtins.int
+    """Entries up to this offset are folded into blocks."""
+    trim_offset: _builtins.int
+    """Observations up to this offset may have left the log."""
     @_builtins.property
     def as_of(self) -> _position_pb2.LogPosition:
         """What the counts reflect."""
@@ -1218,10 +1284,12 @@ class GetStatisticsResponse(_message.Message):
         disk_bytes: _builtins.int = ...,
         as_of: _position_pb2.LogPosition | None = ...,
         point_count_by_quality: _abc.Iterable[_builtins.int] | None = ...,
+        fold_offset: _builtins.int = ...,
+        trim_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "disk_bytes", b"disk_bytes", "entry_count", b"entry_count", "landed_point_count", b"landed_point_count", "point_count", b"point_count", "point_count_by_quality", b"point_count_by_quality", "quarantined_count", b"quarantined_count", "series_count", b"series_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "disk_bytes", b"disk_bytes", "entry_count", b"entry_count", "fold_offset", b"fold_offset", "landed_point_count", b"landed_point_count", "point_count", b"point_count", "point_count_by_quality", b"point_count_by_quality", "quarantined_count", b"quarantined_count", "series_count", b"series_count", "trim_offset", b"trim_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

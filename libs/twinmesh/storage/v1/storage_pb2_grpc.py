@@ -60,6 +60,11 @@ class StorageServiceStub:
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowResponse.FromString,
                 _registered_method=True)
+        self.RegisterCheckpoint = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/RegisterCheckpoint',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointResponse.FromString,
+                _registered_method=True)
         self.ReadRange = channel.unary_stream(
                 '/twinmesh.storage.v1.StorageService/ReadRange',
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ReadRangeRequest.SerializeToString,
@@ -133,7 +138,17 @@ class StorageServiceServicer:
 
     def Follow(self, request, context):
         """Streams entries after a position, in order, without gap or duplicate, for ever. Bookmarks tell the position when nothing passes the
-        filter. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND.
+        filter. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED when observations after the position have left the log (metadata "trim_offset" holds
+        the offset to follow from instead; control entries alone can be followed from anywhere). FAILED_PRECONDITION: LOG_REWOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterCheckpoint(self, request, context):
+        """States that a follower of all tenants has durably folded the log up to a position, so that observations at or below it may leave
+        the log once they are in readable history too. Services only. Idempotent. FAILED_PRECONDITION: LOG_REWOUND. OUT_OF_RANGE:
+        FUTURE_OFFSET.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +231,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.Follow,
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowRequest.FromString,
                     response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowResponse.SerializeToString,
+            ),
+            'RegisterCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterCheckpoint,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointResponse.SerializeToString,
             ),
             'ReadRange': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadRange,
@@ -389,6 +409,33 @@ class StorageService:
             '/twinmesh.storage.v1.StorageService/Follow',
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowRequest.SerializeToString,
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.FollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/RegisterCheckpoint',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.RegisterCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

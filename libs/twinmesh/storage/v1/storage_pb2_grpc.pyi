@@ -46,7 +46,13 @@ class StorageServiceStub:
     """Returns the newest durable position. Idempotent."""
     Follow: _grpc.UnaryStreamMultiCallable[_storage_pb2.FollowRequest, _storage_pb2.FollowResponse]
     """Streams entries after a position, in order, without gap or duplicate, for ever. Bookmarks tell the position when nothing passes the
-    filter. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND.
+    filter. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED when observations after the position have left the log (metadata "trim_offset" holds
+    the offset to follow from instead; control entries alone can be followed from anywhere). FAILED_PRECONDITION: LOG_REWOUND.
+    """
+    RegisterCheckpoint: _grpc.UnaryUnaryMultiCallable[_storage_pb2.RegisterCheckpointRequest, _storage_pb2.RegisterCheckpointResponse]
+    """States that a follower of all tenants has durably folded the log up to a position, so that observations at or below it may leave
+    the log once they are in readable history too. Services only. Idempotent. FAILED_PRECONDITION: LOG_REWOUND. OUT_OF_RANGE:
+    FUTURE_OFFSET.
     """
     ReadRange: _grpc.UnaryStreamMultiCallable[_storage_pb2.ReadRangeRequest, _storage_pb2.ReadRangeResponse]
     """Streams the observations of series within a time range, ordered by series, then event time; one row per series and event time
@@ -83,7 +89,13 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Returns the newest durable position. Idempotent."""
     Follow: _aio.UnaryStreamMultiCallable[_storage_pb2.FollowRequest, _storage_pb2.FollowResponse]  # type: ignore[assignment]
     """Streams entries after a position, in order, without gap or duplicate, for ever. Bookmarks tell the position when nothing passes the
-    filter. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND.
+    filter. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED when observations after the position have left the log (metadata "trim_offset" holds
+    the offset to follow from instead; control entries alone can be followed from anywhere). FAILED_PRECONDITION: LOG_REWOUND.
+    """
+    RegisterCheckpoint: _aio.UnaryUnaryMultiCallable[_storage_pb2.RegisterCheckpointRequest, _storage_pb2.RegisterCheckpointResponse]  # type: ignore[assignment]
+    """States that a follower of all tenants has durably folded the log up to a position, so that observations at or below it may leave
+    the log once they are in readable history too. Services only. Idempotent. FAILED_PRECONDITION: LOG_REWOUND. OUT_OF_RANGE:
+    FUTURE_OFFSET.
     """
     ReadRange: _aio.UnaryStreamMultiCallable[_storage_pb2.ReadRangeRequest, _storage_pb2.ReadRangeResponse]  # type: ignore[assignment]
     """Streams the observations of series within a time range, ordered by series, then event time; one row per series and event time
@@ -147,7 +159,19 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_storage_pb2.FollowResponse], _abc.AsyncIterator[_storage_pb2.FollowResponse]]:
         """Streams entries after a position, in order, without gap or duplicate, for ever. Bookmarks tell the position when nothing passes the
-        filter. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND.
+        filter. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED when observations after the position have left the log (metadata "trim_offset" holds
+        the offset to follow from instead; control entries alone can be followed from anywhere). FAILED_PRECONDITION: LOG_REWOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RegisterCheckpoint(
+        self,
+        request: _storage_pb2.RegisterCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.RegisterCheckpointResponse, _abc.Awaitable[_storage_pb2.RegisterCheckpointResponse]]:
+        """States that a follower of all tenants has durably folded the log up to a position, so that observations at or below it may leave
+        the log once they are in readable history too. Services only. Idempotent. FAILED_PRECONDITION: LOG_REWOUND. OUT_OF_RANGE:
+        FUTURE_OFFSET.
         """
 
     @_abc_1.abstractmethod

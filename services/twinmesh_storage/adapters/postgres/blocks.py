@@ -94,14 +94,17 @@ _MOVE_FOLD: Final = "update fold_state set fold_offset = greatest(fold_offset, %
 _COUNTS: Final = """
 with mine as (select series_id from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s))
 select
-    (select count(*) from log where tenant = %(tenant)s),
-    (select coalesce(sum(point_count), 0) from log where tenant = %(tenant)s),
+    (select count(*) from log where tenant = %(tenant)s)
+        + coalesce((select entry_count from trimmed where tenant = %(tenant)s), 0),
+    (select coalesce(sum(point_count), 0) from log where tenant = %(tenant)s)
+        + coalesce((select point_count from trimmed where tenant = %(tenant)s), 0),
     coalesce(sum(b.good_count), 0), coalesce(sum(b.uncertain_count), 0), coalesce(sum(b.bad_count), 0),
     (select count(*) from mine),
     (select count(*) from quarantine where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)),
     (select sum(pg_total_relation_size(c.oid)) from pg_class c
      where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r'),
-    (select fold_offset from fold_state where partition_id = 0)
+    (select fold_offset from fold_state where partition_id = 0),
+    (select trim_offset from trim_state where partition_id = 0)
 from block b where b.tenant = %(tenant)s and (%(twin)s = '' or b.series_id in (select series_id from mine))
 """
 
@@ -165,7 +168,7 @@ class PostgresBlocks:
         """See `BlockStore.counts`."""
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             row = await (await conn.execute(_COUNTS, {"tenant": tenant, "twin": twin_id})).fetchone()
-        entries, landed, good, uncertain, bad, series, quarantined, disk, fold = row or (0,) * 9
+        entries, landed, good, uncertain, bad, series, quarantined, disk, fold, trim = row or (0,) * 10
         return HistoryCounts(
             entry_count=int(entries),
             landed_point_count=int(landed),
@@ -174,6 +177,7 @@ class PostgresBlocks:
             quarantined_count=int(quarantined),
             disk_bytes=int(disk),
             fold_offset=int(fold),
+            trim_offset=int(trim),
         )
 
 

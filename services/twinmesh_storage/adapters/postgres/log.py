@@ -261,6 +261,8 @@ class PostgresLog:
         async with connection(self._pool, timeout_s=self._timeout_s) as conn, conn.cursor(binary=True) as cursor:
             await cursor.execute(statement, arguments)
             rows = await cursor.fetchall()
+            # After the page: whatever it lacks was trimmed under a mark that is visible by now.
+            trimmed = await (await cursor.execute(sql.TRIM_OFFSET)).fetchone()
         entries = tuple(
             LogEntry(
                 offset=row[0],
@@ -273,7 +275,11 @@ class PostgresLog:
             for row in rows
         )
         cut = len(entries) >= _PAGE_ENTRIES or sum(len(e.body) for e in entries) >= max_bytes
-        return LogPage(entries=entries, through=entries[-1].offset if cut else through)
+        return LogPage(
+            entries=entries,
+            through=entries[-1].offset if cut else through,
+            trim_offset=trimmed[0] if trimmed is not None else 0,
+        )
 
     async def prune_requests(self) -> int:
         """See `LogStore.prune_requests`."""

@@ -90,6 +90,8 @@ select p.incarnation, p.head_offset, p.commit_time, p.last_group, f.fold_offset
 from partition_state p join fold_state f using (partition_id) where partition_id = 0
 """
 
+TRIM_OFFSET: Final = "select trim_offset from trim_state where partition_id = 0"
+
 PRUNE_REQUESTS: Final = """
 delete from request where (tenant, request_id) in (
     select tenant, request_id from request where expire_time < clock_timestamp() limit 10000)

@@ -1,0 +1,59 @@
+"""What followers tell storage, so that the log need not grow for ever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh_core.errors import PermissionDenied, invalid_field
+from twinmesh_core.time import US_PER_DAY, US_PER_S
+from twinmesh_runtime.caller import Role, current_caller
+from twinmesh_runtime.registry_mapping import duration_from_message
+from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.ports import LogRetention
+from twinmesh_storage.rpc import mapping
+from twinmesh_storage.rpc.serving import Handler, unary
+
+_EXPIRE_AFTER_US: Final = 7 * US_PER_DAY
+_MAX_EXPIRE_AFTER_US: Final = 90 * US_PER_DAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionServicer:
+    """Calls about what may leave the log."""
+
+    view: LogView
+    retention: LogRetention
+
+    async def register_checkpoint(
+        self, request: storage_pb2.RegisterCheckpointRequest, _: Any
+    ) -> storage_pb2.RegisterCheckpointResponse:
+        """Note what a follower has made durable."""
+        if current_caller().role is not Role.SERVICE:
+            raise PermissionDenied("Only a service may register a checkpoint: it speaks for all tenants.")
+        if not mapping.require_text(request.consumer, "consumer"):
+            raise invalid_field("consumer", "is missing; name the follower")
+        covered = request.covered
+        if not covered.incarnation or covered.offset < 0:
+            raise invalid_field("covered", "must name the incarnation and an offset from 0 on")
+        expire_after_us = duration_from_message(request.expire_after) or _EXPIRE_AFTER_US
+        if not US_PER_S <= expire_after_us <= _MAX_EXPIRE_AFTER_US:
+            raise invalid_field("expire_after", "must be 1 s to 90 days; 0 = 7 days")
+        await self.view.wait_for(covered.offset)
+        self.view.check_position(covered.incarnation, covered.offset)
+        state = await self.retention.register(
+            request.consumer, covered.incarnation, covered.offset, expire_after_us / US_PER_S
+        )
+        return storage_pb2.RegisterCheckpointResponse(
+            trimmed=mapping.position(self.view.incarnation, state.trim_offset)
+        )
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the gRPC handlers of these methods, by name."""
+        pb = storage_pb2
+        return {
+            "RegisterCheckpoint": unary(
+                self.register_checkpoint, pb.RegisterCheckpointRequest, pb.RegisterCheckpointResponse
+            ),
+        }
