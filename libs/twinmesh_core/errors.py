@@ -79,6 +79,7 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     UNIMPLEMENTED = "UNIMPLEMENTED"
     GATE_NOT_PASSED = "GATE_NOT_PASSED"
+    QUARANTINE_CHANGED = "QUARANTINE_CHANGED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
-from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, admit
+from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, RowKey, admit
 from twinmesh_storage.domain.blocks import Block, BlockSpan
 from twinmesh_storage.domain.entries import (
     Appended,
@@ -22,6 +22,7 @@ from twinmesh_storage.domain.entries import (
     NewEntry,
     Position,
     ProducerSession,
+    QuarantineRow,
 )
 from twinmesh_storage.domain.ports import (
     ContentRefused,
@@ -47,6 +48,8 @@ class FakeDatabase:
     entries: list[LogEntry] = field(default_factory=list)
     producers: dict[Key, ProducerState] = field(default_factory=dict)
     requests: dict[Key, tuple[RequestState, int | None]] = field(default_factory=dict)
+    quarantine: dict[RowKey, QuarantineRow] = field(default_factory=dict)
+    last_quarantine_id: int = 0
     blocks: dict[tuple[str, int, int], Block] = field(default_factory=dict)
     series: list[Series] = field(default_factory=list)
     trim_offset: int = 0
@@ -97,7 +100,7 @@ class FakeLog:
             raise LeaseLost
         if any(entry.request_id in self.poison for entry in group if entry.request_id):
             raise ContentRefused
-        verdicts = admit(group, db.producers, {k: state for k, (state, _) in db.requests.items()})
+        verdicts = admit(group, db.producers, {k: state for k, (state, _) in db.requests.items()}, db.quarantine)
         newest = db.entries[-1].commit_time_unix_us if db.entries else 0
         now = max(self._clock.now_unix_us(), newest)
         accepted = [(e, v) for e, v in zip(group, verdicts, strict=True) if isinstance(v, Accept)]
@@ -143,9 +146,9 @@ class FakeLog:
         for entry, at in zip(accepted, entries, strict=True):
             answer = Appended(offset=at.offset, commit_time_unix_us=at.commit_time_unix_us, receipt=entry.receipt)
             if entry.producer is not None:
-                key = (entry.tenant, entry.producer.producer_id)
-                db.producers[key] = ProducerState(
-                    epoch=db.producers[key].epoch,
+                producer = (entry.tenant, entry.producer.producer_id)
+                db.producers[producer] = ProducerState(
+                    epoch=db.producers[producer].epoch,
                     last_sequence=entry.producer.sequence,
                     last_hash=entry.content_hash,
                     last=answer,
@@ -154,6 +157,16 @@ class FakeLog:
                 expires = at.commit_time_unix_us + self._keep_us if entry.kind is EntryKind.OBSERVATIONS else None
                 state = RequestState(content_hash=entry.content_hash, answer=answer)
                 db.requests[entry.tenant, entry.request_id] = (state, expires)
+            for row in entry.quarantine:
+                db.last_quarantine_id += 1
+                db.quarantine[entry.tenant, db.last_quarantine_id] = row
+            if entry.quarantine_change is not None:
+                change = entry.quarantine_change
+                for left in (*change.replayed, *change.discarded):
+                    del db.quarantine[entry.tenant, left]
+                for kept in change.kept:
+                    key = (entry.tenant, kept.quarantine_id)
+                    db.quarantine[key] = replace(db.quarantine[key], reason=kept.reason, message=kept.message)
         # Like a database, give back bytes and nothing that was decoded from them.
         db.entries.extend(replace(entry, segments=None) for entry in entries)
         if entries:

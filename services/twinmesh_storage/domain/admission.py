@@ -6,14 +6,16 @@ order. The caller must hold those rows locked until the group is committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, Reason, TwinmeshError, invalid_field
-from twinmesh_storage.domain.entries import Appended, NewEntry, ProducerStamp
+from twinmesh_storage.domain.entries import Appended, NewEntry, ProducerStamp, QuarantineChange
 
 Key = tuple[str, str]
 """(tenant, producer id) or (tenant, request id)."""
+RowKey = tuple[str, int]
+"""(tenant, quarantine id)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,10 @@ class _Progress:
 
 
 def admit(
-    group: Sequence[NewEntry], producers: Mapping[Key, ProducerState], requests: Mapping[Key, RequestState]
+    group: Sequence[NewEntry],
+    producers: Mapping[Key, ProducerState],
+    requests: Mapping[Key, RequestState],
+    quarantined: Collection[RowKey] = (),
 ) -> list[Verdict]:
     """Decide a group in order; the answer has one verdict per entry.
 
@@ -89,7 +94,9 @@ def admit(
         group: the waiting entries.
         producers: state of every producer that the group names and that exists.
         requests: state of every request id that the group names and that was seen.
+        quarantined: of the rows whose state the group changes, those that are in quarantine.
     """
+    waiting = set(quarantined)
     moving = {key: _Progress(state) for key, state in producers.items()}
     fresh: dict[Key, tuple[bytes, int]] = {}
     verdicts: list[Verdict] = []
@@ -104,6 +111,10 @@ def admit(
             verdict = _admit_request(entry, requests, fresh, rank)
         else:
             verdict = Accept(rank=rank)
+        if isinstance(verdict, Accept) and entry.quarantine_change is not None:
+            verdict = _admit_change(entry, entry.quarantine_change, waiting, verdict)
+            if isinstance(verdict, Refuse):
+                fresh.pop((entry.tenant, entry.request_id), None)
         if isinstance(verdict, Accept):
             rank += 1
         verdicts.append(verdict)
@@ -154,6 +165,20 @@ def _admit_again(entry: NewEntry, stamp: ProducerStamp, progress: _Progress) -> 
         return Answer(answer=replace(state.last, replayed=True))
     # Only the last batch's answer is kept; an older one is durable at or before it.
     return Answer(answer=replace(state.last, replayed=True, receipt=b""))
+
+
+def _admit_change(entry: NewEntry, change: QuarantineChange, waiting: set[RowKey], accepted: Accept) -> Verdict:
+    """Let a change pass if each of its rows is still in quarantine, and nobody before it in the group takes one."""
+    named = {(entry.tenant, quarantine_id) for quarantine_id in change.ids()}
+    if not named <= waiting:
+        return Refuse(
+            error=FailedPrecondition(
+                f"{len(named - waiting)} of {len(named)} rows named are not in quarantine any more; list them again.",
+                reason=Reason.QUARANTINE_CHANGED,
+            )
+        )
+    waiting -= named
+    return accepted
 
 
 def _admit_request(

@@ -36,6 +36,7 @@ class QuarantineRow:
         value: a serialized ``twinmesh.type.v1.Value``.
         quality: the quality byte as sent.
         reason: number of a `FlagReason`.
+        raw_value: the value's bytes where they are not UTF-8; else empty.
     """
 
     twin_id: str
@@ -46,16 +47,97 @@ class QuarantineRow:
     quality: int
     reason: int
     message: str
+    raw_value: bytes = b""
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it occupies while it waits."""
+        return 256 + len(self.value) + len(self.raw_value)
+
+
+class QuarantineState(IntEnum):
+    """Where a row kept aside is now; numbers equal ``twinmesh.type.v1.QuarantineState`` and the database column."""
+
+    OPEN = 1
+    REPLAYED = 2
+    DISCARDED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedRow:
-    """A quarantine row at rest: with its id and the entry it came with."""
+    """A quarantine row at rest: with its id, the entry it came with, and how it left (offset 0 = it has not)."""
 
     quarantine_id: int
     offset: int
     commit_time_unix_us: int
     row: QuarantineRow
+    state: QuarantineState = QuarantineState.OPEN
+    resolve_offset: int = 0
+    principal: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineVerdict:
+    """A row that stays in quarantine, for the reason found anew (number of a `FlagReason`)."""
+
+    quarantine_id: int
+    reason: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineChange:
+    """What an entry does to rows in quarantine: all of it in the entry's transaction, or nothing.
+
+    Attributes:
+        replayed: ids of rows that went through the pipeline.
+        discarded: ids of rows that are not wanted.
+        kept: rows that stay, for another reason.
+        principal: who asked for it.
+        comment: why, for rows that are discarded.
+    """
+
+    replayed: tuple[int, ...] = ()
+    discarded: tuple[int, ...] = ()
+    kept: tuple[QuarantineVerdict, ...] = ()
+    principal: str = ""
+    comment: str = ""
+
+    def ids(self) -> tuple[int, ...]:
+        """Return every row named."""
+        return (*self.replayed, *self.discarded, *(verdict.quarantine_id for verdict in self.kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineFilter:
+    """Which rows of quarantine are meant; a condition that is empty (0, None) is none.
+
+    Attributes:
+        reasons: numbers of `FlagReason`.
+        twin_id: as sent.
+        channel: as sent.
+        start_time_unix_us: first event time.
+        end_time_unix_us: event time after the last.
+        start_offset: first entry.
+        end_offset: entry after the last; 0 = no bound.
+        quarantine_ids: only these rows.
+        state: only rows in this state.
+        after: only rows of greater ids.
+        before: only rows of smaller ids; 0 = no bound.
+    """
+
+    reasons: tuple[int, ...] = ()
+    twin_id: str = ""
+    channel: str = ""
+    start_time_unix_us: int | None = None
+    end_time_unix_us: int | None = None
+    start_offset: int = 0
+    end_offset: int = 0
+    quarantine_ids: tuple[int, ...] = ()
+    state: QuarantineState = QuarantineState.OPEN
+    after: int = 0
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +152,7 @@ class NewEntry:
         request_id: idempotency key, "" = none; never together with `producer`.
         receipt: opaque bytes answered again to a replay.
         quarantine: rows that commit with the entry.
+        quarantine_change: rows that leave quarantine with the entry; needs a request id.
         segments: the decoded rows of an observation batch (of no rows for a control entry).
     """
 
@@ -81,6 +164,7 @@ class NewEntry:
     request_id: str = ""
     receipt: bytes = b""
     quarantine: tuple[QuarantineRow, ...] = ()
+    quarantine_change: QuarantineChange | None = None
     segments: tuple[Segment, ...] = ()
 
     @property
@@ -91,7 +175,7 @@ class NewEntry:
     @property
     def weight(self) -> int:
         """Bytes that it occupies while it waits."""
-        return len(self.body) + len(self.receipt) + 128 + 256 * len(self.quarantine)
+        return len(self.body) + len(self.receipt) + 128 + sum(row.weight for row in self.quarantine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from twinmesh_storage.domain.entries import (
     Position,
     ProducerSession,
     QuarantinedRow,
+    QuarantineFilter,
 )
 from twinmesh_storage.domain.series import Series, SeriesRequest
 
@@ -239,13 +240,12 @@ class QuarantineStore(Protocol):
     """Rows kept aside."""
 
     async def page(
-        self, tenant: str, reason: int, twin_id: str, before: int, limit: int
-    ) -> tuple[list[QuarantinedRow], int]:
-        """Return rows with ids below `before`, newest first, and how many match the filter in all.
+        self, tenant: str, wanted: QuarantineFilter, *, oldest_first: bool, limit: int, max_bytes: int
+    ) -> tuple[list[QuarantinedRow], bool, int]:
+        """Return a page of rows by id, whether there are more, and how many rows match the filter in all.
 
-        Args:
-            reason: only this `FlagReason` number; 0 = all.
-            twin_id: only this twin id as sent; "" = all.
+        A page holds fewer than `limit` rows where these would be more than `max_bytes`, but at least one. The filter's
+        `after` and `before` cut the page and not the count.
         """
         ...
 

@@ -23,18 +23,16 @@ from twinmesh_storage.domain.entries import (
     EntryKind,
     NewEntry,
     ProducerStamp,
-    QuarantinedRow,
-    QuarantineRow,
 )
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME
 from twinmesh_storage.domain.rows import Segment
 from twinmesh_storage.domain.series import Series, SeriesRequest
 from twinmesh_storage.domain.window import GapPolicy, StepAggregate, WindowSpec
+from twinmesh_storage.rpc import quarantine
 
 MAX_RECEIPT_BYTES: Final = 64 << 10
 MAX_NAME_LENGTH: Final = 128
 """Longest name of a twin, channel or unit, in characters."""
-MAX_QUARANTINE_ROWS: Final = 100_000
 
 
 def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[Segment, ...]) -> NewEntry:
@@ -47,7 +45,9 @@ def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[S
     if kind is None:
         raise invalid_field("body", "is missing; set observations or control")
     body = request.observations if kind == "observations" else request.control.SerializeToString(deterministic=True)
-    if kind == "observations" and not any(len(s) for s in segments) and not request.quarantine:
+    change = quarantine.change(request.quarantine_change) if request.HasField("quarantine_change") else None
+    empty = not any(len(s) for s in segments) and not request.quarantine and change is None
+    if kind == "observations" and empty:
         raise invalid_field("observations", "holds no row, and nothing is quarantined; there is nothing to append")
     request_id = request.request_id or (request.control.request_id if kind == "control" else "")
     if kind == "control" and request.control.request_id not in ("", request_id):
@@ -57,15 +57,17 @@ def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[S
         if producer is not None:
             raise invalid_field("request_id", "excludes a producer stamp; send one of the two")
         require_request_id(request_id, "request_id")
+    if change is not None and (kind != "observations" or not request_id):
+        raise invalid_field("quarantine_change", "goes with observations and a request_id, which makes it happen once")
     if len(request.content_hash) not in (0, HASH_BYTES):
         raise invalid_field(
             "content_hash", f"has {len(request.content_hash)} bytes; BLAKE2b of {HASH_BYTES} is asked for"
         )
     if len(request.receipt) > MAX_RECEIPT_BYTES:
         raise invalid_field("receipt", f"has {len(request.receipt)} bytes; at most {MAX_RECEIPT_BYTES} are kept")
-    if len(request.quarantine) > MAX_QUARANTINE_ROWS:
+    if len(request.quarantine) > quarantine.MAX_ROWS:
         raise invalid_field(
-            "quarantine", f"has {len(request.quarantine)} rows; at most {MAX_QUARANTINE_ROWS} go at once"
+            "quarantine", f"has {len(request.quarantine)} rows; at most {quarantine.MAX_ROWS} go at once"
         )
     return NewEntry(
         tenant=tenant,
@@ -75,7 +77,8 @@ def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[S
         producer=producer,
         request_id=request_id,
         receipt=request.receipt,
-        quarantine=tuple(_quarantine_row(row) for row in request.quarantine),
+        quarantine=tuple(quarantine.row(row) for row in request.quarantine),
+        quarantine_change=change,
         segments=segments,
     )
 
@@ -86,42 +89,6 @@ def _stamp(request: storage_pb2.AppendRequest) -> ProducerStamp:
     if stamp.epoch < 1 or stamp.sequence < 1:
         raise invalid_field("producer", "needs the epoch from OpenProducer and a sequence from 1 on")
     return ProducerStamp(producer_id=stamp.producer_id, epoch=stamp.epoch, sequence=stamp.sequence)
-
-
-def _quarantine_row(row: storage_pb2.QuarantinedRow) -> QuarantineRow:
-    return QuarantineRow(
-        twin_id=printable(row.twin_id),
-        channel=printable(row.channel),
-        unit=printable(row.unit),
-        time_unix_us=row.time_unix_us,
-        value=row.value.SerializeToString(deterministic=True),
-        quality=min(row.quality, 255),
-        reason=row.reason,
-        message=printable(row.message),
-    )
-
-
-def printable(text: str) -> str:
-    """Return the text without NUL: PostgreSQL cannot hold it, and a row kept aside must not be refused for its text."""
-    return text.replace("\0", "\\0")
-
-
-def quarantined_row(stored: QuarantinedRow) -> storage_pb2.QuarantinedRow:
-    """Return a quarantined row as its message."""
-    row = stored.row
-    return storage_pb2.QuarantinedRow(
-        quarantine_id=stored.quarantine_id,
-        twin_id=row.twin_id,
-        channel=row.channel,
-        unit=row.unit,
-        time_unix_us=row.time_unix_us,
-        value=observation_pb2.Value.FromString(row.value),
-        quality=row.quality,
-        reason=row.reason,  # type: ignore[arg-type]  # the enum's number, as stored
-        message=row.message,
-        offset=stored.offset,
-        commit_time=time_to_message(stored.commit_time_unix_us),
-    )
 
 
 def append_response(appended: Appended, incarnation: str) -> storage_pb2.AppendResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
@@ -18,11 +18,12 @@ from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import BlockStore, HistoryCounts, QuarantineStore, SeriesStore, SeriesSummary
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.window_reader import WindowReader
-from twinmesh_storage.rpc import mapping, paging, raw
+from twinmesh_storage.rpc import mapping, paging, quarantine, raw
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.serving import Handler, byte_stream, byte_unary, own_tenant, unary
 
 _MAX_WINDOW_STEPS: Final = 1_000_000
+_QUARANTINE_PAGE_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +146,16 @@ class ReadServicer:
     ) -> storage_pb2.ListQuarantineResponse:
         """Return a page of quarantined rows."""
         size = paging.page_size(request.page_size, default=100, most=10_000)
-        before = paging.id_before(request.page_token)
-        twin_id = mapping.printable(request.twin_id)  # as it is kept: senders' ids may be anything
-        rows, total = await self.quarantine.page(own_tenant(), request.reason, twin_id, before, size)
+        wanted = quarantine.wanted(request)
+        if request.page_token:
+            mark = paging.id_before(request.page_token)
+            wanted = replace(wanted, after=mark) if request.oldest_first else replace(wanted, before=mark)
+        rows, more, total = await self.quarantine.page(
+            own_tenant(), wanted, oldest_first=request.oldest_first, limit=size, max_bytes=_QUARANTINE_PAGE_BYTES
+        )
         return storage_pb2.ListQuarantineResponse(
-            rows=[mapping.quarantined_row(row) for row in rows],
-            next_page_token=paging.id_token(rows[-1].quarantine_id) if len(rows) == size else "",
+            rows=[quarantine.message(row) for row in rows],
+            next_page_token=paging.id_token(rows[-1].quarantine_id) if more else "",
             total_count=total,
         )
 

@@ -20,7 +20,15 @@ from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
 from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.domain.blocks import BlockSpan, build_blocks
-from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, ProducerStamp
+from twinmesh_storage.domain.entries import (
+    Appended,
+    EntryKind,
+    NewEntry,
+    ProducerStamp,
+    QuarantineChange,
+    QuarantineRow,
+    QuarantineVerdict,
+)
 from twinmesh_storage.domain.ports import BlockStore, LeaseLost, LogStore, SeriesStore
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series, SeriesRequest
@@ -224,3 +232,44 @@ async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
             await ports.series.resolve("default", [wrong])
     assert await ports.series.find_ids("other", [first[0].series_id]) == []
     assert {s.channel for s in await ports.series.list_twins("default", ["t"])} == {"a", "b"}
+
+
+GROUP_IDS = [f"5b1c5a3c-0000-4000-8000-0000000000{i:02d}" for i in range(10, 20)]
+
+
+def kept_aside(n: int) -> tuple[QuarantineRow, ...]:
+    return tuple(
+        QuarantineRow(
+            twin_id="ghost", channel="c", unit="", time_unix_us=i, value=b"", quality=1, reason=1, message="create it"
+        )
+        for i in range(n)
+    )
+
+
+async def test_rows_leave_quarantine_with_an_entry_once_and_all_or_none(ports: Ports) -> None:
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    await ports.log.commit(lease, 0, GROUP_IDS[0], [entry("rows", request_id="q", quarantine=kept_aside(4))])
+    kept = (QuarantineVerdict(quarantine_id=4, reason=2, message="no such channel"),)
+    change = QuarantineChange(replayed=(1, 2), discarded=(3,), kept=kept, principal="me")
+    replay = entry("replay", kind=EntryKind.OBSERVATIONS, request_id="r1", receipt=b"done", quarantine_change=change)
+    rival = entry("rival", kind=EntryKind.OBSERVATIONS, request_id="r2", quarantine_change=change)
+    outcome = await ports.log.commit(lease, 1, GROUP_IDS[1], [replay, rival, replay])
+    first, refused, again = outcome.answers
+    assert isinstance(first, Appended)
+    assert (first.offset, first.replayed) == (2, False)
+    assert isinstance(refused, FailedPrecondition)
+    assert refused.reason == "QUARANTINE_CHANGED"
+    assert isinstance(again, Appended)
+    assert (again.offset, again.replayed, again.receipt) == (2, True, b"done")
+    # Half of it is gone already: nothing of the change happens; the row that was kept can still leave.
+    half = QuarantineChange(replayed=(2,), discarded=(4,))
+    late = entry("half", kind=EntryKind.OBSERVATIONS, request_id="r3", quarantine_change=half)
+    last = QuarantineChange(discarded=(4,))
+    rest = entry("rest", kind=EntryKind.OBSERVATIONS, request_id="r4", quarantine_change=last)
+    outcome = await ports.log.commit(lease, 2, GROUP_IDS[2], [late, rest, replay])
+    assert isinstance(outcome.answers[0], FailedPrecondition)
+    assert offsets(outcome.answers) == [3, 2]
+    # A refused request id is free: the same id may come again with what is there.
+    outcome = await ports.log.commit(lease, 3, GROUP_IDS[3], [entry("new", request_id="r3")])
+    assert offsets(outcome.answers) == [4]

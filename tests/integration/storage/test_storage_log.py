@@ -7,10 +7,12 @@ from contextlib import AsyncExitStack, aclosing
 
 import numpy as np
 import pytest
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 from tests.integration.storage.mesh import T0, S, Storage, doubles, storage
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh.type.v1 import entry_pb2, observation_pb2, position_pb2
+from twinmesh.type.v1 import entry_pb2, observation_pb2, position_pb2, quarantine_pb2
 from twinmesh_core import wire
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, OutOfRange, Unavailable
 
@@ -95,6 +97,110 @@ async def test_quarantined_rows_commit_with_their_entry_and_are_paged(store):
     assert not rest.next_page_token
     statistics = await store.ask("GetStatistics", storage_pb2.GetStatisticsRequest())
     assert statistics.quarantined_count == 5
+
+
+async def test_quarantine_is_filtered_paged_either_way_and_tells_how_a_row_left(store):
+    rows = [
+        storage_pb2.QuarantinedRow(
+            twin_id="a" if i % 2 else "b",
+            channel=f"c{i % 3}",
+            time_unix_us=T0 + i,
+            value=observation_pb2.Value(text_value="x" * 3_000_000),
+            raw_value=b"\xff" if i == 4 else b"",
+            reason=observation_pb2.FLAG_REASON_UNKNOWN_TWIN,
+        )
+        for i in range(6)
+    ]
+    await store.ask("Append", storage_pb2.AppendRequest(request_id="q", observations=b"", quarantine=rows[:3]))
+    await store.ask("Append", storage_pb2.AppendRequest(request_id="r", observations=b"", quarantine=rows[3:]))
+
+    async def times(**fields):
+        found, token = [], ""
+        while True:
+            page = await store.ask("ListQuarantine", storage_pb2.ListQuarantineRequest(page_token=token, **fields))
+            found += page.rows
+            token = page.next_page_token
+            if not token:
+                assert page.total_count == len(found) + fields.get("after_quarantine_id", 0)
+                return [r.time_unix_us - T0 for r in found]
+
+    where = quarantine_pb2.QuarantineFilter
+    # 18 MB of values: more than one page of bytes, either way.
+    assert await times() == [5, 4, 3, 2, 1, 0]
+    assert await times(oldest_first=True) == [0, 1, 2, 3, 4, 5]
+    assert await times(oldest_first=True, after_quarantine_id=2) == [2, 3, 4, 5]
+    assert await times(filter=where(twin_id="a", channel="c0")) == [3]
+    assert await times(filter=where(start_offset=2, end_offset=3)) == [5, 4, 3]
+    assert await times(filter=where(quarantine_ids=[1, 6])) == [5, 0]
+    assert await times(filter=where(reasons=[observation_pb2.FLAG_REASON_STUCK])) == []
+    span = where(start_time=Timestamp(), end_time=Timestamp())
+    span.start_time.FromMicroseconds(T0 + 1)
+    span.end_time.FromMicroseconds(T0 + 3)
+    assert await times(filter=span) == [2, 1]
+
+    change = storage_pb2.QuarantineChange(
+        replayed_ids=[1, 5],
+        discarded_ids=[2],
+        kept=[
+            storage_pb2.QuarantineVerdict(quarantine_id=3, reason=observation_pb2.FLAG_REASON_NOT_FINITE, message="m")
+        ],
+        principal="ann",
+        comment="sent again",
+    )
+    done = await store.ask(
+        "Append", storage_pb2.AppendRequest(observations=b"", request_id="x", quarantine_change=change)
+    )
+    assert done.position.offset == 3
+    assert await times() == [5, 3, 2]
+    assert await times(reason=observation_pb2.FLAG_REASON_NOT_FINITE) == [2]
+    gone = await store.ask(
+        "ListQuarantine", storage_pb2.ListQuarantineRequest(state=quarantine_pb2.QUARANTINE_STATE_DISCARDED)
+    )
+    assert [(r.quarantine_id, r.resolve_offset, r.principal, r.comment) for r in gone.rows] == [
+        (2, 3, "ann", "sent again")
+    ]
+    gone = await store.ask(
+        "ListQuarantine", storage_pb2.ListQuarantineRequest(state=quarantine_pb2.QUARANTINE_STATE_REPLAYED)
+    )
+    assert [(r.quarantine_id, r.raw_value) for r in gone.rows] == [(5, b"\xff"), (1, b"")]
+    assert (await store.ask("GetStatistics", storage_pb2.GetStatisticsRequest())).quarantined_count == 3
+    with pytest.raises(FailedPrecondition) as changed:
+        await store.ask("Append", storage_pb2.AppendRequest(observations=b"", request_id="y", quarantine_change=change))
+    assert changed.value.reason == "QUARANTINE_CHANGED"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"quarantine_change": {"replayed_ids": [1, 1]}, "request_id": "d"}, "quarantine_change"),
+        ({"quarantine_change": {"replayed_ids": [1]}}, "quarantine_change"),
+        ({"quarantine_change": {"comment": "x" * 1_001}, "request_id": "d"}, "quarantine_change.comment"),
+    ],
+)
+async def test_a_change_of_quarantine_that_cannot_be_is_refused(store, request_, field):
+    with pytest.raises(InvalidArgument) as refused:
+        await store.ask("Append", json_format.ParseDict({"observations": "", **request_}, storage_pb2.AppendRequest()))
+    assert refused.value.field_violations[0].field == field
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"state": 9}, "state"),
+        ({"filter": {"reasons": [99]}}, "filter.reasons"),
+        ({"filter": {"start_offset": -1}}, "filter.start_offset"),
+        ({"filter": {"end_offset": -1}}, "filter.end_offset"),
+        ({"filter": {"start_time": "2026-01-02T00:00:00Z", "end_time": "2026-01-01T00:00:00Z"}}, "filter.end_time"),
+        ({"filter": {"quarantine_ids": list(range(10_001))}}, "filter.quarantine_ids"),
+        ({"twin_id": "a", "filter": {"twin_id": "b"}}, "filter.twin_id"),
+        ({"after_quarantine_id": 5}, "after_quarantine_id"),
+        ({"page_token": "nonsense"}, "page_token"),
+    ],
+)
+async def test_a_list_of_quarantine_that_cannot_be_is_refused(store, request_, field):
+    with pytest.raises(InvalidArgument) as refused:
+        await store.ask("ListQuarantine", json_format.ParseDict(request_, storage_pb2.ListQuarantineRequest()))
+    assert refused.value.field_violations[0].field == field
 
 
 async def test_followers_see_every_entry_once_in_order_while_many_write(database_url):

@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from twinmesh.type.v1 import entry_pb2 as _entry_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 from twinmesh.type.v1 import position_pb2 as _position_pb2
+from twinmesh.type.v1 import quarantine_pb2 as _quarantine_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -203,6 +204,11 @@ class QuarantinedRow(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    RAW_VALUE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESOLVE_OFFSET_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
     quarantine_id: _builtins.int
     """Output only. Id, unique within the tenant."""
     twin_id: _builtins.str
@@ -221,6 +227,16 @@ class QuarantinedRow(_message.Message):
     """What is wrong and what to do, with the command that mends it."""
     offset: _builtins.int
     """Output only. Offset of the entry it came with."""
+    raw_value: _builtins.bytes
+    """The value's bytes as sent where they are not UTF-8 (value shows them escaped); else empty."""
+    state: _quarantine_pb2.QuarantineState.ValueType
+    """Output only. Where the row is now."""
+    resolve_offset: _builtins.int
+    """Output only. Offset of the entry with which it left quarantine; 0 while it is there."""
+    principal: _builtins.str
+    """Output only. Who replayed or discarded it; empty while it is in quarantine."""
+    comment: _builtins.str
+    """Output only. Why it was discarded, in the words of whoever did it."""
     @_builtins.property
     def value(self) -> _observation_pb2.Value:
         """The value as sent (NaN and infinity included; a value that is not UTF-8 is given in escaped form)."""
@@ -243,14 +259,95 @@ class QuarantinedRow(_message.Message):
         message: _builtins.str = ...,
         offset: _builtins.int = ...,
         commit_time: _timestamp_pb2.Timestamp | None = ...,
+        raw_value: _builtins.bytes = ...,
+        state: _quarantine_pb2.QuarantineState.ValueType = ...,
+        resolve_offset: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        comment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "commit_time", b"commit_time", "message", b"message", "offset", b"offset", "quality", b"quality", "quarantine_id", b"quarantine_id", "reason", b"reason", "time_unix_us", b"time_unix_us", "twin_id", b"twin_id", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "comment", b"comment", "commit_time", b"commit_time", "message", b"message", "offset", b"offset", "principal", b"principal", "quality", b"quality", "quarantine_id", b"quarantine_id", "raw_value", b"raw_value", "reason", b"reason", "resolve_offset", b"resolve_offset", "state", b"state", "time_unix_us", b"time_unix_us", "twin_id", b"twin_id", "unit", b"unit", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QuarantinedRow: _TypeAlias = QuarantinedRow  # noqa: Y015
+
+@_typing.final
+class QuarantineVerdict(_message.Message):
+    """A row that stays in quarantine for another reason than before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    quarantine_id: _builtins.int
+    """The row."""
+    reason: _observation_pb2.FlagReason.ValueType
+    """Why it stays."""
+    message: _builtins.str
+    """What is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        quarantine_id: _builtins.int = ...,
+        reason: _observation_pb2.FlagReason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "quarantine_id", b"quarantine_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineVerdict: _TypeAlias = QuarantineVerdict  # noqa: Y015
+
+@_typing.final
+class QuarantineChange(_message.Message):
+    """What an entry does to rows in quarantine; it takes effect in the entry's own transaction, for all rows named or for none. The
+    request_id is required with it. FAILED_PRECONDITION: QUARANTINE_CHANGED if one of the rows is not in quarantine any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLAYED_IDS_FIELD_NUMBER: _builtins.int
+    DISCARDED_IDS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """Who asked for it."""
+    comment: _builtins.str
+    """Why, for rows that are discarded; at most 1,000 characters."""
+    @_builtins.property
+    def replayed_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows that leave because they went through the pipeline: they are in the entry, or were dropped as repetitions."""
+
+    @_builtins.property
+    def discarded_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows that leave because they are not wanted."""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantineVerdict]:
+        """Rows that stay, for a reason found anew."""
+
+    def __init__(
+        self,
+        *,
+        replayed_ids: _abc.Iterable[_builtins.int] | None = ...,
+        discarded_ids: _abc.Iterable[_builtins.int] | None = ...,
+        kept: _abc.Iterable[Global___QuarantineVerdict] | None = ...,
+        principal: _builtins.str = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "discarded_ids", b"discarded_ids", "kept", b"kept", "principal", b"principal", "replayed_ids", b"replayed_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineChange: _TypeAlias = QuarantineChange  # noqa: Y015
 
 @_typing.final
 class AppendRequest(_message.Message):
@@ -265,6 +362,7 @@ class AppendRequest(_message.Message):
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     QUARANTINE_FIELD_NUMBER: _builtins.int
+    QUARANTINE_CHANGE_FIELD_NUMBER: _builtins.int
     observations: _builtins.bytes
     """A serialized twinmesh.type.v1.ObservationBatch as landed by ingestion: series ids, canonical units and quality filled in. It may
     be empty of rows when all rows went to quarantine.
@@ -287,6 +385,10 @@ class AppendRequest(_message.Message):
     def quarantine(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedRow]:
         """Rows kept aside; they commit with the entry."""
 
+    @_builtins.property
+    def quarantine_change(self) -> Global___QuarantineChange:
+        """Optional. Rows that leave quarantine with the entry; with it, the entry itself may be empty of rows."""
+
     def __init__(
         self,
         *,
@@ -297,10 +399,11 @@ class AppendRequest(_message.Message):
         content_hash: _builtins.bytes = ...,
         receipt: _builtins.bytes = ...,
         quarantine: _abc.Iterable[Global___QuarantinedRow] | None = ...,
+        quarantine_change: Global___QuarantineChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "control", b"control", "observations", b"observations", "producer", b"producer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "control", b"control", "observations", b"observations", "producer", b"producer", "quarantine_change", b"quarantine_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "content_hash", b"content_hash", "control", b"control", "observations", b"observations", "producer", b"producer", "quarantine", b"quarantine", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "content_hash", b"content_hash", "control", b"control", "observations", b"observations", "producer", b"producer", "quarantine", b"quarantine", "quarantine_change", b"quarantine_change", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["observations", "control"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
@@ -1155,14 +1258,28 @@ class ListQuarantineRequest(_message.Message):
     TWIN_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    OLDEST_FIRST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     reason: _observation_pb2.FlagReason.ValueType
     """Only this reason; unspecified = all."""
     twin_id: _builtins.str
     """Only this twin id as sent; empty = all."""
     page_size: _builtins.int
-    """1 to 10,000; 0 = 100."""
+    """1 to 10,000; 0 = 100. A page holds fewer rows where these are more than about 8 MiB."""
     page_token: _builtins.str
     """From the previous answer."""
+    oldest_first: _builtins.bool
+    """Oldest first instead of newest first."""
+    state: _quarantine_pb2.QuarantineState.ValueType
+    """Only rows in this state; unspecified = OPEN."""
+    after_quarantine_id: _builtins.int
+    """With oldest_first, optional: only rows with greater ids."""
+    @_builtins.property
+    def filter(self) -> _quarantine_pb2.QuarantineFilter:
+        """Further conditions; all of them must be met."""
+
     def __init__(
         self,
         *,
@@ -1170,10 +1287,14 @@ class ListQuarantineRequest(_message.Message):
         twin_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _quarantine_pb2.QuarantineFilter | None = ...,
+        oldest_first: _builtins.bool = ...,
+        state: _quarantine_pb2.QuarantineState.ValueType = ...,
+        after_quarantine_id: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "filter", b"filter", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1194,7 +1315,7 @@ class ListQuarantineResponse(_message.Message):
     """All rows that match the filter."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedRow]:
-        """Newest first."""
+        """In the order asked for."""
 
     def __init__(
         self,
@@ -1258,7 +1379,7 @@ class GetStatisticsResponse(_message.Message):
     series_count: _builtins.int
     """Series."""
     quarantined_count: _builtins.int
-    """Quarantined rows."""
+    """Rows in quarantine now: those that were replayed or discarded are not counted."""
     disk_bytes: _builtins.int
     """Bytes on disk of log and history with their indexes."""
     fold_offset: _builtins.int

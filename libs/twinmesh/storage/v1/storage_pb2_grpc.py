@@ -191,7 +191,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListQuarantine(self, request, context):
-        """Lists quarantined observations, newest first. Idempotent.
+        """Lists quarantined observations, newest first unless asked otherwise. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,7 @@ class StorageServiceStub:
     ListSeries: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListSeriesRequest, _storage_pb2.ListSeriesResponse]
     """Lists the series catalogue. Idempotent."""
     ListQuarantine: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]
-    """Lists quarantined observations, newest first. Idempotent."""
+    """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]
     """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
 
@@ -110,7 +110,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     ListSeries: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListSeriesRequest, _storage_pb2.ListSeriesResponse]  # type: ignore[assignment]
     """Lists the series catalogue. Idempotent."""
     ListQuarantine: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]  # type: ignore[assignment]
-    """Lists quarantined observations, newest first. Idempotent."""
+    """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]  # type: ignore[assignment]
     """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
 
@@ -222,7 +222,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.ListQuarantineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.ListQuarantineResponse, _abc.Awaitable[_storage_pb2.ListQuarantineResponse]]:
-        """Lists quarantined observations, newest first. Idempotent."""
+        """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
 
     @_abc_1.abstractmethod
     def GetStatistics(

@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED: this server has no such method."""
     ERROR_REASON_GATE_NOT_PASSED: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
+    ERROR_REASON_QUARANTINE_CHANGED: _ErrorReason.ValueType  # 38
+    """FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -180,4 +182,6 @@ ERROR_REASON_UNIMPLEMENTED: ErrorReason.ValueType  # 36
 """UNIMPLEMENTED: this server has no such method."""
 ERROR_REASON_GATE_NOT_PASSED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
+ERROR_REASON_QUARANTINE_CHANGED: ErrorReason.ValueType  # 38
+"""FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

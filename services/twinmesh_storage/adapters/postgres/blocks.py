@@ -100,7 +100,8 @@ select
         + coalesce((select point_count from trimmed where tenant = %(tenant)s), 0),
     coalesce(sum(b.good_count), 0), coalesce(sum(b.uncertain_count), 0), coalesce(sum(b.bad_count), 0),
     (select count(*) from mine),
-    (select count(*) from quarantine where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)),
+    (select count(*) from quarantine
+     where tenant = %(tenant)s and state = 1 and (%(twin)s = '' or twin_id = %(twin)s)),
     (select sum(pg_total_relation_size(c.oid)) from pg_class c
      where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r'),
     (select fold_offset from fold_state where partition_id = 0),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import from_datetime
 from twinmesh_runtime.postgres import Pool, connection
-from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineRow
+from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineFilter, QuarantineRow, QuarantineState
 from twinmesh_storage.domain.ports import SeriesSummary
 from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
 
@@ -46,13 +46,27 @@ order by s.twin_id, s.channel
 """  # noqa: S608 -- constants of this module
 
 _QUARANTINE_FILTER: Final = """
-from quarantine where tenant = %(tenant)s
-  and (%(reason)s = 0 or reason = %(reason)s) and (%(twin)s = '' or twin_id = %(twin)s)
+from quarantine where tenant = %(tenant)s and state = %(state)s
+  and (cardinality(%(reasons)s::smallint[]) = 0 or reason = any(%(reasons)s))
+  and (%(twin)s = '' or twin_id = %(twin)s) and (%(channel)s = '' or channel = %(channel)s)
+  and (%(start)s::bigint is null or time_unix_us >= %(start)s) and (%(end)s::bigint is null or time_unix_us < %(end)s)
+  and log_offset >= %(start_offset)s
+  and (%(end_offset)s = 0 or log_offset < %(end_offset)s)
+  and (cardinality(%(ids)s::bigint[]) = 0 or quarantine_id = any(%(ids)s))
 """
+_QUARANTINE_COLUMNS: Final = """quarantine_id, log_offset, commit_time, twin_id, channel, unit, time_unix_us, value,
+quality, reason, message, raw_value, state, resolve_offset, principal, comment"""
 _QUARANTINE_PAGE: Final = f"""
-select quarantine_id, log_offset, commit_time, twin_id, channel, unit, time_unix_us, value, quality, reason, message
-{_QUARANTINE_FILTER} and quarantine_id < %(before)s order by quarantine_id desc limit %(limit)s
-"""
+select {_QUARANTINE_COLUMNS}, found from (
+    select page.*, sum(bytes) over (order by quarantine_id {{order}}) - bytes as bytes_before, count(*) over () as found
+    from (select {_QUARANTINE_COLUMNS},
+                 octet_length(value) + octet_length(raw_value) + octet_length(message) + 200 as bytes
+          {_QUARANTINE_FILTER} and quarantine_id > %(after)s and (%(before)s = 0 or quarantine_id < %(before)s)
+          order by quarantine_id {{order}} limit %(limit)s + 1) page) sized
+where bytes_before < %(max_bytes)s
+order by quarantine_id {{order}} limit %(limit)s
+"""  # noqa: S608 -- constants of this module
+_QUARANTINE_PAGES: Final = {first: _QUARANTINE_PAGE.format(order="asc" if first else "desc") for first in (True, False)}
 _QUARANTINE_COUNT: Final = f"select count(*) {_QUARANTINE_FILTER}"
 
 
@@ -143,14 +157,30 @@ class PostgresQuarantine:
         self._timeout_s = timeout_s
 
     async def page(
-        self, tenant: str, reason: int, twin_id: str, before: int, limit: int
-    ) -> tuple[list[QuarantinedRow], int]:
+        self, tenant: str, wanted: QuarantineFilter, *, oldest_first: bool, limit: int, max_bytes: int
+    ) -> tuple[list[QuarantinedRow], bool, int]:
         """See `QuarantineStore.page`."""
-        arguments = {"tenant": tenant, "reason": reason, "twin": twin_id, "before": before, "limit": limit}
+        arguments = {
+            "tenant": tenant,
+            "state": int(wanted.state),
+            "reasons": list(wanted.reasons),
+            "twin": wanted.twin_id,
+            "channel": wanted.channel,
+            "start": wanted.start_time_unix_us,
+            "end": wanted.end_time_unix_us,
+            "start_offset": wanted.start_offset,
+            "end_offset": wanted.end_offset,
+            "ids": list(wanted.quarantine_ids),
+            "after": wanted.after,
+            "before": wanted.before,
+            "limit": limit,
+            "max_bytes": max_bytes,
+        }
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:
-            rows = await (await conn.execute(_QUARANTINE_PAGE, arguments)).fetchall()
+            rows = await (await conn.execute(_QUARANTINE_PAGES[oldest_first], arguments)).fetchall()
             counted = await (await conn.execute(_QUARANTINE_COUNT, arguments)).fetchone()
-        return [_quarantined(row) for row in rows], (counted[0] if counted else 0)
+        more = bool(rows) and rows[0][-1] > len(rows)
+        return [_quarantined(row) for row in rows], more, (counted[0] if counted else 0)
 
 
 def _quarantined(row: tuple[Any, ...]) -> QuarantinedRow:
@@ -167,5 +197,10 @@ def _quarantined(row: tuple[Any, ...]) -> QuarantinedRow:
             quality=row[8],
             reason=row[9],
             message=row[10],
+            raw_value=bytes(row[11]),
         ),
+        state=QuarantineState(row[12]),
+        resolve_offset=row[13] or 0,
+        principal=row[14],
+        comment=row[15],
     )

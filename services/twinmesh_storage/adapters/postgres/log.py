@@ -32,10 +32,11 @@ from twinmesh_storage.adapters.postgres.log_rows import (
     new_entries,
     producer_moves,
     producer_states,
+    quarantine_moves,
     request_columns,
     request_states,
 )
-from twinmesh_storage.domain.admission import Accept, Key, Verdict, admit
+from twinmesh_storage.domain.admission import Accept, Key, RowKey, Verdict, admit
 from twinmesh_storage.domain.entries import (
     EntryKind,
     Lease,
@@ -156,23 +157,27 @@ class PostgresLog:
         """Do everything of a group but what `_Closing` does: the last statements, COMMIT among them."""
         stamped = sorted({(e.tenant, e.producer.producer_id) for e in group if e.producer is not None})
         named = sorted({(e.tenant, e.request_id) for e in group if e.request_id})
+        changed = sorted({(e.tenant, i) for e in group if e.quarantine_change for i in e.quarantine_change.ids()})
         async with line.pipeline():
             await line.execute("begin")
             fence = await line.execute(sql.FENCE)
             producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
             request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
+            quarantined_rows = await _fetch_keyed(line, sql.LOCK_QUARANTINE, changed)
             fenced = await fence.fetchone()
             producers = producer_states(await producer_rows.fetchall() if producer_rows else [])
             requests = request_states(await request_rows.fetchall() if request_rows else [])
+            quarantined: list[RowKey] = await quarantined_rows.fetchall() if quarantined_rows else []
         if fenced is None or fenced[0] != lease.epoch or fenced[1] != head:
             raise LeaseLost
         commit_time = from_datetime(fenced[2])
-        verdicts = admit(group, producers, requests)
+        verdicts = admit(group, producers, requests, quarantined)
         entries = new_entries(group, verdicts, head, commit_time)
         outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
         if entries:
             await copy_rows(line, sql.COPY_LOG, log_pieces(entries))
             await self._copy_quarantine(line, group, verdicts, entries)
+            await self._change_quarantine(line, group, verdicts, entries)
         closing = _Closing(
             lease=lease,
             lease_s=self._lease_s,
@@ -211,9 +216,22 @@ class PostgresLog:
                     + int2(row.quality)
                     + int2(row.reason)
                     + text(row.message)
+                    + bytea_head(len(row.raw_value))
+                    + row.raw_value
                 )
         if pieces:
             await copy_rows(line, sql.COPY_QUARANTINE, pieces)
+
+    async def _change_quarantine(
+        self, line: Connection, group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
+    ) -> None:
+        for entry, verdict in zip(group, verdicts, strict=True):
+            if entry.quarantine_change is None or not isinstance(verdict, Accept):
+                continue
+            for statement, arguments in quarantine_moves(
+                entry.tenant, entry.quarantine_change, entries[verdict.rank].offset
+            ):
+                await line.execute(statement, arguments)
 
     async def _roll_back(self, line: Connection) -> None:
         try:
@@ -323,7 +341,7 @@ class _Closing:
             await line.execute("commit")
 
 
-async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key]) -> Any:
+async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key] | Sequence[RowKey]) -> Any:
     if not keys:
         return None
     return await line.execute(statement, ([k[0] for k in keys], [k[1] for k in keys]), binary=True)

@@ -10,7 +10,14 @@ from twinmesh_core.time import from_datetime, to_datetime
 from twinmesh_storage.adapters.postgres import log_sql as sql
 from twinmesh_storage.adapters.postgres.copying import bytea_head, int2, int4, int8, row_head, text, timestamptz
 from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, Verdict
-from twinmesh_storage.domain.entries import Appended, EntryKind, LogEntry, NewEntry
+from twinmesh_storage.domain.entries import (
+    Appended,
+    EntryKind,
+    LogEntry,
+    NewEntry,
+    QuarantineChange,
+    QuarantineState,
+)
 
 
 def producer_moves(accepted: Sequence[tuple[NewEntry, int]], commit_us: int) -> dict[str, Any] | None:
@@ -50,6 +57,37 @@ def request_columns(accepted: Sequence[tuple[NewEntry, int]], commit_us: int, ke
         "commit_time": to_datetime(commit_us),
         "keep_s": keep_s,
     }
+
+
+def quarantine_moves(tenant: str, change: QuarantineChange, offset: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return the statements, with their arguments, that change rows in quarantine."""
+    moves: list[tuple[str, dict[str, Any]]] = [
+        (
+            sql.MOVE_QUARANTINE,
+            {
+                "tenant": tenant,
+                "ids": list(ids),
+                "state": int(state),
+                "offset": offset,
+                "principal": change.principal,
+                "comment": change.comment,
+            },
+        )
+        for ids, state in (
+            (change.replayed, QuarantineState.REPLAYED),
+            (change.discarded, QuarantineState.DISCARDED),
+        )
+        if ids
+    ]
+    if change.kept:
+        kept = {
+            "tenant": tenant,
+            "ids": [verdict.quarantine_id for verdict in change.kept],
+            "reasons": [verdict.reason for verdict in change.kept],
+            "messages": [verdict.message for verdict in change.kept],
+        }
+        moves.append((sql.JUDGE_QUARANTINE, kept))
+    return moves
 
 
 def producer_states(rows: Sequence[tuple[Any, ...]]) -> dict[Key, ProducerState]:

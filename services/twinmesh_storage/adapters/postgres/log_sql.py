@@ -45,6 +45,23 @@ select r.tenant, r.request_id, r.content_hash, r.log_offset, r.commit_time, r.re
 from request r join unnest(%s::text[], %s::text[]) as k (tenant, request_id) using (tenant, request_id)
 """
 
+LOCK_QUARANTINE: Final = """
+select q.tenant, q.quarantine_id
+from quarantine q join unnest(%s::text[], %s::bigint[]) as k (tenant, quarantine_id) using (tenant, quarantine_id)
+where q.state = 1 order by q.tenant, q.quarantine_id for update of q
+"""
+
+MOVE_QUARANTINE: Final = """
+update quarantine set state = %(state)s, resolve_offset = %(offset)s, principal = %(principal)s, comment = %(comment)s
+where tenant = %(tenant)s and quarantine_id = any(%(ids)s)
+"""
+
+JUDGE_QUARANTINE: Final = """
+update quarantine q set reason = v.reason, message = v.message
+from unnest(%(ids)s::bigint[], %(reasons)s::smallint[], %(messages)s::text[]) as v (quarantine_id, reason, message)
+where q.tenant = %(tenant)s and q.quarantine_id = v.quarantine_id
+"""
+
 MOVE_PRODUCERS: Final = """
 with moved as (
     update producer p set
@@ -112,6 +129,7 @@ QUARANTINE_COLUMNS: Final = (
     "quality",
     "reason",
     "message",
+    "raw_value",
 )
 COPY_QUARANTINE: Final = copy_statement("quarantine", QUARANTINE_COLUMNS)
 
