@@ -5,9 +5,21 @@ from __future__ import annotations
 import argparse
 from importlib import metadata
 
-from twinmesh_cli.commands import desired, history, local, models, quarantine, smoke, twins, types, watch, write
+from twinmesh_cli.commands import (
+    connect,
+    desired,
+    history,
+    local,
+    models,
+    quarantine,
+    smoke,
+    twins,
+    types,
+    watch,
+    write,
+)
 
-_GROUPS = (local, smoke, types, twins, write, history, watch, models, desired, quarantine)
+_GROUPS = (local, smoke, types, twins, write, connect, history, watch, models, desired, quarantine)
 _MODEL_ACTIONS = ("list", "versions", "promote", "deployments")
 _EPILOG = "Where the mesh is: --target, else --context, else $TWINMESH_TARGET, else the mesh of `twinmesh up`."
 

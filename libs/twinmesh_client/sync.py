@@ -35,6 +35,9 @@ from twinmesh_client.replicas import (
 )
 from twinmesh_client.runs import Deployment, ModelVersion, TrainingRun
 from twinmesh_core import registry
+from twinmesh_core.errors import (
+    TwinmeshError,
+)
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
 
@@ -574,6 +577,12 @@ class Writer:
         self._source = source
 
     @property
+    def failure(self) -> TwinmeshError | None:
+        """Why the session ended for good; None while it lives."""
+
+        return self._source.failure
+
+    @property
     def reconnects(self) -> int:
         """Sessions opened again after a failure."""
 
@@ -620,6 +629,11 @@ class Writer:
         """Wait until everything taken is durable; returns the sum of all acknowledgements so far; raises as `write`."""
 
         return self._portal.run(self._source.flush())
+
+    def abandon(self) -> None:
+        """Give up what is not yet acknowledged: leaving the session no longer waits for it."""
+
+        self._source.abandon()
 
 
 class Mesh:

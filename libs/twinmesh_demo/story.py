@@ -16,15 +16,17 @@ from twinmesh_client.aio.mesh import Mesh
 from twinmesh_client.aio.twin import Twin
 from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.runs import TrainingRun
+from twinmesh_connectors import host as host_connector
+from twinmesh_connectors.runner import Runner
+from twinmesh_connectors.status import Status
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_demo import learn, load_history, play
-from twinmesh_demo.host import stream_host
 from twinmesh_demo.plant import MINUTE, World, build_world, floor_half_hour, morning_site
 from twinmesh_demo.plant_process import write_play
 from twinmesh_demo.progress import Story, local, size, table_line
 from twinmesh_demo.recorded import CHANNELS, Dirt, Recording, play_past, soil
 from twinmesh_demo.thermal import LIMIT_C
-from twinmesh_demo.twins import HOST_TWIN, create_fleet, create_host
+from twinmesh_demo.twins import create_fleet, create_host
 
 DAYS = 90
 SEED = 13
@@ -44,7 +46,6 @@ class Facts:
     stored: int = 0
     quarantined: int = 0
     disk_bytes: int = 0
-    host: dict[str, int] = field(default_factory=dict)
     forecast_run: TrainingRun | None = None
     dynamics_run: TrainingRun | None = None
     forecasts: dict[str, Forecast] = field(default_factory=dict)
@@ -67,12 +68,13 @@ async def tell(mesh: Mesh, *, target: str, kill: Callable[[str, int], None], wor
     start = floor_half_hour(datetime.now(UTC)) - timedelta(minutes=play.PLAY_MINUTES)
     zone = morning_site(start)
     host = await create_host(mesh, time_zone="UTC")
-    host_counts: dict[str, int] = {}
-    live = asyncio.create_task(stream_host(host, host_counts))
+    telemetry = Runner(
+        host_connector.HostConnector(), lambda on_ack: mesh.writer("demo-host", on_ack=on_ack), grace_s=1.0
+    )
+    live = asyncio.create_task(telemetry.run())
     try:
         facts = await _history(mesh, start=start, zone=zone, kill=kill, story=story)
-        facts.host = host_counts
-        await _say_host(host, host_counts, story)
+        await _say_host(host, telemetry.status, story)
         twins = await create_fleet(mesh, time_zone=zone)
         await _account(mesh, facts, story)
         await _learn(mesh, facts, story)
@@ -104,13 +106,13 @@ async def _history(mesh: Mesh, *, start: datetime, zone: str, kill: Callable[[st
     return Facts(zone=zone, start=start, world=world, recordings=recordings, dirt=dirt, ledger=ledger)
 
 
-async def _say_host(host: Twin, counts: dict[str, int], story: Story) -> None:
+async def _say_host(host: Twin, status: Status, story: Story) -> None:
     replica = await host.get()
     cpu = replica.reported["cpu"].value if "cpu" in replica.reported else None
     story.say(
         "host",
-        f'twin "{HOST_TWIN}": {counts.get("channels", 0)} channels at 1 Hz, live, {replica.connectivity}'
-        + (f"; cpu {cpu:.0f} % right now" if isinstance(cpu, float) else ""),
+        f'twin "{host.twin_id}": {len(replica.reported)} channels at 1 Hz, live, {replica.connectivity}; '
+        f"{status.rows_durable:,} values so far" + (f"; cpu {cpu:.0f} % right now" if isinstance(cpu, float) else ""),
     )
 
 

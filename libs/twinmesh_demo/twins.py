@@ -7,6 +7,7 @@ from typing import Final
 from twinmesh_client.aio.mesh import Mesh
 from twinmesh_client.aio.twin import Twin
 from twinmesh_client.modelling import channel, command, twin_type
+from twinmesh_connectors import host
 from twinmesh_demo.thermal import LIMIT_C
 
 TRANSFORMER: Final = twin_type(
@@ -29,32 +30,13 @@ TRANSFORMER: Final = twin_type(
     display_name="Power transformer",
 )  # fmt: skip
 
-HOST: Final = twin_type(
-    "host@1",
-    [
-        channel("cpu", "%", every="1s", minimum=0.0, maximum=100.0, description="Share of all cores that is busy"),
-        channel("load_1min", every="1s", minimum=0.0, description="Run queue, averaged over a minute"),
-        channel("memory_used", "%", every="1s", minimum=0.0, maximum=100.0),
-        channel("memory_available", "MiBy", every="1s", minimum=0.0),
-        channel("disk_used", "%", every="1s", minimum=0.0, maximum=100.0),
-        channel("disk_read", "kBy/s", every="1s", minimum=0.0),
-        channel("disk_write", "kBy/s", every="1s", minimum=0.0),
-        channel("net_received", "kBy/s", every="1s", minimum=0.0),
-        channel("net_sent", "kBy/s", every="1s", minimum=0.0),
-        channel("processes", kind="state", every="1s", minimum=0.0),
-        channel("temperature", "Cel", every="1s", minimum=-20.0, maximum=130.0, description="Hottest sensor"),
-    ],
-    display_name="This machine",
-)
-
-HOST_TWIN: Final = "this-machine"
 FLEET: Final = ("T1", "T2")
 
 
 async def create_host(mesh: Mesh, *, time_zone: str) -> Twin:
     """Create the twin of this machine."""
-    await mesh.types.create(HOST)
-    return await mesh.twins.create(HOST_TWIN, type="host@1", time_zone=time_zone, if_absent=True)
+    await mesh.types.create(host.TYPE)
+    return await mesh.twins.create(host.TWIN, type="host@1", time_zone=time_zone, if_absent=True)
 
 
 async def create_fleet(mesh: Mesh, *, time_zone: str) -> dict[str, Twin]:

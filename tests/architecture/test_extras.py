@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(180)
 SERVICES = ("inference", "ingestion", "statesync", "storage", "training")
 OURS = {
     "twinmesh",
-    *(f"twinmesh_{lib}" for lib in ("cli", "client", "core", "demo", "local", "runtime", "testing")),
+    *(f"twinmesh_{lib}" for lib in ("cli", "client", "connectors", "core", "demo", "local", "runtime", "testing")),
     *(f"twinmesh_{token}" for token in SERVICES),
 }
 # What must never come along: the weight that would make five images one.
@@ -40,7 +40,7 @@ class Gate:
 
 sys.meta_path.insert(0, Gate())
 root = importlib.import_module(package)
-for module in pkgutil.walk_packages(root.__path__, package + "."):
+for module in pkgutil.walk_packages(getattr(root, "__path__", ()), package + "."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 """
@@ -106,6 +106,13 @@ def test_an_extra_brings_no_foreign_weight(token: str) -> None:
 
 def test_the_sdk_imports_from_the_base_install() -> None:
     done = import_with_only("twinmesh_client", "", {"twinmesh_client", "twinmesh", "twinmesh_core"})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("module", "extra"), [("runner", ""), ("config", ""), ("host", "host")])
+def test_a_connector_imports_from_its_own_extra_alone(module: str, extra: str) -> None:
+    ours = {"twinmesh_connectors", "twinmesh_client", "twinmesh", "twinmesh_core"}
+    done = import_with_only(f"twinmesh_connectors.{module}", extra, ours)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -32,6 +32,8 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
 SILENCE_S: Final = 30.0
 """A session without a welcome, or without an acknowledgement of what it sent, for so long is opened anew."""
+Dial = Callable[[], Awaitable[grpc.aio.Channel]]
+"""Finds the ingestion service anew for each session; the channel belongs to the dialler."""
 _Stream = grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]
 
 
@@ -51,7 +53,7 @@ class Writer:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        channel: grpc.aio.Channel | Dial,
         producer_id: str,
         *,
         backfill: bool = False,
@@ -59,9 +61,7 @@ class Writer:
         patience_s: float = PATIENCE_S,
         silence_s: float = SILENCE_S,
     ) -> None:
-        self._call: grpc.aio.StreamStreamMultiCallable[bytes, ingestion_pb2.WriteStreamResponse] = (
-            channel.stream_stream(METHOD, response_deserializer=ingestion_pb2.WriteStreamResponse.FromString)
-        )
+        self._channel = channel
         self._producer_id = producer_id
         self._backfill = backfill
         self._on_ack = on_ack
@@ -82,6 +82,12 @@ class Writer:
         self._reconnects = 0
         self._replayed = 0
         self._durable_without_ack = 0
+        self._abandoned = False
+
+    @property
+    def failure(self) -> TwinmeshError | None:
+        """Why the session ended for good; None while it lives."""
+        return self._failure
 
     @property
     def reconnects(self) -> int:
@@ -114,7 +120,7 @@ class Writer:
         if session is None:
             return
         try:
-            if kind is None:
+            if kind is None and not self._abandoned:
                 await self.flush()
         finally:
             session.cancel()
@@ -160,6 +166,10 @@ class Writer:
             self._raise_failure()
         return self._acknowledged
 
+    def abandon(self) -> None:
+        """Give up what is not yet acknowledged: leaving the session no longer waits for it."""
+        self._abandoned = True
+
     def _takes(self, point_count: int, byte_count: int) -> bool:
         return not self._unacked or (
             self._unacked_points + point_count <= MAX_UNACKED_POINTS
@@ -202,8 +212,15 @@ class Writer:
             async with self._changed:
                 self._changed.notify_all()
 
+    async def _open(self) -> _Stream:
+        channel = await self._channel() if callable(self._channel) else self._channel
+        call: grpc.aio.StreamStreamMultiCallable[bytes, ingestion_pb2.WriteStreamResponse] = channel.stream_stream(
+            METHOD, response_deserializer=ingestion_pb2.WriteStreamResponse.FromString
+        )
+        return call()
+
     async def _run_session(self) -> None:
-        opened = self._call()
+        opened = await self._open()
         try:
             await self._welcome(opened)
             async with asyncio.TaskGroup() as group:
