@@ -16,26 +16,28 @@ from twinmesh_runtime.observation_codec import decode_batch
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, histogram
-from twinmesh_storage.adapters.memory import NoCache
+from twinmesh_storage.adapters.memory import NoRecords
 from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.adapters.postgres.retention import PostgresRetention
-from twinmesh_storage.adapters.redis import RedisLatestCache
+from twinmesh_storage.adapters.redis import RedisRecords
 from twinmesh_storage.domain.aggregate import Aggregator
 from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.compactor import Compactor, Fold
 from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
+from twinmesh_storage.domain.fold_cache import FoldCache
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.history import History
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import LatestCache
+from twinmesh_storage.domain.ports import RecordStore
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
 from twinmesh_storage.domain.trimming import Trimmer
+from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
@@ -92,12 +94,20 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         ),
         report=_report,
     )
-    latest = LatestReader(view=view, blocks=blocks, cache=_cache(settings, stack), catalogue=catalogue)
+    records = _records(settings, stack)
+    latest = LatestReader(
+        view=view,
+        blocks=blocks,
+        cache=_fold_cache(records, "latest", settings.cache_latest_bytes),
+        catalogue=catalogue,
+    )
+    window_cache = WindowCache(cache=_fold_cache(records, "windows", settings.cache_window_bytes), view=view)
 
     async def folded(fold: Fold) -> None:
         counter("storage", "folded_points", "Observations folded into blocks.").inc(fold.rows)
         histogram("storage", "fold_seconds", "Duration of a fold into blocks.").observe(fold.seconds)
         await latest.store(fold)
+        await window_cache.store(fold)
 
     compactor = Compactor(
         view=view,
@@ -126,7 +136,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         latest=latest,
         selections=TwinSelections(directory),
         encoder=LatestEncoder(),
-        windows=WindowReader(history=history, latest=latest, blocks=blocks, view=view),
+        windows=WindowReader(history=history, latest=latest, blocks=blocks, view=view, cache=window_cache),
         aggregator=Aggregator(history=history),
         counting=Counting(history=history, log=store, view=view),
         blocks=blocks,
@@ -172,11 +182,27 @@ def _report(event: str, **fields: Any) -> None:
     log(event, **fields)
 
 
-def _cache(settings: StorageSettings, stack: AsyncExitStack) -> LatestCache:
+def _records(settings: StorageSettings, stack: AsyncExitStack) -> RecordStore:
     if not settings.redis_url:
-        return NoCache()
-    cache = RedisLatestCache(
-        url=settings.redis_url, timeout_s=settings.redis_timeout_ms / 1000, prefix=settings.database_schema
+        return NoRecords()
+    records = RedisRecords(
+        url=settings.redis_url,
+        timeout_s=settings.redis_timeout_ms / 1000,
+        prefix=settings.database_schema,
+        keep_s=settings.cache_keep_s,
     )
-    stack.push_async_callback(cache.close)
-    return cache
+    stack.push_async_callback(records.close)
+    return records
+
+
+def _fold_cache(records: RecordStore, kind: str, max_bytes: int) -> FoldCache:
+    documented = {
+        "hit": counter("storage", "cache_hits", "Records of the cache that were used.", ("kind",)),
+        "bypass": counter("storage", "cache_bypassed", "Records not asked for: the cache is away.", ("kind",)),
+    }
+    misses = counter("storage", "cache_misses", "Records of no use, by reason.", ("kind", "reason"))
+
+    def count(event: str, reason: str, records: int) -> None:
+        (misses.labels(kind, reason) if event == "miss" else documented[event].labels(kind)).inc(records)
+
+    return FoldCache(store=records, kind=kind, max_bytes=max_bytes, count=count)

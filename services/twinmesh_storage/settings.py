@@ -17,10 +17,22 @@ class StorageSettings(ServiceSettings):
     )
     database_schema: str = setting("storage", help="Schema of this service's tables; one log per schema.", unit="name")
     redis_url: str = setting(
-        "", help="Valkey or Redis for latest values after a restart; empty = do without.", unit="URL", secret=True
+        "",
+        help="Valkey or Redis for latest values and recent rows after a restart; empty = do without.",
+        unit="URL",
+        secret=True,
     )
     redis_timeout_ms: float = setting(
         50.0, help="Longest wait for the cache; beyond it the database answers.", unit="ms", minimum=1, maximum=5000
+    )
+    cache_keep_s: float = setting(
+        3_600.0, help="How long a record stays in the cache after it was written.", unit="s", minimum=1
+    )
+    cache_latest_bytes: int = setting(
+        32 << 20, help="Most bytes of latest values in the cache (28 per series).", unit="bytes", minimum=0
+    )
+    cache_window_bytes: int = setting(
+        64 << 20, help="Most bytes of recent rows in the cache (25 per row).", unit="bytes", minimum=0
     )
     pool_max_size: int = setting(
         8, help="Database connections for reads and folds.", unit="connections", minimum=2, maximum=100

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 
-class NoCache:
-    """`LatestCache` that has nothing."""
+
+class NoRecords:
+    """`RecordStore` that has nothing."""
 
     @property
     def enabled(self) -> bool:
         """False."""
         return False
 
-    async def load(self, incarnation: str, oldest_fold: int) -> dict[int, bytes]:
+    async def get(self, names: Sequence[str], most: Sequence[int]) -> list[bytes | None]:
         """Return nothing."""
-        return {}
+        return [None] * len(names)
 
-    async def store(self, incarnation: str, fold_offset: int, chunks: dict[int, bytes]) -> None:
+    async def put(self, records: Mapping[str, bytes]) -> bool:
         """Keep nothing."""
+        return False
+
+    async def drop(self, names: Collection[str]) -> bool:
+        """Have nothing left: True."""
+        return True

@@ -1,123 +1,129 @@
-"""The cache of latest values in Valkey or Redis: whole chunks of packed records, believed only if they prove fit.
+"""Records in Valkey or Redis: every call has a short deadline, and a server that fails is left alone for a while.
 
-A chunk names the incarnation and the fold offset it is as of, and has a checksum. A manifest says which fold offset
-each chunk should have and how far the folds had come when it was written; a chunk that an old copy, a lost write or a
-foreign hand left behind does not match and is a miss. Every call has a short deadline, and after a failure the cache
-is left alone for a while, so a hung server costs one deadline and not one per read.
+A hung server so costs one deadline now and then, and not one per read: after a failure everybody is told "nothing
+there" until, a moment later, one caller tries again. Records expire, are fetched no further than they may be long, and
+are dropped by the server when its memory is full; nothing here is needed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from twinmesh_runtime.telemetry import counter
-from twinmesh_storage.domain.latest import open_chunk, seal_chunk
 
 _PAUSE_S: Final = 2.0
-_CHUNKS_AT_ONCE: Final = 64
+_CONNECTIONS: Final = 4
+_PUT_BYTES: Final = 1 << 20
+_DROP_NAMES: Final = 1_000
 _T = TypeVar("_T")
 
 
-class RedisLatestCache:
-    """`LatestCache` on one Valkey or Redis.
+class RedisRecords:
+    """`RecordStore` on one Valkey or Redis.
 
     Args:
         url: of the server.
         timeout_s: bound of each call.
         prefix: begins every key, so that several logs can share a server.
+        keep_s: how long a record is kept.
     """
 
-    def __init__(self, *, url: str, timeout_s: float, prefix: str) -> None:
+    def __init__(self, *, url: str, timeout_s: float, prefix: str, keep_s: float) -> None:
         self._client: Redis = Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None, max_connections=4
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=None, max_connections=_CONNECTIONS
         )
         self._timeout_s = timeout_s
-        self._prefix = f"twinmesh:{prefix}:latest"
+        self._prefix = f"twinmesh:{prefix}:"
+        self._keep_ms = int(keep_s * 1000)
         self._paused_until_s = 0.0
-        self._written: dict[int, int] | None = None
+        self._room = asyncio.Semaphore(_CONNECTIONS)
 
     @property
     def enabled(self) -> bool:
-        """See `LatestCache.enabled`."""
+        """See `RecordStore.enabled`."""
         return time.monotonic() >= self._paused_until_s
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def load(self, incarnation: str, oldest_fold: int) -> dict[int, bytes]:
-        """See `LatestCache.load`."""
-        manifest = _manifest(await self._try("load", lambda: self._client.get(self._key("manifest"))), incarnation)
-        if manifest is None or manifest[0] < oldest_fold:
-            return {}
-        fold_offset, chunks = manifest
-        loaded: dict[int, bytes] = {}
-        numbers = sorted(chunks)
-        for at in range(0, len(numbers), _CHUNKS_AT_ONCE):
-            part = numbers[at : at + _CHUNKS_AT_ONCE]
-            get = partial(self._client.mget, [self._key(str(n)) for n in part])
-            values = await self._try("load", get)
-            for number, value in zip(part, values if isinstance(values, list) else (), strict=False):
-                opened = open_chunk(value, incarnation) if isinstance(value, bytes) else None
-                if opened is not None and opened[0] == chunks[number] <= fold_offset:
-                    loaded[number] = opened[1]
-        counter("storage", "cache_chunks_loaded", "Chunks of latest values taken from the cache.").inc(len(loaded))
-        return loaded
+    async def get(self, names: Sequence[str], most: Sequence[int]) -> list[bytes | None]:
+        """See `RecordStore.get`; one byte more than `most` is fetched, so that a longer value does not look whole."""
+        if not names:
+            return []
 
-    async def store(self, incarnation: str, fold_offset: int, chunks: dict[int, bytes]) -> None:
-        """See `LatestCache.store`."""
-        if self._written is None:
-            # What an earlier process wrote is not known to be complete: begin a manifest of our own.
-            self._written = {}
-        written = {**self._written, **dict.fromkeys(chunks, fold_offset)}
-        manifest = {"incarnation": incarnation, "fold_offset": fold_offset, "chunks": written}
+        async def ask() -> list[object]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for name, size in zip(names, most, strict=True):
+                    pipe.getrange(self._prefix + name, 0, size)
+                return list(await pipe.execute(raise_on_error=False))
 
-        async def put() -> bool:
-            async with self._client.pipeline(transaction=True) as pipe:
-                for number, body in chunks.items():
-                    pipe.set(self._key(str(number)), seal_chunk(body, fold_offset, incarnation))
-                pipe.set(self._key("manifest"), json.dumps(manifest))
-                await pipe.execute()
-            return True
+        answers = await self._try("get", ask) or [None] * len(names)
+        # A missing key reads as empty, one of another type as an error; both are nothing.
+        return [answer if isinstance(answer, bytes) and answer else None for answer in answers]
 
-        if await self._try("store", put):
-            self._written = written
-        else:
-            # Chunks may be missing now, so nothing written before may be vouched for again.
-            self._written = None
+    async def put(self, records: Mapping[str, bytes]) -> bool:
+        """See `RecordStore.put`."""
+        for part in _parts(records):
 
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}:{name}"
+            async def store(part: Mapping[str, bytes] = part) -> bool:
+                async with self._client.pipeline(transaction=False) as pipe:
+                    for name, data in part.items():
+                        pipe.set(self._prefix + name, data, px=self._keep_ms)
+                    await pipe.execute()
+                return True
+
+            if not await self._try("put", store):
+                return False
+        return True
+
+    async def drop(self, names: Collection[str]) -> bool:
+        """See `RecordStore.drop`."""
+        keys = [self._prefix + name for name in names]
+        for at in range(0, len(keys), _DROP_NAMES):
+            part = keys[at : at + _DROP_NAMES]
+
+            async def delete(part: Sequence[str] = part) -> bool:
+                await self._client.delete(*part)
+                return True
+
+            if not await self._try("drop", delete):
+                return False
+        return True
 
     async def _try(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T | None:
         """Return what the server answers, None for whatever goes wrong."""
-        if time.monotonic() < self._paused_until_s:
+        now_s = time.monotonic()
+        if now_s < self._paused_until_s:
             return None
+        if self._paused_until_s:
+            # The one who looks whether the server is back; the others go on without it until that is known.
+            self._paused_until_s = now_s + _PAUSE_S
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await call()
-        except (RedisError, OSError, TimeoutError, ValueError, UnicodeDecodeError):
+            async with asyncio.timeout(self._timeout_s), self._room:
+                answer = await call()
+        except (RedisError, OSError, TimeoutError, ValueError):
             self._paused_until_s = time.monotonic() + _PAUSE_S
             counter("storage", "cache_failures", "Cache calls that failed or timed out.", ("call",)).labels(what).inc()
             return None
+        self._paused_until_s = 0.0
+        return answer
 
 
-def _manifest(data: Any, incarnation: str) -> tuple[int, dict[int, int]] | None:
-    """Return fold offset and chunk offsets of a manifest; None = there is none that can be believed."""
-    if not isinstance(data, bytes):
-        return None
-    try:
-        manifest = json.loads(data)
-        if manifest["incarnation"] != incarnation:
-            return None
-        return int(manifest["fold_offset"]), {int(n): int(o) for n, o in manifest["chunks"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+def _parts(records: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """Cut records into parts that fit one call's deadline."""
+    parts: list[dict[str, bytes]] = []
+    room = 0
+    for name, data in records.items():
+        if room <= 0:
+            parts.append({})
+            room = _PUT_BYTES
+        parts[-1][name] = data
+        room -= len(data)
+    return parts

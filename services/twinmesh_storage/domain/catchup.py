@@ -42,7 +42,7 @@ class CatchUp:
             view.reset(incarnation=position.incarnation, fold_offset=position.fold_offset)
         if position.fold_offset > view.head:
             view.reset(incarnation=position.incarnation, fold_offset=position.fold_offset)
-        view.folded_elsewhere(position.fold_offset)
+        await view.folded_elsewhere(position.fold_offset)
         while view.head < position.head:
             page = await self._log.read(view.head, position.head, tenant=None, kinds=(), max_bytes=_READ_BYTES)
             if page.trim_offset > view.head:

@@ -32,7 +32,7 @@ from twinmesh_storage.domain.ports import BlockStore, LeaseLost
 from twinmesh_storage.domain.rows import Lane, merge
 from twinmesh_storage.domain.sequencer import Report
 from twinmesh_storage.domain.series import Catalogue, Series
-from twinmesh_storage.domain.tail import Generation, Run
+from twinmesh_storage.domain.tail import Generation, Run, winners_by_lane
 
 _LOOK_S: Final = 0.1
 _RETRY_S: Final = 1.0
@@ -44,6 +44,8 @@ class Fold:
     """What one fold wrote.
 
     Attributes:
+        incarnation: of the log that was folded.
+        after: entries up to here were in blocks before.
         offset: entries up to here are in blocks now.
         rows: rows of the tail that went in.
         blocks: blocks written.
@@ -51,6 +53,8 @@ class Fold:
         seconds: how long it took.
     """
 
+    incarnation: str
+    after: int
     offset: int
     rows: int
     blocks: int
@@ -130,28 +134,44 @@ class Compactor:
         started = self._clock.monotonic_s()
         tail = self._view.tail
         generation = tail.oldest()
+        after, incarnation = tail.base, self._view.incarnation
         if generation is None:
-            await self._blocks.replace(lease, tail.head, (), ())
-            tail.drop_through(tail.head)
+            head = tail.head
+            await self._blocks.replace(lease, head, (), ())
+            tail.drop_through(head)
+            none = np.empty(0, np.int64)
+            await self._folded(
+                Fold(incarnation=incarnation, after=after, offset=head, rows=0, blocks=0, series=none, seconds=0.0)
+            )
             return None
         if not generation.closed:
             tail.seal()
         await self._view.tail_view()
-        fresh = await asyncio.to_thread(_winners_by_lane, generation.runs)
-        fold = await self._fold(lease, generation, fresh, started)
+        fresh = await asyncio.to_thread(winners_by_lane, generation.runs)
+        fold = await self._fold(lease, generation, fresh, incarnation, after, started)
         # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from blocks.
         tail.drop_through(generation.last)
         self._view.hot.absorb(fresh)
         await self._folded(fold)
         return fold
 
-    async def _fold(self, lease: Lease, generation: Generation, fresh: dict[Lane, Run], started: float) -> Fold:
+    async def _fold(
+        self,
+        lease: Lease,
+        generation: Generation,
+        fresh: dict[Lane, Run],
+        incarnation: str,
+        after: int,
+        started: float,
+    ) -> Fold:
         spans = await asyncio.to_thread(_spans, fresh, self._series_of)
         touched = await self._blocks.read_touched(spans, SMALL_BLOCK_ROWS)
         added = await asyncio.to_thread(fold_blocks, fresh, touched, self._series_of)
         await self._blocks.replace(lease, generation.last, touched, added)
         series = np.concatenate([run.keys for run in fresh.values()])
         return Fold(
+            incarnation=incarnation,
+            after=after,
             offset=generation.last,
             rows=generation.row_count,
             blocks=len(added),
@@ -164,14 +184,6 @@ class Compactor:
         if series is None:
             raise AssertionError(f"series {series_id} was appended without being known")
         return series
-
-
-def _winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Run]:
-    return {
-        lane: Run.of(lane, merge([run.rows for run in runs if run.lane is lane]))
-        for lane in Lane
-        if any(run.lane is lane for run in runs)
-    }
 
 
 def _spans(fresh: dict[Lane, Run], series_of: SeriesOf) -> list[BlockSpan]:

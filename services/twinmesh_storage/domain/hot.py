@@ -1,13 +1,13 @@
 """Hot rows: recent folded history kept unpacked per series, so that windows need neither database nor decoding.
 
-For each series it holds, this has *all* folded rows from `since` on. Folds of this process are merged in at once; if
-another process folds, everything is forgotten.
+For each series it holds, this has *all* folded rows from `since` on. Folds are merged in at once, those of another
+process with the rows that leave the tail here; only when the tail begins anew is everything forgotten.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,21 @@ class HotRows:
         self._series.move_to_end(series_id)
         return hot.rows
 
+    def peek(self, series_id: int) -> HotSeries | None:
+        """Return what is here of a series, without counting it as used."""
+        return self._series.get(series_id)
+
+    def newest_used(self) -> Iterator[int]:
+        """Yield the series held, the last used first."""
+        return reversed(self._series)
+
+    def forget(self, series: Iterable[int]) -> None:
+        """Forget series: their folded rows are not what they were."""
+        self._version += 1
+        for series_id in series:
+            gone = self._series.pop(series_id, None)
+            self._rows -= len(gone.rows) if gone is not None else 0
+
     def put(self, series_id: int, hot: HotSeries, version: int) -> None:
         """Keep what was read from blocks since `version`; ignored if a fold happened meanwhile, which it may lack."""
         if version != self._version or len(hot.rows) > self._max_rows:
@@ -80,7 +95,7 @@ class HotRows:
                 self._series[series_id] = HotSeries(since=hot.since, rows=merged)
 
     def clear(self) -> None:
-        """Forget everything: somebody else folded."""
+        """Forget everything."""
         self._version += 1
         self._series.clear()
         self._rows = 0

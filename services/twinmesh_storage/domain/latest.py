@@ -6,7 +6,6 @@ rows of the tail; until then the base must be read. Records for the cache are fi
 
 from __future__ import annotations
 
-import zlib
 from typing import Final
 
 import numpy as np
@@ -94,7 +93,7 @@ class LatestTable:
 
     # --- chunks for the cache ---
 
-    def chunk(self, number: int, text_series: npt.NDArray[np.int64]) -> bytes:
+    def chunk(self, number: int) -> bytes:
         """Return the records of series number * CHUNK_SERIES onwards; texts are not cached and read as not known."""
         first = number * CHUNK_SERIES
         self._grow(first + CHUNK_SERIES)
@@ -104,13 +103,14 @@ class LatestTable:
         records["quality"] = self._quality[part]
         state = np.where(self._offset[part] > 0, _VALUE, _NONE).astype(np.uint8)
         state[~self._has_base[part]] = _UNKNOWN
-        inside = text_series[(text_series >= first) & (text_series < first + CHUNK_SERIES)] - first
-        state[inside] = _UNKNOWN
+        state[[s - first for s in range(first, first + CHUNK_SERIES) if s in self._text]] = _UNKNOWN
         records["state"] = state
         return records.tobytes()
 
     def put_chunk(self, number: int, data: bytes) -> int:
-        """Take cached records as bases; returns how many series they made known."""
+        """Take cached records as bases; returns how many series they made known: none of bytes that are no chunk."""
+        if len(data) != CHUNK_SERIES * RECORD.itemsize:
+            return 0
         records = np.frombuffer(data, RECORD)
         ids = number * CHUNK_SERIES + np.arange(len(records), dtype=np.int64)
         known = records["state"] != _UNKNOWN
@@ -124,20 +124,3 @@ class LatestTable:
         )
         self.put_base(ids[known], rows, Lane.NUMERIC)
         return int(known.sum())
-
-
-def seal_chunk(body: bytes, fold_offset: int, incarnation: str) -> bytes:
-    """Return the chunk with a header that binds it to incarnation and fold offset, and a checksum over all of it."""
-    head = fold_offset.to_bytes(8, "little") + incarnation.encode().ljust(40, b"\0")
-    return zlib.crc32(head + body).to_bytes(4, "little") + head + body
-
-
-def open_chunk(data: bytes, incarnation: str) -> tuple[int, bytes] | None:
-    """Return fold offset and body of a sealed chunk; None = it is damaged, foreign or of another size."""
-    if len(data) != 52 + CHUNK_SERIES * RECORD.itemsize:
-        return None
-    if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-        return None
-    if data[12:52].rstrip(b"\0") != incarnation.encode():
-        return None
-    return int.from_bytes(data[4:12], "little"), data[52:]

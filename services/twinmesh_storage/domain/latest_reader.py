@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,11 +13,13 @@ import numpy.typing as npt
 from twinmesh_core.errors import Unavailable
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain.blocks import Block, block_lane, decode_block
+from twinmesh_storage.domain.cache_records import Stamp
 from twinmesh_storage.domain.compactor import Fold
+from twinmesh_storage.domain.fold_cache import Bounds, FoldCache
 from twinmesh_storage.domain.history import SeriesRows
-from twinmesh_storage.domain.latest import CHUNK_SERIES
+from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore, LatestCache
+from twinmesh_storage.domain.ports import BlockStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, no_rows
 from twinmesh_storage.domain.series import Catalogue, Series
 
@@ -62,12 +64,12 @@ class LatestReader:
     tail has everything after that.
     """
 
-    def __init__(self, *, view: LogView, blocks: BlockStore, cache: LatestCache, catalogue: Catalogue) -> None:
+    def __init__(self, *, view: LogView, blocks: BlockStore, cache: FoldCache, catalogue: Catalogue) -> None:
         self._view = view
         self._blocks = blocks
         self._cache = cache
         self._catalogue = catalogue
-        self._warmed = False
+        self._asked: tuple[LatestTable, set[int]] = (view.latest, set())
         self._filling = asyncio.Lock()
 
     async def read(self, tenant: str, series: Sequence[Series]) -> tuple[int, list[SeriesRows]]:
@@ -98,13 +100,9 @@ class LatestReader:
     async def _fill(self, tenant: str, ids: npt.NDArray[np.int64]) -> None:
         """Put in the bases that are missing; in vain if the table is replaced meanwhile."""
         table = self._view.latest
-        if not self._warmed:
-            self._warmed = True
-            cached = await self._cache.load(self._view.incarnation, self._view.tail.base)
-            if self._view.latest is not table:
-                return
-            for number, body in cached.items():
-                table.put_chunk(number, body)
+        await self._ask_cache(table, table.without_base(ids))
+        if self._view.latest is not table:
+            return
         missing = table.without_base(ids)
         for at in range(0, len(missing), _BASES_AT_ONCE):
             part = missing[at : at + _BASES_AT_ONCE]
@@ -116,18 +114,36 @@ class LatestReader:
                 table.put_base(rows.series, rows, lane)
             table.put_base(part, no_rows(Lane.NUMERIC), Lane.NUMERIC)
 
+    async def _ask_cache(self, table: LatestTable, ids: npt.NDArray[np.int64]) -> None:
+        """Put in what the cache has of the chunks of these series; each chunk is asked for once."""
+        if self._asked[0] is not table:
+            self._asked = (table, set())
+        asked = self._asked[1]
+        chunks = [n for n in np.unique(ids // CHUNK_SERIES).tolist() if n not in asked]
+        if not chunks:
+            return
+        asked.update(chunks)
+        view = self._view
+        bounds = Bounds(incarnation=view.incarnation, oldest_fold=view.tail.base, head=view.head)
+        for number, body in (await self._cache.load(bounds, chunks)).items():
+            table.put_chunk(number, body)
+
     async def store(self, fold: Fold) -> None:
         """Put the chunks that a fold touched into the cache, as of its offset."""
-        if not self._cache.enabled:
-            return
         view = self._view
+        if not self._cache.enabled or fold.incarnation != view.incarnation:
+            return
         touched = [s for s in map(self._catalogue.by_id, fold.series.tolist()) if s is not None]
         for tenant in sorted({s.tenant for s in touched}):
             await self._fill(tenant, np.array([s.series_id for s in touched if s.tenant == tenant], np.int64))
-        texts = np.array([s.series_id for s in touched if Lane.of(s.kind) is Lane.TEXT], np.int64)
         numbers = np.unique(fold.series // CHUNK_SERIES).tolist()
-        chunks = {number: view.latest.chunk(number, texts) for number in numbers}
-        await self._cache.store(view.incarnation, fold.offset, chunks)
+        chunks = {number: view.latest.chunk(number) for number in numbers}
+        stamp = Stamp(incarnation=fold.incarnation, fold_offset=fold.offset, reach=view.head)
+        await self._cache.store(stamp, fold.after, chunks, chunks)
+
+    async def forget(self, series: Iterable[int]) -> bool:
+        """Remove the cache's records of series; False = it could not be reached."""
+        return await self._cache.forget({series_id // CHUNK_SERIES for series_id in series})
 
 
 def _last_rows(blocks: Sequence[Block]) -> dict[Lane, Rows]:

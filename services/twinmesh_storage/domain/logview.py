@@ -15,7 +15,7 @@ from twinmesh_core.time import Clock
 from twinmesh_storage.domain.entries import LogEntry
 from twinmesh_storage.domain.hot import HotRows
 from twinmesh_storage.domain.latest import LatestTable
-from twinmesh_storage.domain.tail import Tail, TailView
+from twinmesh_storage.domain.tail import Tail, TailView, winners_by_lane
 
 _CATCH_UP_S: Final = 2.0
 """Longest wait of a read for an offset that this process has not seen yet."""
@@ -133,12 +133,21 @@ class LogView:
         self._commit_time_unix_us = entries[-1].commit_time_unix_us
         self._wake()
 
-    def folded_elsewhere(self, fold_offset: int) -> None:
-        """Learn that another process folded entries up to here."""
-        if fold_offset > self.tail.base:
-            # What leaves the tail may not have been sorted yet, so what was learnt from it is incomplete.
-            self.tail.drop_through(fold_offset)
-            self.hot.clear()
+    async def folded_elsewhere(self, fold_offset: int) -> None:
+        """Learn that another process folded entries up to here; what they held stays known, as if folded here."""
+        if fold_offset <= self.tail.base:
+            return
+        await self.tail_view()  # sorts what leaves, and so tells the newest values of it
+        gone = self.tail.leaving(fold_offset)
+        fresh = await asyncio.to_thread(winners_by_lane, gone) if gone else {}
+        # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from blocks.
+        self.tail.drop_through(fold_offset)
+        self.hot.absorb(fresh)
+
+    async def forget(self, series: Sequence[int]) -> None:
+        """Forget what is known of folded rows: some of these series' were deleted. Newest values are all read again."""
+        async with self._indexing:
+            self.hot.forget(series)
             self.latest = LatestTable()
             for run in self.tail.view().runs:
                 self.latest.absorb(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -250,18 +250,26 @@ class QuarantineStore(Protocol):
         ...
 
 
-class LatestCache(Protocol):
-    """Packed latest values that other processes, and a restarted one, may use. Never fails: a defect is a miss."""
+class RecordStore(Protocol):
+    """Bytes by name that may vanish, lag or lie; shared with other processes. Never fails and never takes long."""
 
     @property
     def enabled(self) -> bool:
-        """Whether storing is worth the work."""
+        """Whether asking is worth it now."""
         ...
 
-    async def load(self, incarnation: str, oldest_fold: int) -> dict[int, bytes]:
-        """Return the records of each chunk that are valid for a tail that begins at or before `oldest_fold`."""
+    async def get(self, names: Sequence[str], most: Sequence[int]) -> list[bytes | None]:
+        """Return what is kept under each name, None where nothing is, or nothing was answered in time.
+
+        Args:
+            most: bytes expected of each at most; a longer value is not fetched whole.
+        """
         ...
 
-    async def store(self, incarnation: str, fold_offset: int, chunks: dict[int, bytes]) -> None:
-        """Keep chunks of records as of `fold_offset`; chunks not given keep what they had."""
+    async def put(self, records: Mapping[str, bytes]) -> bool:
+        """Keep records for a while; False = some may not have arrived."""
+        ...
+
+    async def drop(self, names: Collection[str]) -> bool:
+        """Remove records; False = some may still be there."""
         ...

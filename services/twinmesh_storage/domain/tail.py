@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinmesh_storage.domain.entries import LogEntry
-from twinmesh_storage.domain.rows import Lane, Rows, Segment, concat, from_segments, sort_rows
+from twinmesh_storage.domain.rows import Lane, Rows, Segment, concat, from_segments, merge, sort_rows
 
 GENERATION_ROWS: Final = 500_000
 """A generation is closed at this many rows: the most that one fold takes, and one sort handles."""
@@ -202,6 +202,10 @@ class Tail:
         """Return how many generations there are."""
         return len(self._generations)
 
+    def leaving(self, fold_offset: int) -> list[Run]:
+        """Return the sorted rows that `drop_through` would forget."""
+        return [run for g in self._generations if g.last <= fold_offset for run in g.runs]
+
     def drop_through(self, fold_offset: int) -> None:
         """Forget generations that lie wholly in blocks."""
         while self._generations and self._generations[0].last <= fold_offset:
@@ -227,3 +231,12 @@ def merge_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
             of_lane.append(Run.of(lane, concat([before.rows, last.rows])))
         kept.extend(of_lane)
     return tuple(kept)
+
+
+def winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Run]:
+    """Return the readable rows of runs, by lane: what a fold puts into blocks."""
+    return {
+        lane: Run.of(lane, merge([run.rows for run in runs if run.lane is lane]))
+        for lane in Lane
+        if any(run.lane is lane for run in runs)
+    }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import floor_to
 from twinmesh_storage.domain.blocks import Block, decode_block
+from twinmesh_storage.domain.flights import Flights
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
 from twinmesh_storage.domain.hot import HotSeries
 from twinmesh_storage.domain.latest_reader import LatestReader, Selection
@@ -22,10 +23,12 @@ from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, win
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.tail import TailView
 from twinmesh_storage.domain.window import Column, WindowSpec, build_windows, usable
+from twinmesh_storage.domain.window_cache import WindowCache
 
 _THREAD_VALUES: Final = 20_000
 _KEEP_WINDOWS: Final = 4  # a window that ends within this many lengths of the newest value is worth keeping unpacked
 _OLDER_ATTEMPTS: Final = 16
+_FILLS_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,11 @@ class _Need:
 class WindowReader:
     """Reads windows of twins."""
 
-    def __init__(self, *, history: History, latest: LatestReader, blocks: BlockStore, view: LogView) -> None:
+    def __init__(
+        self, *, history: History, latest: LatestReader, blocks: BlockStore, view: LogView, cache: WindowCache
+    ) -> None:
+        self._cache = cache
+        self._flights = Flights(_FILLS_AT_ONCE)
         self._history = history
         self._latest = latest
         self._blocks = blocks
@@ -141,26 +148,42 @@ class WindowReader:
 
     async def _folded(self, tenant: str, needs: Sequence[_Need], recent: dict[int, bool]) -> dict[int, HotSeries]:
         """Return the folded rows of each series from `since` on, at least up to `at`."""
-        hot = self._view.hot
         found: dict[int, HotSeries] = {}
+        missing = self._hot(needs, found)
+        for cluster in _clusters(missing):
+            keep = all(recent[need.series.series_id] for need in cluster)
+            # Who waited for another's fill finds it; windows of long ago are not kept, and nobody waits for theirs.
+            key = frozenset(need.series.series_id for need in cluster) if keep else object()
+            async with self._flights.one(key):
+                left = self._hot(cluster, found) if keep else cluster
+                if left and keep:
+                    cached = await self._cache.load([need.series.series_id for need in left])
+                    left = _take(left, cached, found)
+                if left:
+                    found |= await self._fill(tenant, left, keep)
+        return found
+
+    def _hot(self, needs: Sequence[_Need], found: dict[int, HotSeries]) -> list[_Need]:
+        """Put what is in memory into `found`; returns what is not."""
         missing: list[_Need] = []
         for need in needs:
-            rows = hot.get(need.series.series_id, need.since)
+            rows = self._view.hot.get(need.series.series_id, need.since)
             if rows is None:
                 missing.append(need)
             else:
                 found[need.series.series_id] = HotSeries(since=need.since, rows=rows)
-        for cluster in _clusters(missing):
-            since = min(need.since for need in cluster)
-            keep = all(recent[need.series.series_id] for need in cluster)
-            end = MAX_TIME if keep else max(need.at for need in cluster)
-            version = hot.version
-            loaded = await self._load(tenant, [need.series for need in cluster], since, end)
-            for series_id, rows in loaded.items():
-                found[series_id] = HotSeries(since=since, rows=rows)
-                if keep:
-                    hot.put(series_id, found[series_id], version)
-        return found
+        return missing
+
+    async def _fill(self, tenant: str, cluster: Sequence[_Need], keep: bool) -> dict[int, HotSeries]:
+        hot, version = self._view.hot, self._view.hot.version
+        since = min(need.since for need in cluster)
+        end = MAX_TIME if keep else max(need.at for need in cluster)
+        loaded = await self._load(tenant, [need.series for need in cluster], since, end)
+        filled = {series_id: HotSeries(since=since, rows=rows) for series_id, rows in loaded.items()}
+        if keep:
+            for series_id, one in filled.items():
+                hot.put(series_id, one, version)
+        return filled
 
     async def _load(self, tenant: str, series: Sequence[Series], since: int, end: int) -> dict[int, Rows]:
         parts: dict[int, list[Rows]] = {s.series_id: [] for s in series}
@@ -196,6 +219,18 @@ class WindowReader:
             waiting = [
                 need for need in waiting if need.series.series_id in older and _lacks_start(need, found, tail, spec)
             ]
+
+
+def _take(needs: Sequence[_Need], cached: dict[int, HotSeries], found: dict[int, HotSeries]) -> list[_Need]:
+    """Put what reaches back far enough into `found`; returns what does not."""
+    missing: list[_Need] = []
+    for need in needs:
+        one = cached.get(need.series.series_id)
+        if one is None or one.since > need.since:
+            missing.append(need)
+        else:
+            found[need.series.series_id] = one
+    return missing
 
 
 def _decode_all(blocks: Sequence[Block]) -> list[Rows]:
