@@ -12,8 +12,9 @@ messages) is *not* an error: `walk` returns None, and the caller parses with the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -67,14 +68,14 @@ def decode(data: bytes, canonicalise: Canonicalise) -> ObservationBatch:
     return batch
 
 
-def walk(data: bytes) -> ObservationBatch | None:
-    """Return the batch if the bytes are canonical, None if only the typed parser can tell.
+def walk(data: bytes, start: int = 0) -> ObservationBatch | None:
+    """Return the batch if the bytes from `start` on are canonical, None if only the typed parser can tell.
 
     Raises:
         InvalidArgument: the bytes are canonical and their columns contradict each other (UNEQUAL_COLUMNS).
     """
     try:
-        columns = _walk_batch(data)
+        columns = _walk_batch(data, start)
     except NotCanonical:
         return None
     return ObservationBatch(**columns)
@@ -155,22 +156,31 @@ def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
     raise NotCanonical
 
 
-def _walk_batch(data: bytes) -> dict[str, Any]:
+def _walk_batch(data: bytes, start: int) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    position = _dictionary_end(data)
-    head = data[:position]
-    columns["series"] = _known_dictionary(head) if position <= _CACHED_BYTES else _walk_dictionary(head)
-    for number, wire_type, start, end in fields(data, position):
+    columns["series"], position = _DICTIONARIES.read(data, start)
+    for number, wire_type, first, end in fields(data, position):
         reader = _SECTIONS.get(number)
         if wire_type != LEN or reader is None or reader[0] in columns:
             raise NotCanonical
-        columns[reader[0]] = reader[1](data, start, end)
+        columns[reader[0]] = reader[1](data, first, end)
     return columns
 
 
-def _dictionary_end(data: bytes) -> int:
-    """Return where the entries of the dictionary, which come first, end."""
-    position, stop = 0, len(data)
+def dictionary(data: bytes) -> tuple[tuple[SeriesKey, ...], int]:
+    """Return the dictionary that a batch begins with, and where its bytes end.
+
+    The tuple stands for those very bytes: while they are remembered it is one and the same object, and no other bytes
+    give it.
+
+    Raises:
+        NotCanonical: the entries are truncated, or in a form that cannot be walked.
+    """
+    return _DICTIONARIES.read(data, 0)
+
+
+def _dictionary_end(data: bytes, start: int) -> int:
+    position, stop = start, len(data)
     while position < stop and data[position] == _ENTRY_TAG:
         length, position = _varint(data, position + 1, stop)
         position += length
@@ -179,14 +189,59 @@ def _dictionary_end(data: bytes) -> int:
     return position
 
 
-def _walk_dictionary(head: bytes) -> tuple[SeriesKey, ...]:
-    return tuple(_walk_key(head, start, end) for _, _, start, end in fields(head))
+class _Dictionaries:
+    """Recognises dictionaries read before, by their bytes: a producer sends one and the same with every batch.
+
+    1,000 entries cost 5 ms to read, 0.2 ms to walk over and 1 us to compare. The same bytes give the same tuple, so
+    that whatever is derived from a dictionary can be remembered by its identity.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, tuple[SeriesKey, ...]] = OrderedDict()
+        self._by_head: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = Lock()  # batches are read on threads too
+
+    def read(self, data: bytes, start: int) -> tuple[tuple[SeriesKey, ...], int]:
+        """Return the dictionary that begins at `start`, and where it ends."""
+        if data[start : start + 1] != _ENTRY:
+            return (), start
+        head = data[start : start + _HEAD_BYTES]
+        with self._lock:
+            likely = self._by_head.get(head, b"")
+            series = self._known.get(likely)
+        if series is not None:
+            end = start + len(likely)
+            if data.startswith(likely, start) and data[end : end + 1] != _ENTRY:
+                return series, end
+        end = _dictionary_end(data, start)
+        return self._read(head, data[start:end]), end
+
+    def _read(self, head: bytes, encoded: bytes) -> tuple[SeriesKey, ...]:
+        with self._lock:
+            series = self._known.get(encoded)
+        if series is None:
+            series = tuple(_walk_key(encoded, first, stop) for _, _, first, stop in fields(encoded))
+        if len(encoded) <= _CACHED_BYTES:
+            with self._lock:
+                _keep(self._known, encoded, series)
+                if len(encoded) >= _HEAD_BYTES:
+                    _keep(self._by_head, head, encoded)
+        return series
 
 
-# A producer sends one dictionary with every batch; 1,000 entries cost 5 ms to read and 0.1 ms to recognise.
-_known_dictionary: Final = lru_cache(maxsize=128)(_walk_dictionary)
+def _keep(kept: OrderedDict[bytes, Any], key: bytes, value: Any) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > _MAX_DICTIONARIES:
+        kept.popitem(last=False)
+
+
 _CACHED_BYTES: Final = 256 * 1024
+_MAX_DICTIONARIES: Final = 128
+_HEAD_BYTES: Final = 64
 _ENTRY_TAG: Final = 1 << 3 | LEN
+_ENTRY: Final = bytes([_ENTRY_TAG])
+_DICTIONARIES: Final = _Dictionaries()
 
 
 def _walk_key(data: bytes, start: int, end: int) -> SeriesKey:

@@ -29,6 +29,8 @@ class _Kept:
     table: SeriesTable
     fold: RegistryFold
     generation: int
+    may_improve: bool
+    """Whether it refuses series that the registry may come to know."""
 
 
 class Directory:
@@ -59,16 +61,15 @@ class Directory:
         fold, generation = self._registry.fold, self._registry.generation
         landed = await self._with_ids(tenant, resolutions)
         table = build_table(keys, resolutions, landed)
-        self._keep(tenant, _Kept(table=table, fold=fold, generation=generation))
+        may_improve = any(isinstance(r, Refused) and r.reason in _MAY_BE_NEW for r in resolutions)
+        self._keep(tenant, _Kept(table=table, fold=fold, generation=generation, may_improve=may_improve))
         return table
 
     def _current(self, kept: _Kept) -> bool:
         if kept.fold is not self._registry.fold:
             return False
         # A table with refusals may be better now; one without can only be spoilt by a change of the registry.
-        return kept.generation == self._registry.generation and not any(
-            r is not None and r.reason in _MAY_BE_NEW for r in kept.table.refused
-        )
+        return kept.generation == self._registry.generation and not kept.may_improve
 
     def _resolve(self, tenant: str, keys: tuple[SeriesKey, ...]) -> list[Resolution]:
         fold = self._registry.fold

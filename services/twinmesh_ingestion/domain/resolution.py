@@ -128,6 +128,7 @@ class SeriesTable:
         spike: float64 [n], Hampel threshold; infinite where off.
         ranged, rated, sticky, spiky: whether any entry has such a check.
         landed_handle: uint32 [n], index into `landed`; `NOWHERE` where refused.
+        lands_as_sent: whether every handle stays what it is.
         landed: the dictionary that lands: each series once.
         landed_bytes: its encoding.
     """
@@ -150,6 +151,7 @@ class SeriesTable:
     spike: npt.NDArray[np.float64]
     spiky: bool
     landed_handle: npt.NDArray[np.uint32]
+    lands_as_sent: bool
     landed: tuple[SeriesKey, ...]
     landed_bytes: bytes
 
@@ -200,6 +202,7 @@ def build_table(
         spike=spike,
         spiky=bool(np.isfinite(spike).any()),
         landed_handle=np.array(handles, HANDLE),
+        lands_as_sent=handles == list(range(len(keys))),
         landed=tuple(index),
         landed_bytes=wire.encode_dictionary(tuple(index)),
     )

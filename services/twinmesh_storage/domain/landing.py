@@ -80,8 +80,9 @@ class Landing:
         """
         known = self._known.get(body[:_HEAD_BYTES])
         if known is not None and body.startswith(known.encoded):
-            rest = body[len(known.encoded) :]
-            batch = wire.walk(rest) if not rest.startswith(_DICTIONARY_TAG) else None
+            end = len(known.encoded)
+            # By position and not as a slice: the columns are then views of the body itself, which is kept anyway.
+            batch = wire.walk(body, end) if not body.startswith(_DICTIONARY_TAG, end) else None
             if batch is not None and not batch.series:
                 self._known.move_to_end(body[:_HEAD_BYTES])
                 _check_handles(batch, len(known.keys))
@@ -146,12 +147,7 @@ def _check_handles(batch: ObservationBatch, series: int) -> None:
 
 def _encoded_dictionary(body: bytes) -> bytes:
     """Return the bytes up to the first field that is not a dictionary entry; empty if that cannot be told."""
-    end = 0
     try:
-        for number, wire_type, _, stop in wire.fields(body):
-            if number != 1 or wire_type != wire.LEN:
-                break
-            end = stop
+        return body[: wire.dictionary(body)[1]]
     except wire.NotCanonical:
         return b""
-    return body[:end]
