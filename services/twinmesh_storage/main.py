@@ -33,6 +33,7 @@ from twinmesh_storage.domain.history import History
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import RecordStore
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
@@ -128,6 +129,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         sequencer=sequencer,
         directory=directory,
         follower=Follower(log=store, view=view),
+        packer=Packer(),
     )
     read_servicer = ReadServicer(
         view=view,

@@ -146,7 +146,7 @@ class NewEntry:
 
     Attributes:
         tenant: the tenant it belongs to.
-        body: the serialized batch or control entry, stored verbatim.
+        body: the serialized batch or control entry; followers get these very bytes.
         content_hash: 16 bytes; the same stamp or request id with another hash is refused.
         producer: stamp of a producer session, or None.
         request_id: idempotency key, "" = none; never together with `producer`.
@@ -154,6 +154,7 @@ class NewEntry:
         quarantine: rows that commit with the entry.
         quarantine_change: rows that leave quarantine with the entry; needs a request id.
         segments: the decoded rows of an observation batch (of no rows for a control entry).
+        at_rest: the body packed (see `packing`); empty = it is stored as it is.
     """
 
     tenant: str
@@ -166,6 +167,7 @@ class NewEntry:
     quarantine: tuple[QuarantineRow, ...] = ()
     quarantine_change: QuarantineChange | None = None
     segments: tuple[Segment, ...] = ()
+    at_rest: bytes = b""
 
     @property
     def point_count(self) -> int:
@@ -175,7 +177,7 @@ class NewEntry:
     @property
     def weight(self) -> int:
         """Bytes that it occupies while it waits."""
-        return len(self.body) + len(self.receipt) + 128 + sum(row.weight for row in self.quarantine)
+        return len(self.body) + len(self.at_rest) + len(self.receipt) + 128 + sum(row.weight for row in self.quarantine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,11 @@ def _pack_section(body: bytes, number: int, wire_type: int, start: int, end: int
 
 def _pack_columns(body: bytes, number: int, start: int, end: int) -> bytes | None:
     """Return the packed columns of a section; None = its bytes are not those that `_unpack_columns` would give."""
-    spans = {field: (first, stop) for field, _, first, stop in wire.fields(body, start, end)}
+    spans: dict[int, tuple[int, int]] = {}
+    for field, wire_type, first, stop in wire.fields(body, start, end):
+        if wire_type != wire.LEN:
+            return None
+        spans[field] = (first, stop)
     series = _span(body, spans, _SERIES, np.dtype("<u4"))
     time = _span(body, spans, _TIME, np.dtype("<i8"))
     quality = _span(body, spans, _QUALITY, np.dtype("u1"))

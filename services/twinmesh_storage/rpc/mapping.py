@@ -35,8 +35,10 @@ MAX_NAME_LENGTH: Final = 128
 """Longest name of a twin, channel or unit, in characters."""
 
 
-def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[Segment, ...]) -> NewEntry:
-    """Return the entry that a request appends; `segments` are the rows decoded from its batch.
+def new_entry(
+    request: storage_pb2.AppendRequest, tenant: str, segments: tuple[Segment, ...], at_rest: bytes = b""
+) -> NewEntry:
+    """Return the entry that a request appends; `segments` are the rows decoded from its batch, `at_rest` it packed.
 
     Raises:
         InvalidArgument: neither or no content, a stamp beside a request id, or a malformed stamp, id or hash.
@@ -80,6 +82,7 @@ def new_entry(request: storage_pb2.AppendRequest, tenant: str, segments: tuple[S
         quarantine=tuple(quarantine.row(row) for row in request.quarantine),
         quarantine_change=change,
         segments=segments,
+        at_rest=at_rest,
     )
 
 

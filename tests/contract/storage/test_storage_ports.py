@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twinmesh_core import wire
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument
 from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section
 from twinmesh_core.time import SystemClock
 from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
@@ -29,6 +31,7 @@ from twinmesh_storage.domain.entries import (
     QuarantineRow,
     QuarantineVerdict,
 )
+from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import BlockStore, LeaseLost, LogStore, SeriesStore
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series, SeriesRequest
@@ -87,6 +90,23 @@ async def test_groups_get_dense_offsets_and_one_commit_time_that_never_falls(por
     assert [(e.offset, e.body) for e in page.entries] == [(1, b"a"), (2, b"b"), (3, b"c")]
     assert [e.commit_time_unix_us for e in page.entries] == times
     assert page.through == 3
+
+
+async def test_a_body_that_is_packed_at_rest_is_read_as_it_was(ports: Ports) -> None:
+    keys = tuple(SeriesKey(twin_id="t", channel=f"c{i}", series_id=i + 1, kind=ChannelKind.GAUGE) for i in range(50))
+    columns = np.tile(np.arange(50), 20), np.repeat(np.arange(20), 50) * 1_000_000, np.ones(1_000)
+    body = wire.encode(ObservationBatch(series=keys, doubles=double_section(*columns)))
+    packed = Packer().pack(body)
+    assert len(packed) < len(body) / 10
+    lease = await ports.log.acquire("me")
+    assert lease is not None
+    group = [
+        NewEntry(tenant="t1", kind=EntryKind.OBSERVATIONS, body=body, content_hash=bytes(16), at_rest=packed),
+        NewEntry(tenant="t1", kind=EntryKind.OBSERVATIONS, body=body, content_hash=bytes(16)),
+    ]
+    done = await ports.log.commit(lease, 0, "5b1c5a3c-0000-4000-8000-000000000001", group)
+    page = await ports.log.read(0, 2, tenant=None, kinds=(), max_bytes=1 << 20)
+    assert [e.body for e in page.entries] == [e.body for e in done.entries] == [body, body]
 
 
 async def test_reads_are_filtered_bounded_and_say_how_far_they_are_complete(ports: Ports) -> None:

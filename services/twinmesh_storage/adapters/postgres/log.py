@@ -45,6 +45,7 @@ from twinmesh_storage.domain.entries import (
     Position,
     ProducerSession,
 )
+from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import ContentRefused, GroupOutcome, LeaseLost, LogPage, OutcomeUnknown
 
 _PAGE_ENTRIES: Final = 2_000
@@ -76,6 +77,7 @@ class PostgresLog:
         self._lease_s = lease_s
         self._request_keep_s = request_keep_s
         self._timeout_s = timeout_s
+        self._packer = Packer()
         self._line: Connection | None = None
 
     async def close(self) -> None:
@@ -175,7 +177,7 @@ class PostgresLog:
         entries = new_entries(group, verdicts, head, commit_time)
         outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
         if entries:
-            await copy_rows(line, sql.COPY_LOG, log_pieces(entries))
+            await copy_rows(line, sql.COPY_LOG, log_pieces(group, verdicts, entries))
             await self._copy_quarantine(line, group, verdicts, entries)
             await self._change_quarantine(line, group, verdicts, entries)
         closing = _Closing(
@@ -288,11 +290,11 @@ class PostgresLog:
                 kind=EntryKind(row[2]),
                 commit_time_unix_us=from_datetime(row[3]),
                 point_count=row[4],
-                body=row[5],
+                body=self._packer.unpack(row[5]),
             )
             for row in rows
         )
-        cut = len(entries) >= _PAGE_ENTRIES or sum(len(e.body) for e in entries) >= max_bytes
+        cut = len(entries) >= _PAGE_ENTRIES or sum(len(row[5]) + sql.POINT_BYTES * row[4] for row in rows) >= max_bytes
         return LogPage(
             entries=entries,
             through=entries[-1].offset if cut else through,

@@ -160,10 +160,12 @@ def answers(
     return tuple(answers)
 
 
-def log_pieces(entries: Sequence[LogEntry]) -> list[bytes]:
-    """Return the COPY rows of entries, bodies as pieces of their own."""
+def log_pieces(group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]) -> list[bytes]:
+    """Return the COPY rows of the accepted entries, bodies as pieces of their own."""
     pieces: list[bytes] = []
-    for entry in entries:
+    accepted = (new for new, verdict in zip(group, verdicts, strict=True) if isinstance(verdict, Accept))
+    for new, entry in zip(accepted, entries, strict=True):
+        body = new.at_rest or new.body
         pieces.append(
             row_head(len(sql.LOG_COLUMNS))
             + text(entry.tenant)
@@ -171,7 +173,7 @@ def log_pieces(entries: Sequence[LogEntry]) -> list[bytes]:
             + int2(entry.kind)
             + timestamptz(entry.commit_time_unix_us)
             + int4(entry.point_count)
-            + bytea_head(len(entry.body))
+            + bytea_head(len(body))
         )
-        pieces.append(entry.body)
+        pieces.append(body)
     return pieces

@@ -133,11 +133,15 @@ QUARANTINE_COLUMNS: Final = (
 )
 COPY_QUARANTINE: Final = copy_statement("quarantine", QUARANTINE_COLUMNS)
 
-# Sizes come from the TOAST pointers, so no body beyond the bound is fetched.
+POINT_BYTES: Final = 24
+"""What a point weighs once its body is unpacked, at most, on average."""
+
+# Sizes come from the TOAST pointers, so no body beyond the bound is fetched; a packed one grows with its points.
 _READ: Final = """
 select log_offset, tenant, kind, commit_time, point_count, body
-from (select page.*, sum(octet_length(body)) over (order by log_offset) - octet_length(body) as before
-      from (select log_offset, tenant, kind, commit_time, point_count, body from log
+from (select page.*, sum(weight) over (order by log_offset) - weight as before
+      from (select log_offset, tenant, kind, commit_time, point_count, body,
+                   octet_length(body) + 24 * point_count as weight from log
             where log_offset > %(after)s and log_offset <= %(through)s{filters}
             order by log_offset limit %(entries)s) page) sized
 where before < %(max_bytes)s
