@@ -20,16 +20,31 @@ Batch = tuple[str, int]
 
 
 class History:
-    """Writes the ledger of one run, or of one process of it; each line is in the file before the call goes on."""
+    """Writes the ledger of one run, or of one process of it; each line is in the file before the call goes on.
+
+    Attributes:
+        resent: how often a batch was sent again.
+        acks: how many acknowledgements there were.
+        newest: producer to its newest acknowledged sequence and the offset it was given.
+    """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
         self.plan = plan
+        self.resent = self.acks = 0
+        self.newest: dict[str, tuple[int, int]] = {}
+        self._sent: set[Batch] = set()
         self._file = path.open("a", buffering=1)
         self._line({"op": "run", **plan.to_json()})
 
     def note(self, op: str, producer: str, sequence: int, **fields: Any) -> None:
         """Note an event of a batch."""
+        if op == "invoke":
+            self.resent += (producer, sequence) in self._sent
+            self._sent.add((producer, sequence))
+        elif op == "ok":
+            self.acks += 1
+            self.newest[producer] = (sequence, fields["offset"])
         self._line({"t": round(time.monotonic(), 6), "op": op, "p": producer, "n": sequence, **fields})
 
     def close(self) -> None:

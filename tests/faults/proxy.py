@@ -74,6 +74,7 @@ class Proxy:
         self._reader = reader
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen."""
@@ -86,6 +87,8 @@ class Proxy:
         self._server.close()
         self.cut_all()
         await self._server.wait_closed()
+        if self._connections:
+            await asyncio.wait(self._connections)
 
     def cut_all(self) -> None:
         """End every connection now, whatever is on its way."""
@@ -93,6 +96,10 @@ class Proxy:
             writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         try:
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -101,17 +108,19 @@ class Proxy:
         ends = (writer, there_writer)
         self._open.update(ends)
         understands = self._reader()
-        asking = asyncio.create_task(self._ask(reader, there_writer, understands))
-        answering = asyncio.create_task(self._answer(there_reader, writer, understands))
+        ways = [
+            asyncio.create_task(self._ask(reader, there_writer, understands)),
+            asyncio.create_task(self._answer(there_reader, writer, understands)),
+        ]
         try:
-            await asyncio.wait((asking, answering), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
                 end.transport.abort()
             self._open.difference_update(ends)
-            for task in (asking, answering):
-                task.cancel()
-            await asyncio.gather(asking, answering, return_exceptions=True)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, understands: Reader) -> None:
         with contextlib.suppress(ConnectionError):

@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-from tests.faults.history import Told
+from tests.faults.history import History, Told
 from tests.faults.judge import violations
+from tests.faults.points import CHANNEL
 from tests.faults.producers import Producer
 from tests.faults.readback import Follow, Readback, read_back
 from tests.faults.report import Outcome
 from tests.faults.world import World, ready
+from tests.integration.storage.mesh import Storage
 
 from twinmesh.storage.v1 import storage_pb2
+from twinmesh_core.errors import TwinmeshError
+
+_READ_PAUSE_S: Final = 0.1
+_SHOWN: Final = 3
 
 
 async def load(
     world: World,
     producers: Sequence[Producer],
-    twins: Sequence[str],
+    ledger: History,
     *,
     until: Callable[[], bool],
     followers: int = 2,
+    restart: bool = True,
     nemesis: Callable[[], Awaitable[None]] | None = None,
     longest_s: float = 90.0,
 ) -> Readback:
@@ -30,12 +38,14 @@ async def load(
 
     Args:
         nemesis: does its worst meanwhile; the producers go on until it has ended.
+        restart: kill storage before the reading, so that what is read is what the disk holds and nobody remembers.
         longest_s: what is not enough by then fails the run.
     """
     watching = [Follow(world.store, dallies_s=0.2 * (number % 2)) for number in range(followers)]
     done = asyncio.Event()
     async with asyncio.timeout(longest_s), asyncio.TaskGroup() as group:
         following = [group.create_task(follow.run()) for follow in watching]
+        reading = group.create_task(read_latest(world.store, ledger))
         sending = [group.create_task(p.run(lambda _: not done.is_set())) for p in producers]
         if nemesis is not None:
             await nemesis()
@@ -53,15 +63,35 @@ async def load(
         head = (await world.store.ask("GetHead", storage_pb2.GetHeadRequest())).position.offset
         for follow in watching:
             await follow.reached(head)
-        for task in following:
+        for task in (*following, reading):
             task.cancel()
-        # What is read must be what the disk holds, and not what the process remembers.
-        await world.storage.kill()
-        world.storage.start()
-        await ready(world.store)
-        found = await read_back(world.store, twins)
+        if restart:
+            await world.storage.kill()
+            world.storage.start()
+            await ready(world.store)
+        found = await read_back(world.store, (producer.name for producer in producers))
     found.followers = {f"f{number}": follow.seen for number, follow in enumerate(watching)}
     return found
+
+
+async def read_latest(store: Storage, ledger: History) -> None:
+    """Ask for ever for what was acknowledged a moment ago: the latest value must be that one or a newer one."""
+    plan = ledger.plan
+    while True:
+        await asyncio.sleep(_READ_PAUSE_S)
+        for producer, (sequence, offset) in list(ledger.newest.items()):
+            selector = storage_pb2.SeriesSelector(twin_id=producer, channel=CHANNEL)
+            request = storage_pb2.ReadLatestRequest(series=[selector], min_offset=offset)
+            try:
+                rows = (await store.ask("ReadLatest", request, timeout_s=2.0)).batch.doubles
+            except TwinmeshError:
+                continue
+            if not offset:
+                continue  # a welcome tells no offset to wait for
+            if not rows.time_unix_us or rows.time_unix_us[0] < int(plan.times(sequence)[-1]):
+                ledger.note("wrong", producer, sequence, what="the latest value is older than an acknowledged one")
+            elif plan.values(producer, plan.sequence_at(rows.time_unix_us[0]))[-1] != rows.value[0]:
+                ledger.note("wrong", producer, sequence, what="the latest value is not the one sent")
 
 
 def judged(world: World, found: Readback, *, faults: int = 0, note: str = "") -> Outcome:
@@ -85,7 +115,7 @@ def judged(world: World, found: Readback, *, faults: int = 0, note: str = "") ->
         ops=told.ops,
         points=found.points,
         violations=len(wrong),
-        note="; ".join(part for part in (note, _told(cuts), *wrong[:5]) if part),
+        note="; ".join(part for part in (note, _told(cuts), *wrong[:_SHOWN]) if part),
     )
 
 

@@ -36,7 +36,7 @@ async def test_commits_whose_answer_never_came(
             def enough() -> bool:
                 return min(w.postgres_hop.scissors.cuts["commit"], w.storage_hop.scissors.cuts["append"]) >= 20
 
-            found = await load(w, every, names, until=enough)
+            found = await load(w, every, ledger, until=enough)
             outcome = judged(w, found)
     report(outcome, run_dir)
     assert outcome.violations == 0, outcome.note
@@ -60,7 +60,7 @@ async def test_acknowledgements_that_never_came(
                     UnaryProducer(stub, n, ledger) if i == 0 else SessionProducer(stub, n, ledger)
                     for i, n in enumerate(names)
                 ]
-                found = await load(w, every, names, until=lambda: cuts["ack"] >= 20)
+                found = await load(w, every, ledger, until=lambda: cuts["ack"] >= 20)
                 outcome = judged(w, found)
     report(outcome, run_dir)
     assert outcome.violations == 0, outcome.note

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import grpc.aio
@@ -32,6 +32,7 @@ from twinmesh_client.transport import open_channel
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_local.processes import Guardian, ProcessSpec
 
+_ROOT: Final = Path(__file__).resolve().parents[2]
 _names = itertools.count(1)
 
 
@@ -74,7 +75,7 @@ class Service:
     def start(self) -> None:
         """Start it; returns before it serves."""
         self.pid = self._guardian.spawn(
-            ProcessSpec(name=self._name, argv=self._argv, log=self.log, env=self._env, cwd=Path.cwd())
+            ProcessSpec(name=self._name, argv=self._argv, log=self.log, env=self._env, cwd=_ROOT)
         )
 
     @property
