@@ -87,7 +87,7 @@ class SessionProducer:
 
     async def _session(self, call: Any, more: Callable[[int], bool], sent: list[int]) -> None:
         hello = ingestion_pb2.ProducerHello(producer_id=self.name)
-        await _timed(call.write(ingestion_pb2.WriteStreamRequest(hello=hello)))
+        await _write(call, ingestion_pb2.WriteStreamRequest(hello=hello))
         welcome = (await _read(call)).welcome
         self._ledger.note("welcome", self.name, welcome.last_sequence, epoch=welcome.epoch)
         while self._pending and self._pending[0] <= welcome.last_sequence:
@@ -104,7 +104,7 @@ class SessionProducer:
                 sequence = waiting.popleft()
                 self._ledger.note("invoke", self.name, sequence)
                 sent.append(sequence)
-                await _timed(call.write(self._message(sequence)))
+                await _write(call, self._message(sequence))
                 on_their_way += 1
                 if self._pause_s:
                     await asyncio.sleep(self._pause_s)
@@ -242,6 +242,14 @@ class StampedProducer:
 async def resolve(store: Storage, name: str) -> tuple[SeriesKey, ...]:
     """Return the dictionary of a producer that talks to storage itself."""
     return await store.series(name, [CHANNEL])
+
+
+async def _write(call: Any, message: ingestion_pb2.WriteStreamRequest) -> None:
+    try:
+        await _timed(call.write(message))
+    except asyncio.InvalidStateError:
+        while True:  # the call is over: what is left to read ends with the reason
+            await _read(call)
 
 
 async def _read(call: Any) -> ingestion_pb2.WriteStreamResponse:
