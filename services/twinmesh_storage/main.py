@@ -17,7 +17,7 @@ from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, histogram
 from twinmesh_storage.adapters.memory import NoRecords
-from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
+from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.adapters.postgres.retention import PostgresRetention
@@ -67,9 +67,9 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         timeout_s=settings.database_timeout_s,
     )
     stack.push_async_callback(store.close)
-    blocks = PostgresBlocks(pool=pool, timeout_s=settings.database_timeout_s)
     series_store = PostgresSeries(pool=pool, timeout_s=settings.database_timeout_s)
     catalogue = Catalogue(await series_store.load())
+    history_store = BlockHistory(pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require)
     at_start = await store.position()
     view = LogView(
         incarnation=at_start.incarnation,
@@ -98,22 +98,21 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     records = _records(settings, stack)
     latest = LatestReader(
         view=view,
-        blocks=blocks,
+        store=history_store,
         cache=_fold_cache(records, "latest", settings.cache_latest_bytes),
         catalogue=catalogue,
     )
     window_cache = WindowCache(cache=_fold_cache(records, "windows", settings.cache_window_bytes), view=view)
 
     async def folded(fold: Fold) -> None:
-        counter("storage", "folded_points", "Observations folded into blocks.").inc(fold.rows)
-        histogram("storage", "fold_seconds", "Duration of a fold into blocks.").observe(fold.seconds)
+        counter("storage", "folded_points", "Observations folded into history.").inc(fold.rows)
+        histogram("storage", "fold_seconds", "Duration of a fold into history.").observe(fold.seconds)
         await latest.store(fold)
         await window_cache.store(fold)
 
     compactor = Compactor(
         view=view,
-        blocks=blocks,
-        catalogue=catalogue,
+        history=history_store,
         lease=lambda: sequencer.lease,
         fold_rows=settings.fold_rows,
         fold_after_s=settings.fold_after_s,
@@ -122,7 +121,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         folded=folded,
     )
     directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
-    history = History(blocks=blocks, view=view)
+    history = History(store=history_store, view=view)
     log_servicer = LogServicer(
         log=store,
         view=view,
@@ -138,10 +137,10 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         latest=latest,
         selections=TwinSelections(directory),
         encoder=LatestEncoder(),
-        windows=WindowReader(history=history, latest=latest, blocks=blocks, view=view, cache=window_cache),
+        windows=WindowReader(history=history, latest=latest, store=history_store, view=view, cache=window_cache),
         aggregator=Aggregator(history=history),
         counting=Counting(history=history, log=store, view=view),
-        blocks=blocks,
+        store=history_store,
         series=series_store,
         quarantine=PostgresQuarantine(pool=pool, timeout_s=settings.database_timeout_s),
     )

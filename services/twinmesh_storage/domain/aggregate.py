@@ -1,4 +1,4 @@
-"""Aggregates per bucket of time, from rows or, where a block lies within one bucket, from its statistics.
+"""Aggregates per bucket of time, from rows or, where a part lies within one bucket, from its statistics.
 
 Values that are not BAD count. Both ways give the same result (a property test holds them together), since a partial
 result of any part of the rows can be combined with that of the rest.
@@ -18,8 +18,8 @@ from twinmesh_core.calendar import local_time_us
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.quality import Quality
 from twinmesh_core.time import US_PER_DAY, ceil_to, floor_to
-from twinmesh_storage.domain.blocks import Block, decode_block
 from twinmesh_storage.domain.history import History, Page, cut
+from twinmesh_storage.domain.parts import Part, Statistics
 from twinmesh_storage.domain.rows import Rows, as_float64, merge
 from twinmesh_storage.domain.series import Series
 
@@ -88,15 +88,12 @@ class Partials:
             values[ends - 1],
         )
 
-    def add_block(self, block: Block, bucket: int) -> None:
-        """Add a block that lies wholly within a bucket and whose values that count are all GOOD."""
-        s = block.statistics
-        if s is None:
-            return
+    def add_statistics(self, s: Statistics, count: int, bucket: int) -> None:
+        """Add a part that lies wholly within a bucket and whose values that count are all GOOD."""
         at = np.array([bucket])
         self._add(
             at,
-            np.array([block.counts[0]]),
+            np.array([count]),
             np.array([s.sum]),
             np.array([s.m2]),
             np.array([s.minimum]),
@@ -193,25 +190,25 @@ class Aggregator:
 
 
 def add_page(page: Page, edges: npt.NDArray[np.int64], partials: dict[int, Partials]) -> None:
-    """Add what blocks and tail of a page hold; a block within one bucket and untouched by the tail is not unpacked."""
-    by_series: dict[int, list[Block]] = {}
-    for block in page.blocks:
-        by_series.setdefault(block.series_id, []).append(block)
+    """Add what store and tail of a page hold; a part within one bucket and untouched by the tail is not unpacked."""
+    by_series: dict[int, list[Part]] = {}
+    for part in page.parts:
+        by_series.setdefault(part.series_id, []).append(part)
     for one in page.series:
         into = partials[one.series_id]
-        blocks = by_series.get(one.series_id, [])
+        parts = by_series.get(one.series_id, [])
         if page.tail.select(one.series_id, page.start, page.end):
             # Corrections may lie anywhere: merge row by row.
             fresh = page.tail.select(one.series_id, page.start, page.end)
-            _add_rows(into, one, merge([*(cut(decode_block(b), page.start, page.end) for b in blocks), *fresh]), edges)
+            _add_rows(into, one, merge([*(cut(p.rows(), page.start, page.end) for p in parts), *fresh]), edges)
             continue
-        for block in blocks:
-            bucket = int(np.searchsorted(edges, block.t0, "right")) - 1
-            whole = page.start <= block.t0 and block.t1 < page.end and block.counts[1] == 0
-            if whole and block.t1 < edges[bucket + 1]:
-                into.add_block(block, bucket)
+        for part in parts:
+            bucket = int(np.searchsorted(edges, part.t0, "right")) - 1
+            whole = page.start <= part.t0 and part.t1 < page.end and part.counts[1] == 0
+            if part.statistics is not None and whole and part.t1 < edges[bucket + 1]:
+                into.add_statistics(part.statistics, part.counts[0], bucket)
             else:
-                _add_rows(into, one, cut(decode_block(block), page.start, page.end), edges)
+                _add_rows(into, one, cut(part.rows(), page.start, page.end), edges)
 
 
 def _add_rows(into: Partials, series: Series, rows: Rows, edges: npt.NDArray[np.int64]) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from twinmesh_core.quality import Quality
 from twinmesh_storage.domain import columns
+from twinmesh_storage.domain.parts import Statistics
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
 
@@ -29,24 +30,8 @@ SeriesOf = Callable[[int], Series]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Of the GOOD values of a block: n of them, their extremes, sum, sum of squared deviations, first and last.
-
-    Source of `m2` and of how two are combined: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm
-    for computing sample variances" (1979).
-    """
-
-    minimum: float
-    maximum: float
-    sum: float
-    m2: float
-    first: float
-    last: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One block row.
+    """One block row; a `Part`.
 
     Attributes:
         t0: first event time, microseconds since the Unix epoch.
@@ -75,6 +60,27 @@ class Block:
         """Its primary key."""
         return self.tenant, self.series_id, self.t0
 
+    @property
+    def lane(self) -> Lane:
+        """The lane of its rows."""
+        return Lane.TEXT if self.val[0] == columns.TEXT else Lane.NUMERIC
+
+    @property
+    def size(self) -> int:
+        """Bytes of its packed columns."""
+        return len(self.ts) + len(self.val) + len(self.quality) + len(self.log_offset)
+
+    def rows(self) -> Rows:
+        """Unpack its rows, by event time."""
+        n = self.n
+        return Rows(
+            series=np.full(n, self.series_id, np.int64),
+            ts=columns.decode_ints(self.ts, n),
+            value=decode_values(self.val, n),
+            quality=columns.decode_bytes(self.quality, n),
+            offset=columns.decode_ints(self.log_offset, n),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSpan:
@@ -85,28 +91,6 @@ class BlockSpan:
     cell_start: int
     first: int
     last: int
-
-
-def decode_block(block: Block) -> Rows:
-    """Return the rows of a block, by event time."""
-    n = block.n
-    value: npt.NDArray[Any]
-    if block.val[0] == columns.TEXT:
-        value = columns.decode_texts(block.val, n)
-    else:
-        value = columns.decode_ints(block.val, n)
-    return Rows(
-        series=np.full(n, block.series_id, np.int64),
-        ts=columns.decode_ints(block.ts, n),
-        value=value,
-        quality=columns.decode_bytes(block.quality, n),
-        offset=columns.decode_ints(block.log_offset, n),
-    )
-
-
-def block_lane(block: Block) -> Lane:
-    """Return the lane of a block's rows."""
-    return Lane.TEXT if block.val[0] == columns.TEXT else Lane.NUMERIC
 
 
 def spans_of(rows: Rows, series_of: SeriesOf) -> list[BlockSpan]:
@@ -148,7 +132,7 @@ def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf) -> list[Block]:
                 max_offset=max_offsets[i],
                 statistics=statistics[i],
                 ts=columns.encode_times(part.ts),
-                val=_encode_values(part.value, series),
+                val=encode_values(part.value, series),
                 quality=columns.encode_bytes(part.quality),
                 log_offset=columns.encode_ints(part.offset),
             )
@@ -156,10 +140,21 @@ def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf) -> list[Block]:
     return blocks
 
 
-def _encode_values(value: npt.NDArray[Any], series: Series) -> bytes:
+def encode_values(value: npt.NDArray[Any], series: Series) -> bytes:
+    """Pack the values of rows of one series."""
     if Lane.of(series.kind) is Lane.TEXT:
         return columns.encode_texts(value)
     return columns.encode_doubles(value) if series.kind.has_unit else columns.encode_ints(value)
+
+
+def decode_values(data: bytes, n: int) -> npt.NDArray[Any]:
+    """Unpack values: int64 bits or object [n]."""
+    return columns.decode_texts(data, n) if data[0] == columns.TEXT else columns.decode_ints(data, n)
+
+
+def cut_by_cell(rows: Rows, series_of: SeriesOf) -> npt.NDArray[np.intp]:
+    """Return the edges, 0, ..., n, of pieces of rows by (series, event time) that a block could hold each."""
+    return _cut(rows, series_of, max_rows=MAX_BLOCK_ROWS)[1]
 
 
 def _cut(rows: Rows, series_of: SeriesOf, max_rows: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:

@@ -1,14 +1,14 @@
-"""The compactor: folds the tail into blocks, a generation at a time, while this process holds the lease.
+"""The compactor: folds the tail into history, a generation at a time, while this process holds the lease.
 
-One transaction writes the blocks and moves the fold offset, and it checks the lease epoch. So a fold happened wholly
+One transaction writes the rows and moves the fold offset, and it checks the lease epoch. So a fold happened wholly
 or not at all, a second compactor cannot interfere, and after a kill at any point the next one folds the same rows
-again from the log to the same blocks.
+again from the log to the same history.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,23 +16,13 @@ import numpy as np
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock
-from twinmesh_storage.domain.blocks import (
-    SMALL_BLOCK_ROWS,
-    Block,
-    BlockSpan,
-    SeriesOf,
-    block_lane,
-    build_blocks,
-    decode_block,
-    spans_of,
-)
 from twinmesh_storage.domain.entries import Lease
+from twinmesh_storage.domain.folding import CommitTimes, FoldResult, FoldWork
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore, LeaseLost
-from twinmesh_storage.domain.rows import Lane, merge
+from twinmesh_storage.domain.ports import HistoryStore, LeaseLost
+from twinmesh_storage.domain.rows import Lane, Rows, concat, sort_rows, winners
 from twinmesh_storage.domain.sequencer import Report
-from twinmesh_storage.domain.series import Catalogue, Series
-from twinmesh_storage.domain.tail import Generation, Run, winners_by_lane
+from twinmesh_storage.domain.tail import Generation, Run
 
 _LOOK_S: Final = 0.1
 _RETRY_S: Final = 1.0
@@ -41,14 +31,14 @@ _IDLE_ENTRIES: Final = 1_000  # entries without rows after which the fold offset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """What one fold wrote.
+    """What one fold did.
 
     Attributes:
         incarnation: of the log that was folded.
-        after: entries up to here were in blocks before.
-        offset: entries up to here are in blocks now.
+        after: entries up to here were in history before.
+        offset: entries up to here are in history now.
         rows: rows of the tail that went in.
-        blocks: blocks written.
+        result: what that wrote.
         series: int64, the series touched.
         seconds: how long it took.
     """
@@ -57,7 +47,7 @@ class Fold:
     after: int
     offset: int
     rows: int
-    blocks: int
+    result: FoldResult
     series: np.ndarray[tuple[int], np.dtype[np.int64]]
     seconds: float
 
@@ -76,8 +66,7 @@ class Compactor:
         self,
         *,
         view: LogView,
-        blocks: BlockStore,
-        catalogue: Catalogue,
+        history: HistoryStore,
         lease: Callable[[], Lease | None],
         fold_rows: int,
         fold_after_s: float,
@@ -86,8 +75,7 @@ class Compactor:
         folded: Callable[[Fold], Awaitable[None]],
     ) -> None:
         self._view = view
-        self._blocks = blocks
-        self._catalogue = catalogue
+        self._history = history
         self._lease = lease
         self._fold_rows = fold_rows
         self._fold_after_s = fold_after_s
@@ -137,63 +125,45 @@ class Compactor:
         after, incarnation = tail.base, self._view.incarnation
         if generation is None:
             head = tail.head
-            await self._blocks.replace(lease, head, (), ())
+            nothing = FoldWork(fold_offset=head, fresh={}, commit_times=CommitTimes.of(()))
+            result = await self._history.fold(lease, nothing)
             tail.drop_through(head)
             none = np.empty(0, np.int64)
             await self._folded(
-                Fold(incarnation=incarnation, after=after, offset=head, rows=0, blocks=0, series=none, seconds=0.0)
+                Fold(incarnation=incarnation, after=after, offset=head, rows=0, result=result, series=none, seconds=0.0)
             )
             return None
         if not generation.closed:
             tail.seal()
         await self._view.tail_view()
-        fresh = await asyncio.to_thread(winners_by_lane, generation.runs)
-        fold = await self._fold(lease, generation, fresh, incarnation, after, started)
-        # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from blocks.
+        fresh = await asyncio.to_thread(_by_lane, generation)
+        work = FoldWork(fold_offset=generation.last, fresh=fresh, commit_times=CommitTimes.of(generation.commits))
+        result = await self._history.fold(lease, work)
+        runs = await asyncio.to_thread(_readable, fresh)
+        # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from history.
         tail.drop_through(generation.last)
-        self._view.hot.absorb(fresh)
-        await self._folded(fold)
-        return fold
-
-    async def _fold(
-        self,
-        lease: Lease,
-        generation: Generation,
-        fresh: dict[Lane, Run],
-        incarnation: str,
-        after: int,
-        started: float,
-    ) -> Fold:
-        spans = await asyncio.to_thread(_spans, fresh, self._series_of)
-        touched = await self._blocks.read_touched(spans, SMALL_BLOCK_ROWS)
-        added = await asyncio.to_thread(fold_blocks, fresh, touched, self._series_of)
-        await self._blocks.replace(lease, generation.last, touched, added)
-        series = np.concatenate([run.keys for run in fresh.values()])
-        return Fold(
+        self._view.hot.absorb(runs)
+        fold = Fold(
             incarnation=incarnation,
             after=after,
             offset=generation.last,
             rows=generation.row_count,
-            blocks=len(added),
-            series=series,
+            result=result,
+            series=np.concatenate([run.keys for run in runs.values()]),
             seconds=self._clock.monotonic_s() - started,
         )
-
-    def _series_of(self, series_id: int) -> Series:
-        series = self._catalogue.by_id(series_id)
-        if series is None:
-            raise AssertionError(f"series {series_id} was appended without being known")
-        return series
+        await self._folded(fold)
+        return fold
 
 
-def _spans(fresh: dict[Lane, Run], series_of: SeriesOf) -> list[BlockSpan]:
-    return [span for run in fresh.values() for span in spans_of(run.rows, series_of)]
+def _by_lane(generation: Generation) -> dict[Lane, Rows]:
+    """Return all rows of a generation by lane, sorted, losers included."""
+    return {
+        lane: sort_rows(concat([run.rows for run in generation.runs if run.lane is lane]))
+        for lane in Lane
+        if any(run.lane is lane for run in generation.runs)
+    }
 
 
-def fold_blocks(fresh: dict[Lane, Run], touched: Sequence[Block], series_of: SeriesOf) -> list[Block]:
-    """Return the blocks that replace `touched` once the fresh rows are merged in."""
-    added = []
-    for lane, run in fresh.items():
-        old = [decode_block(block) for block in touched if block_lane(block) is lane]
-        added.extend(build_blocks(merge([*old, run.rows]), lane, series_of))
-    return added
+def _readable(fresh: dict[Lane, Rows]) -> dict[Lane, Run]:
+    return {lane: Run.of(lane, winners(rows)) for lane, rows in fresh.items()}

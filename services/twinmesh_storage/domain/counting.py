@@ -1,4 +1,4 @@
-"""Exact counts: what blocks hold at rest, plus what the tail adds to them."""
+"""Exact counts: what is folded and at rest, plus what the tail adds to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Final, TypeVar
 import numpy as np
 
 from twinmesh_core.errors import Unavailable
-from twinmesh_storage.domain.blocks import decode_block
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LogStore
@@ -22,7 +21,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailDelta:
-    """What the tail adds to the blocks of one series.
+    """What the tail adds to what is folded of one series.
 
     Attributes:
         by_quality: change of the number of readable rows GOOD, UNCERTAIN, BAD (a correction may lower one).
@@ -73,11 +72,10 @@ class Counting:
         deltas = {}
         stored: dict[int, list[Rows]] = {}
         async for page in self._history.pages(tenant, wanted, first, last + 1):
-            for block in page.blocks:
-                rows = fresh[block.series_id]
-                stored.setdefault(block.series_id, []).append(
-                    cut(decode_block(block), int(rows.ts[0]), int(rows.ts[-1]) + 1)
-                )
+            for part in page.parts:
+                rows = fresh[part.series_id]
+                low, high = max(page.start, int(rows.ts[0])), min(page.end, int(rows.ts[-1]) + 1)
+                stored.setdefault(part.series_id, []).append(cut(part.rows(), low, high))
         for one in wanted:
             rows = fresh[one.series_id]
             parts = [part for part in stored.get(one.series_id, ()) if len(part)]

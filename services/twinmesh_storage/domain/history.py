@@ -1,7 +1,7 @@
-"""Readable history: blocks and tail merged into one answer.
+"""Readable history: what is folded and the tail, merged into one answer.
 
-The tail is looked at before the blocks. What was folded in between is then in both, which merging does not mind; what
-lies in neither cannot be: the tail gives up rows only after their blocks are committed.
+The tail is looked at before the store. What was folded in between is then in both, which merging does not mind; what
+lies in neither cannot be: the tail gives up rows only after their fold is committed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from twinmesh_core.observations import (
     TextSection,
     text_section,
 )
-from twinmesh_storage.domain.blocks import Block, decode_block
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore
+from twinmesh_storage.domain.parts import Part
+from twinmesh_storage.domain.ports import HistoryStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.tail import TailView
@@ -32,7 +32,7 @@ MIN_TIME: Final = -(1 << 62)
 MAX_TIME: Final = 1 << 62
 """A range that every event time lies in."""
 _THREAD_ROWS: Final = 20_000  # merging more takes over about 2 ms, too long for the event loop
-_PAGE_BLOCKS: Final = 128
+_PAGE_ROWS: Final = 400_000
 _PAGE_SERIES: Final = 256
 _ANSWER_ROWS: Final = 100_000
 _ANSWER_TEXT_BYTES: Final = 4 << 20
@@ -48,10 +48,10 @@ class SeriesRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Blocks that overlap [start, end) of some series, and the tail as it was before they were read."""
+    """Parts that overlap [start, end) of some series, and the tail as it was before they were read."""
 
     series: tuple[Series, ...]
-    blocks: tuple[Block, ...]
+    parts: tuple[Part, ...]
     tail: TailView
     start: int
     end: int
@@ -60,8 +60,8 @@ class Page:
 class History:
     """Reads series over ranges of event time."""
 
-    def __init__(self, *, blocks: BlockStore, view: LogView) -> None:
-        self._blocks = blocks
+    def __init__(self, *, store: HistoryStore, view: LogView) -> None:
+        self._store = store
         self._view = view
 
     async def stream(
@@ -78,32 +78,26 @@ class History:
             yield await self._merge(page, max_quality)
 
     async def pages(self, tenant: str, series: Sequence[Series], start: int, end: int) -> AsyncIterator[Page]:
-        """Yield blocks and tail for parts of the series and of the time, so that each fits in memory."""
+        """Yield what is folded and the tail, so many of the series and so much of the time that it fits in memory."""
         remaining = list(series)
         lower = start
         while remaining:
             # A series that goes on from its last page has a lower bound of its own.
             group = remaining[:_PAGE_SERIES] if lower == start else remaining[:1]
             tail = await self._view.tail_view()
-            blocks = await self._blocks.read(tenant, [s.series_id for s in group], lower, end, _PAGE_BLOCKS)
-            upper = end
-            if len(blocks) >= _PAGE_BLOCKS:
-                last = blocks[-1]
-                index = next(i for i, s in enumerate(group) if s.series_id == last.series_id)
-                if index:  # all of the series before it are whole
-                    group = group[:index]
-                    blocks = [b for b in blocks if b.series_id != last.series_id]
-                else:
-                    group, upper = group[:1], min(end, last.t1 + 1)
-            yield Page(series=tuple(group), blocks=tuple(blocks), tail=tail, start=lower, end=upper)
-            if upper == end:
-                remaining = remaining[len(group) :]
+            page = await self._store.read(tenant, group, lower, end, _PAGE_ROWS)
+            upper = end if page.done else page.until
+            yield Page(
+                series=tuple(group[: max(page.done, 1)]), parts=tuple(page.parts), tail=tail, start=lower, end=upper
+            )
+            if page.done:
+                remaining = remaining[page.done :]
                 lower = start
             else:
                 lower = upper
 
     async def _merge(self, page: Page, max_quality: int) -> list[SeriesRows]:
-        if sum(block.n for block in page.blocks) > _THREAD_ROWS or page.tail.row_count() > _THREAD_ROWS:
+        if sum(part.n for part in page.parts) > _THREAD_ROWS or page.tail.row_count() > _THREAD_ROWS:
             merged = await asyncio.to_thread(merge_page, page)
         else:
             merged = merge_page(page)
@@ -113,16 +107,16 @@ class History:
 
 
 def merge_page(page: Page) -> list[SeriesRows]:
-    """Merge what blocks and tail have of each series of a page."""
-    by_series: dict[int, list[Block]] = {}
-    for block in page.blocks:
-        by_series.setdefault(block.series_id, []).append(block)
+    """Merge what store and tail have of each series of a page."""
+    by_series: dict[int, list[Part]] = {}
+    for part in page.parts:
+        by_series.setdefault(part.series_id, []).append(part)
     merged = []
     for one in page.series:
-        stored = [cut(decode_block(block), page.start, page.end) for block in by_series.get(one.series_id, ())]
+        stored = [cut(part.rows(), page.start, page.end) for part in by_series.get(one.series_id, ())]
         fresh = page.tail.select(one.series_id, page.start, page.end)
         if not fresh and stored:
-            rows = concat(stored)  # blocks do not overlap and come in order
+            rows = concat(stored)  # parts do not overlap and come in order
         else:
             rows = merge([*stored, *fresh] or [no_rows(Lane.of(one.kind))])
         merged.append(SeriesRows(series=one, rows=rows))

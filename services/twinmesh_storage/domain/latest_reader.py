@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from twinmesh_core.errors import Unavailable
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_storage.domain.blocks import Block, block_lane, decode_block
 from twinmesh_storage.domain.cache_records import Stamp
 from twinmesh_storage.domain.compactor import Fold
 from twinmesh_storage.domain.fold_cache import Bounds, FoldCache
 from twinmesh_storage.domain.history import SeriesRows
 from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore
+from twinmesh_storage.domain.parts import Part
+from twinmesh_storage.domain.ports import HistoryStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, no_rows
 from twinmesh_storage.domain.series import Catalogue, Series
 
@@ -64,9 +64,9 @@ class LatestReader:
     tail has everything after that.
     """
 
-    def __init__(self, *, view: LogView, blocks: BlockStore, cache: FoldCache, catalogue: Catalogue) -> None:
+    def __init__(self, *, view: LogView, store: HistoryStore, cache: FoldCache, catalogue: Catalogue) -> None:
         self._view = view
-        self._blocks = blocks
+        self._store = store
         self._cache = cache
         self._catalogue = catalogue
         self._asked: tuple[LatestTable, set[int]] = (view.latest, set())
@@ -106,8 +106,9 @@ class LatestReader:
         missing = table.without_base(ids)
         for at in range(0, len(missing), _BASES_AT_ONCE):
             part = missing[at : at + _BASES_AT_ONCE]
-            blocks = await self._blocks.read_last(tenant, part.tolist())
-            bases = await asyncio.to_thread(_last_rows, blocks)
+            series = [s for s in map(self._catalogue.by_id, part.tolist()) if s is not None]
+            parts = await self._store.read_last(tenant, series)
+            bases = await asyncio.to_thread(_last_rows, parts)
             if self._view.latest is not table:
                 return
             for lane, rows in bases.items():
@@ -146,9 +147,11 @@ class LatestReader:
         return await self._cache.forget({series_id // CHUNK_SERIES for series_id in series})
 
 
-def _last_rows(blocks: Sequence[Block]) -> dict[Lane, Rows]:
-    """Return the last row of each block, by lane."""
+def _last_rows(parts: Sequence[Part]) -> dict[Lane, Rows]:
+    """Return the last row of each part, by lane."""
     by_lane: dict[Lane, list[Rows]] = {}
-    for block in blocks:
-        by_lane.setdefault(block_lane(block), []).append(decode_block(block).take(slice(block.n - 1, block.n)))
-    return {lane: concat(parts) for lane, parts in by_lane.items()}
+    for part in parts:
+        rows = part.rows()
+        lane = Lane.TEXT if rows.value.dtype == object else Lane.NUMERIC
+        by_lane.setdefault(lane, []).append(rows.take(slice(len(rows) - 1, len(rows))))
+    return {lane: concat(lasts) for lane, lasts in by_lane.items()}

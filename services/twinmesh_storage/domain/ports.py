@@ -8,7 +8,6 @@ from typing import Protocol
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.observations import ObservationBatch
-from twinmesh_storage.domain.blocks import Block, BlockSpan
 from twinmesh_storage.domain.entries import (
     Appended,
     EntryKind,
@@ -20,6 +19,8 @@ from twinmesh_storage.domain.entries import (
     QuarantinedRow,
     QuarantineFilter,
 )
+from twinmesh_storage.domain.folding import FoldResult, FoldWork
+from twinmesh_storage.domain.parts import Part, PartPage
 from twinmesh_storage.domain.series import Series, SeriesRequest
 
 DecodeBatch = Callable[[bytes], ObservationBatch]
@@ -144,39 +145,107 @@ class LogRetention(Protocol):
         ...
 
 
-class BlockStore(Protocol):
-    """Readable history in blocks."""
+class SupersededPruned(Exception):  # noqa: N818 -- likewise
+    """Superseded rows that the question needs are gone; as-of reads are complete from offset `floor` on."""
 
-    async def read(self, tenant: str, series: Sequence[int], start: int, end: int, limit: int) -> list[Block]:
-        """Return the blocks that overlap [start, end), in the order of `series` and then of time, at most `limit`."""
+    def __init__(self, floor: int) -> None:
+        super().__init__()
+        self.floor = floor
+
+
+class HistoryStore(Protocol):
+    """Readable history, folded from the log, and the rows that were readable once; neutral to how it is kept.
+
+    Reads unpack nothing: they give `Part`s, in the order asked, bounded. All series of a call are of the tenant.
+
+    Whoever needs an answer as of an earlier offset reads the tail first, then what is readable, then what is
+    superseded: a row that a fold moves meanwhile is then seen twice, which merging does not mind, and never missed.
+    """
+
+    @property
+    def form(self) -> str:
+        """How rows are kept: "blocks" or "hypertable"."""
         ...
 
-    async def read_last(self, tenant: str, series: Sequence[int]) -> list[Block]:
-        """Return the newest block of each series that has one."""
+    async def read(self, tenant: str, series: Sequence[Series], start: int, end: int, max_rows: int) -> PartPage:
+        """Return parts with rows of start <= event time < end, up to about `max_rows` rows; see `PartPage`."""
         ...
 
-    async def read_before(self, tenant: str, series: Sequence[int], before: Sequence[int]) -> list[Block]:
-        """Return, of each series, the newest block that begins before its moment (same order as `series`)."""
+    async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
+        """Return, of each series that has rows, a part that ends with its newest one."""
         ...
 
-    async def read_touched(self, spans: Sequence[BlockSpan], small: int) -> list[Block]:
-        """Return the blocks that rows within the spans must be merged with.
+    async def read_before(self, tenant: str, series: Sequence[Series], before: Sequence[int]) -> list[Part]:
+        """Return, of each series with rows before its moment (one per series), a part that begins before it.
 
-        These are the blocks of the span's cell that overlap it, and those before it with fewer than `small` rows.
+        The part holds every row from its `t0` up to the moment, and maybe later ones.
         """
         ...
 
-    async def replace(self, lease: Lease, fold_offset: int, removed: Sequence[Block], added: Sequence[Block]) -> None:
-        """Replace blocks and move the fold offset, in one transaction.
+    async def read_superseded(
+        self, tenant: str, series: Sequence[Series], start: int, end: int, as_of_offset: int, max_rows: int
+    ) -> PartPage:
+        """Return the rows that were readable as of an offset and have been superseded or hidden since.
+
+        That is: own offset <= `as_of_offset` < the offset that superseded them. Parts have no statistics.
+
+        Raises:
+            SupersededPruned: rows that the answer needs have been pruned.
+        """
+        ...
+
+    async def fold(self, lease: Lease, work: FoldWork) -> FoldResult:
+        """Merge fresh rows, apply hides, move losers aside, and move the fold offset: all in one transaction.
+
+        A fold up to an offset that is reached already changes nothing. Series of fresh rows are in the catalogue.
 
         Raises:
             LeaseLost: the lease epoch is not the current one; nothing was written.
         """
         ...
 
-    async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
-        """Return what log, blocks and quarantine of the tenant (of one twin, "" = all) count, in one snapshot."""
+    async def prune_superseded(self, before_unix_us: int, limit: int) -> int:
+        """Forget rows that were superseded before a moment, and remember that; returns how many.
+
+        At most `limit` pieces (of up to some thousand rows of one series) go in one transaction: call it until it
+        returns 0.
+        """
         ...
+
+    async def superseded_floor(self) -> int:
+        """Return the lowest offset that as-of reads are complete for; 0 = nothing was pruned yet."""
+        ...
+
+    async def erase(self, tenant: str, series: Sequence[Series]) -> int:
+        """Forget every row of these series, superseded ones too; returns how many readable ones there were.
+
+        A fold that runs at the same time does not bring back what had been folded before.
+        """
+        ...
+
+    async def drop_before(self, tenant: str, series: Sequence[Series], time_unix_us: int) -> int:
+        """Forget the rows of these series before an event time, superseded ones too; returns how many readable ones.
+
+        What nobody else has rows in is dropped as a whole, so give all series of one retention at once.
+        """
+        ...
+
+    async def spans(self, tenant: str, series: Sequence[Series]) -> dict[int, SeriesSpan]:
+        """Return what there is of each of the series that has rows, by id."""
+        ...
+
+    async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
+        """Return what log, history and quarantine of the tenant (of one twin, "" = all) count, in one snapshot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesSpan:
+    """Readable rows of a series: how many, and first and last event time, included."""
+
+    point_count: int
+    first_time_unix_us: int
+    last_time_unix_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +253,13 @@ class HistoryCounts:
     """Exact counts of what is at rest in the database.
 
     Attributes:
-        block_points: readable rows in blocks by quality GOOD, UNCERTAIN, BAD.
+        folded_points: readable rows by quality GOOD, UNCERTAIN, BAD.
         disk_bytes: of the whole schema, with indexes.
     """
 
     entry_count: int
     landed_point_count: int
-    block_points: tuple[int, int, int]
+    folded_points: tuple[int, int, int]
     series_count: int
     quarantined_count: int
     disk_bytes: int
@@ -221,19 +290,9 @@ class SeriesStore(Protocol):
         """Return all series of these twins."""
         ...
 
-    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[SeriesSummary]:
-        """Return series after (twin, channel), by twin and channel, with what their blocks hold."""
+    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[Series]:
+        """Return series after (twin, channel), by twin and channel; twin_id "" = of all twins."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeriesSummary:
-    """A series and what blocks hold of it: rows, and first and last event time (None = no rows)."""
-
-    series: Series
-    point_count: int
-    first_time_unix_us: int | None
-    last_time_unix_us: int | None
 
 
 class QuarantineStore(Protocol):

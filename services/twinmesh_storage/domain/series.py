@@ -122,6 +122,13 @@ class Catalogue:
         """Return the series of this id, of whatever tenant."""
         return self._by_id.get(series_id)
 
+    def require(self, series_id: int) -> Series:
+        """Return the series of an id that rows carry: they are appended only once it is known."""
+        series = self._by_id.get(series_id)
+        if series is None:
+            raise AssertionError(f"series {series_id} was appended without being known")
+        return series
+
     def by_name(self, tenant: str, twin_id: str, channel: str) -> Series | None:
         """Return the tenant's series of this name."""
         return self._by_name.get((tenant, twin_id, channel))

@@ -64,7 +64,11 @@ class Run:
 
 @dataclass(slots=True)
 class Generation:
-    """Entries with first <= offset <= last: sorted runs, and segments that are not sorted yet."""
+    """Entries with first <= offset <= last: sorted runs, and segments that are not sorted yet.
+
+    Attributes:
+        commits: (first offset, commit time) of each commit that its entries came with, in order.
+    """
 
     first: int
     last: int
@@ -73,6 +77,7 @@ class Generation:
     closed: bool = False
     runs: tuple[Run, ...] = ()
     pending: list[tuple[int, Segment]] = field(default_factory=list)
+    commits: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +154,8 @@ class Tail:
             self._generations.append(Generation(entry.offset, entry.offset, now_s))
         generation = self._generations[-1]
         generation.last = entry.offset
+        if not generation.commits or generation.commits[-1][1] != entry.commit_time_unix_us:
+            generation.commits.append((entry.offset, entry.commit_time_unix_us))
         for segment in segments:
             generation.pending.append((entry.offset, segment))
             generation.row_count += len(segment)

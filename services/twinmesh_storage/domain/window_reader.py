@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import floor_to
-from twinmesh_storage.domain.blocks import Block, decode_block
 from twinmesh_storage.domain.flights import Flights
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
 from twinmesh_storage.domain.hot import HotSeries
 from twinmesh_storage.domain.latest_reader import LatestReader, Selection
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore
+from twinmesh_storage.domain.parts import Part
+from twinmesh_storage.domain.ports import HistoryStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, winners
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.tail import TailView
@@ -62,13 +62,13 @@ class WindowReader:
     """Reads windows of twins."""
 
     def __init__(
-        self, *, history: History, latest: LatestReader, blocks: BlockStore, view: LogView, cache: WindowCache
+        self, *, history: History, latest: LatestReader, store: HistoryStore, view: LogView, cache: WindowCache
     ) -> None:
         self._cache = cache
         self._flights = Flights(_FILLS_AT_ONCE)
         self._history = history
         self._latest = latest
-        self._blocks = blocks
+        self._store = store
         self._view = view
 
     async def read(
@@ -188,9 +188,9 @@ class WindowReader:
     async def _load(self, tenant: str, series: Sequence[Series], since: int, end: int) -> dict[int, Rows]:
         parts: dict[int, list[Rows]] = {s.series_id: [] for s in series}
         async for page in self._history.pages(tenant, series, since, end):
-            decoded = await asyncio.to_thread(_decode_all, page.blocks)
-            for block, rows in zip(page.blocks, decoded, strict=True):
-                parts[block.series_id].append(cut(rows, page.start, page.end))
+            unpacked = await asyncio.to_thread(_unpack_all, page.parts)
+            for part, rows in zip(page.parts, unpacked, strict=True):
+                parts[part.series_id].append(cut(rows, page.start, page.end))
         return {series_id: concat(p) if p else no_rows(Lane.NUMERIC) for series_id, p in parts.items()}
 
     async def _reach_back(
@@ -206,16 +206,16 @@ class WindowReader:
         for _ in range(_OLDER_ATTEMPTS):
             if not waiting:
                 return
-            ids = [need.series.series_id for need in waiting]
-            blocks = await self._blocks.read_before(tenant, ids, [found[i].since for i in ids])
-            older = {block.series_id: block for block in blocks}
+            series = [need.series for need in waiting]
+            parts = await self._store.read_before(tenant, series, [found[s.series_id].since for s in series])
+            older = {part.series_id: part for part in parts}
             for need in waiting:
-                block = older.get(need.series.series_id)
-                if block is None:
+                part = older.get(need.series.series_id)
+                if part is None:
                     continue
-                known = found[block.series_id]
-                rows = cut(decode_block(block), MIN_TIME, known.since)
-                found[block.series_id] = HotSeries(since=block.t0, rows=concat([rows, known.rows]))
+                known = found[part.series_id]
+                rows = cut(part.rows(), MIN_TIME, known.since)
+                found[part.series_id] = HotSeries(since=part.t0, rows=concat([rows, known.rows]))
             waiting = [
                 need for need in waiting if need.series.series_id in older and _lacks_start(need, found, tail, spec)
             ]
@@ -233,8 +233,8 @@ def _take(needs: Sequence[_Need], cached: dict[int, HotSeries], found: dict[int,
     return missing
 
 
-def _decode_all(blocks: Sequence[Block]) -> list[Rows]:
-    return [decode_block(block) for block in blocks]
+def _unpack_all(parts: Sequence[Part]) -> list[Rows]:
+    return [part.rows() for part in parts]
 
 
 def _clusters(needs: Sequence[_Need]) -> list[list[_Need]]:

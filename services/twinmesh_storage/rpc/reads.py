@@ -15,7 +15,7 @@ from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.history import History, answers
 from twinmesh_storage.domain.latest_reader import LatestReader, Selection
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.ports import BlockStore, HistoryCounts, QuarantineStore, SeriesStore, SeriesSummary
+from twinmesh_storage.domain.ports import HistoryCounts, HistoryStore, QuarantineStore, SeriesSpan, SeriesStore
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc import mapping, paging, quarantine, raw
@@ -39,7 +39,7 @@ class ReadServicer:
     windows: WindowReader
     aggregator: Aggregator
     counting: Counting
-    blocks: BlockStore
+    store: HistoryStore
     series: SeriesStore
     quarantine: QuarantineStore
 
@@ -130,14 +130,15 @@ class ReadServicer:
         after = paging.names_after(request.page_token)
         twin_id = mapping.require_text(request.twin_id, "twin_id")
 
-        async def count() -> tuple[list[SeriesSummary], dict[int, TailDelta]]:
-            page = await self.series.page(tenant, twin_id, after, size)
-            return page, await self.counting.tail_delta(tenant, [s.series for s in page])
+        page = await self.series.page(tenant, twin_id, after, size)
 
-        _, (page, deltas) = await self.counting.steady(count)
-        last = page[-1].series if len(page) == size else None
+        async def count() -> tuple[dict[int, SeriesSpan], dict[int, TailDelta]]:
+            return await self.store.spans(tenant, page), await self.counting.tail_delta(tenant, page)
+
+        _, (spans, deltas) = await self.counting.steady(count)
+        last = page[-1] if len(page) == size else None
         return storage_pb2.ListSeriesResponse(
-            series=[_series_info(s, deltas.get(s.series.series_id)) for s in page],
+            series=[_series_info(s, spans.get(s.series_id), deltas.get(s.series_id)) for s in page],
             next_page_token=paging.names_token(last.twin_id, last.channel) if last is not None else "",
         )
 
@@ -167,7 +168,7 @@ class ReadServicer:
         mapping.require_text(request.twin_id, "twin_id")
 
         async def count() -> tuple[HistoryCounts, dict[int, TailDelta]]:
-            counts = await self.blocks.counts(tenant, request.twin_id)
+            counts = await self.store.counts(tenant, request.twin_id)
             series = [
                 s for s in self.directory.all_series(tenant) if not request.twin_id or s.twin_id == request.twin_id
             ]
@@ -175,7 +176,8 @@ class ReadServicer:
 
         as_of, (counts, deltas) = await self.counting.steady(count)
         by_quality = [
-            block + sum(delta.by_quality[q] for delta in deltas.values()) for q, block in enumerate(counts.block_points)
+            folded + sum(delta.by_quality[q] for delta in deltas.values())
+            for q, folded in enumerate(counts.folded_points)
         ]
         return storage_pb2.GetStatisticsResponse(
             entry_count=counts.entry_count,
@@ -222,15 +224,16 @@ def _require_numeric(grid: Sequence[Sequence[Series | None]], channels: Sequence
                 )
 
 
-def _series_info(summary: SeriesSummary, delta: TailDelta | None) -> storage_pb2.SeriesInfo:
-    first, last, added = summary.first_time_unix_us, summary.last_time_unix_us, 0
-    if delta is not None:
-        added = sum(delta.by_quality)
-        first = delta.first if first is None else min(first, delta.first)
-        last = delta.last if last is None else max(last, delta.last)
+def _series_info(series: Series, span: SeriesSpan | None, delta: TailDelta | None) -> storage_pb2.SeriesInfo:
+    points = (span.point_count if span else 0) + (sum(delta.by_quality) if delta else 0)
+    firsts = [span.first_time_unix_us] if span else []
+    lasts = [span.last_time_unix_us] if span else []
+    if delta:
+        firsts.append(delta.first)
+        lasts.append(delta.last)
     return storage_pb2.SeriesInfo(
-        key=mapping.series_message(summary.series),
-        point_count=summary.point_count + added,
-        first_time=time_to_message(first) if first is not None else None,
-        last_time=time_to_message(last) if last is not None else None,
+        key=mapping.series_message(series),
+        point_count=points,
+        first_time=time_to_message(min(firsts)) if firsts else None,
+        last_time=time_to_message(max(lasts)) if lasts else None,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import pytest
 
 from twinmesh_core import wire
@@ -18,10 +17,8 @@ from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section
 from twinmesh_core.time import SystemClock
 from twinmesh_runtime.postgres import migrate, open_pool
-from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
 from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
-from twinmesh_storage.domain.blocks import BlockSpan, build_blocks
 from twinmesh_storage.domain.entries import (
     Appended,
     EntryKind,
@@ -32,17 +29,15 @@ from twinmesh_storage.domain.entries import (
     QuarantineVerdict,
 )
 from twinmesh_storage.domain.packing import Packer
-from twinmesh_storage.domain.ports import BlockStore, LeaseLost, LogStore, SeriesStore
-from twinmesh_storage.domain.rows import Lane, Rows
-from twinmesh_storage.domain.series import Series, SeriesRequest
-from twinmesh_testing.storage_fakes import FakeBlocks, FakeDatabase, FakeLog, FakeSeries
+from twinmesh_storage.domain.ports import LeaseLost, LogStore, SeriesStore
+from twinmesh_storage.domain.series import SeriesRequest
+from twinmesh_testing.storage_fakes import FakeDatabase, FakeLog, FakeSeries
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
     log: LogStore
     rival: LogStore
-    blocks: BlockStore
     series: SeriesStore
 
 
@@ -51,7 +46,7 @@ async def ports(request: Any) -> AsyncIterator[Ports]:
     if request.param == "fake":
         database = FakeDatabase()
         clock = SystemClock()
-        yield Ports(FakeLog(database, clock), FakeLog(database, clock), FakeBlocks(database), FakeSeries(database))
+        yield Ports(FakeLog(database, clock), FakeLog(database, clock), FakeSeries(database))
         return
     url = request.getfixturevalue("database_url")
     async with AsyncExitStack() as stack:
@@ -62,8 +57,7 @@ async def ports(request: Any) -> AsyncIterator[Ports]:
             log = PostgresLog(pool=pool, url=url, schema="storage", lease_s=30, request_keep_s=60, timeout_s=5)
             stack.push_async_callback(log.close)
             logs.append(log)
-        blocks, series = PostgresBlocks(pool=pool, timeout_s=5), PostgresSeries(pool=pool, timeout_s=5)
-        yield Ports(logs[0], logs[1], blocks, series)
+        yield Ports(logs[0], logs[1], PostgresSeries(pool=pool, timeout_s=5))
 
 
 def entry(content: str, *, tenant: str = "default", kind: EntryKind = EntryKind.CONTROL, **fields: Any) -> NewEntry:
@@ -194,49 +188,6 @@ async def test_stamps_and_request_ids_are_durable(ports: Ports) -> None:
     assert (await ports.log.position()).last_group == "5b1c5a3c-0000-4000-8000-000000000001"
 
 
-async def test_blocks_are_found_by_time_and_replaced_only_under_the_lease(ports: Ports) -> None:
-    lease = await ports.log.acquire("me")
-    assert lease is not None
-    (series,) = await ports.series.resolve(
-        "default", [SeriesRequest(twin_id="t", channel="c", kind=ChannelKind.GAUGE, unit="", expected_interval_us=10)]
-    )
-    first, second = (block_of(series, start) for start in (0, 5_000_000))
-    await ports.blocks.replace(lease, 3, (), (first, second))
-    ids = [series.series_id]
-    assert await ports.blocks.read("default", ids, 4_000_000, 5_000_000, 10) == []
-    assert await ports.blocks.read("default", ids, 50, 60, 10) == [first]
-    assert await ports.blocks.read("default", ids, -(1 << 62), 1 << 62, 10) == [first, second]
-    assert await ports.blocks.read("default", ids, -(1 << 62), 1 << 62, 1) == [first]
-    assert await ports.blocks.read("other", ids, 50, 60, 10) == []
-    assert await ports.blocks.read_last("default", ids) == [second]
-    assert await ports.blocks.read_before("default", ids, [5_000_000]) == [first]
-    span = BlockSpan(tenant="default", series_id=ids[0], cell_start=0, first=6_000_000, last=6_000_001)
-    assert await ports.blocks.read_touched([span], 0) == []
-    assert len(await ports.blocks.read_touched([span], 1_000)) == 2
-    assert (await ports.log.position()).fold_offset == 3
-    assert (await ports.blocks.counts("default", "")).block_points == (200, 0, 0)
-    (summary,) = await ports.series.page("default", "t", ("", ""), 10)
-    assert (summary.point_count, summary.first_time_unix_us, summary.last_time_unix_us) == (200, 0, 5_000_990)
-    assert await ports.series.page("default", "t", ("t", "c"), 10) == []
-    await ports.log.acquire("me")
-    with pytest.raises(LeaseLost):
-        await ports.blocks.replace(lease, 4, (first,), ())
-    assert (await ports.log.position()).fold_offset == 3
-
-
-def block_of(series: Series, start: int) -> Any:
-    n = 100
-    rows = Rows(
-        series=np.full(n, series.series_id),
-        ts=start + np.arange(n) * 10,
-        value=np.arange(n, dtype=np.float64).view(np.int64),
-        quality=np.ones(n, np.uint8),
-        offset=np.full(n, 3),
-    )
-    (block,) = build_blocks(rows, Lane.NUMERIC, lambda _: series)
-    return block
-
-
 async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
     asked = [SeriesRequest(twin_id="t", channel=c, kind=ChannelKind.GAUGE, unit="Cel") for c in ("a", "b", "a")]
     first = await ports.series.resolve("default", asked)
@@ -252,6 +203,9 @@ async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
             await ports.series.resolve("default", [wrong])
     assert await ports.series.find_ids("other", [first[0].series_id]) == []
     assert {s.channel for s in await ports.series.list_twins("default", ["t"])} == {"a", "b"}
+    assert [s.channel for s in await ports.series.page("default", "t", ("", ""), 10)] == ["a", "b"]
+    assert [s.channel for s in await ports.series.page("default", "", ("t", "a"), 10)] == ["b"]
+    assert await ports.series.page("default", "t", ("t", "b"), 10) == []
 
 
 GROUP_IDS = [f"5b1c5a3c-0000-4000-8000-0000000000{i:02d}" for i in range(10, 20)]

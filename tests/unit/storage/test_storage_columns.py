@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain import columns
 from twinmesh_storage.domain.aggregate import Function, Partials, add_page, bucket_edges
-from twinmesh_storage.domain.blocks import Block, build_blocks, decode_block, spans_of
-from twinmesh_storage.domain.compactor import fold_blocks
+from twinmesh_storage.domain.blocks import Block, build_blocks, spans_of
+from twinmesh_storage.domain.folding import settle
 from twinmesh_storage.domain.history import Page, merge_page
 from twinmesh_storage.domain.rows import Lane, Rows, as_float64, merge, no_rows
 from twinmesh_storage.domain.series import Series, cell_us
@@ -125,7 +125,8 @@ def folded(batches: list[list[tuple[int, int, int, int]]], small: int = 4) -> li
         }
         for key in touched:
             del blocks[key]
-        for block in fold_blocks({Lane.NUMERIC: run}, list(touched.values()), series_of):
+        settled = settle([*(b.rows() for b in touched.values()), run.rows], ())
+        for block in build_blocks(settled.readable, Lane.NUMERIC, series_of):
             assert block.key not in blocks
             blocks[block.key] = block
     return sorted(blocks.values(), key=lambda b: (b.series_id, b.t0))
@@ -137,7 +138,7 @@ BATCHES = st.lists(st.lists(POINT, max_size=25), min_size=1, max_size=5)
 @given(BATCHES)
 def test_folding_batches_gives_what_the_last_offset_says(batches: list[list[tuple[int, int, int, int]]]) -> None:
     blocks = folded(batches)
-    stored = merge([no_rows(Lane.NUMERIC), *(decode_block(b) for b in blocks)])
+    stored = merge([no_rows(Lane.NUMERIC), *(b.rows() for b in blocks)])
     assert as_dict(stored) == model([p for batch in batches for p in batch])
     for before, after in pairwise(blocks):
         assert before.series_id != after.series_id or before.t1 < after.t0, "blocks of a series overlap"
@@ -164,7 +165,7 @@ def test_aggregates_of_blocks_and_tail_equal_aggregates_of_points(
     tail = TailView(base=count, head=count + len(fresh), runs=runs)
     edges = bucket_edges(0, 40_000_001, bucket_s * 1_000_000, "", 1000)
     series = tuple(SERIES.values())
-    page = Page(series=series, blocks=tuple(blocks), tail=tail, start=int(edges[0]), end=int(edges[-1]))
+    page = Page(series=series, parts=tuple(blocks), tail=tail, start=int(edges[0]), end=int(edges[-1]))
     partials = {s.series_id: Partials.empty(len(edges) - 1) for s in series}
     add_page(page, edges, partials)
     points = merge_page(page)

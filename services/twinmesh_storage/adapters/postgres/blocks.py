@@ -1,12 +1,16 @@
-"""Blocks in PostgreSQL."""
+"""History as blocks in PostgreSQL."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from psycopg import AsyncConnection
 
+from twinmesh_core.time import to_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.adapters.postgres.copying import (
     NULL,
@@ -19,9 +23,29 @@ from twinmesh_storage.adapters.postgres.copying import (
     row_head,
     text,
 )
-from twinmesh_storage.domain.blocks import Block, BlockSpan, Statistics
+from twinmesh_storage.adapters.postgres.folds import (
+    COUNTS,
+    MOVE_FOLD,
+    Moved,
+    SupersededRows,
+    fold_state,
+    lock_fold,
+)
+from twinmesh_storage.domain import columns
+from twinmesh_storage.domain.blocks import (
+    SMALL_BLOCK_ROWS,
+    Block,
+    BlockSpan,
+    SeriesOf,
+    build_blocks,
+    spans_of,
+)
 from twinmesh_storage.domain.entries import Lease
-from twinmesh_storage.domain.ports import HistoryCounts, LeaseLost
+from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
+from twinmesh_storage.domain.parts import Part, PartPage, Statistics, page_of
+from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
+from twinmesh_storage.domain.rows import Lane, Rows
+from twinmesh_storage.domain.series import Series
 
 _COLUMNS: Final = (
     "tenant",
@@ -48,16 +72,24 @@ _COPY_BLOCKS: Final = copy_statement("block", _COLUMNS)
 _B: Final = ", ".join(f"b.{column}" for column in _COLUMNS)
 
 # Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
+_PAGE_BLOCKS: Final = 2_048
+_FOLD_ATTEMPTS: Final = 5
+
+# Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
 _READ: Final = f"""
-select {_B} from unnest(%(series)s::bigint[]) with ordinality as s (id, rank)
-cross join lateral (
-    select * from block
-    where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s
-      and t0 >= coalesce((select max(t0) from block
-                          where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s), %(start)s)
-    order by t0 limit %(limit)s) b
-order by s.rank, b.t0
-limit %(limit)s
+select {_B}, b.total from (
+    select *, sum(n) over in_order as total, row_number() over in_order as number from (
+        select s.rank, b.* from unnest(%(series)s::bigint[]) with ordinality as s (id, rank)
+        cross join lateral (
+            select * from block
+            where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s
+              and t0 >= coalesce((select max(t0) from block
+                                  where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s), %(start)s)
+            order by t0 limit %(limit)s) b
+        order by s.rank, b.t0 limit %(limit)s) first_ones
+    window in_order as (order by rank, t0)) b
+where b.total - b.n < %(max_rows)s or b.number <= 2
+order by b.total
 """  # noqa: S608 -- constants of this module
 
 _READ_LAST: Final = f"""
@@ -81,105 +113,290 @@ cross join lateral (
       and (t1 >= s.first or n < %(small)s)) b
 """  # noqa: S608 -- constants of this module
 
-# Conflicts with a take-over of the lease, and not with the commits that go on meanwhile.
-_FENCE: Final = "select lease_epoch from partition_state where partition_id = 0 for key share"
+# A block that an edge of a hide cuts in two has to be unpacked; those wholly inside are moved as they are.
+_READ_CUT: Final = f"""
+select {_B} from block b
+where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(end)s and t1 >= %(start)s
+  and (t0 < %(start)s or t1 >= %(end)s)
+"""  # noqa: S608 -- constants of this module
+
+_MOVE_HIDDEN: Final = """
+with gone as (
+    delete from block
+    where tenant = %(tenant)s and series_id = any(%(series)s) and t0 >= %(start)s and t1 < %(end)s
+      and max_offset < %(offset)s
+    returning *)
+insert into superseded (tenant, series_id, t0, t1, n, min_offset, max_by_offset, superseded_time,
+                        ts, val, quality, log_offset, by_offset)
+select tenant, series_id, t0, t1, n, 0, %(offset)s, %(time)s, ts, val, quality, log_offset, %(by)b from gone
+"""
 
 _DELETE: Final = """
 delete from block b using unnest(%s::text[], %s::bigint[], %s::bigint[]) as k (tenant, series_id, t0)
 where b.tenant = k.tenant and b.series_id = k.series_id and b.t0 = k.t0
 """
 
-_MOVE_FOLD: Final = "update fold_state set fold_offset = greatest(fold_offset, %s) where partition_id = 0"
+_ERASE: Final = """
+with gone as (delete from block where tenant = %(tenant)s and series_id = any(%(series)s) returning n)
+select coalesce(sum(n), 0) from gone
+"""
+_DROP_BEFORE: Final = """
+with gone as (
+    delete from block where tenant = %(tenant)s and series_id = any(%(series)s) and t1 < %(time)s returning n)
+select coalesce(sum(n), 0) from gone
+"""
+_DROP_STRADDLING: Final = f"""
+delete from block b where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(time)s and t1 >= %(time)s
+returning {_B}
+"""  # noqa: S608 -- constants of this module
 
-_COUNTS: Final = """
-with mine as (select series_id from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s))
-select
-    (select count(*) from log where tenant = %(tenant)s)
-        + coalesce((select entry_count from trimmed where tenant = %(tenant)s), 0),
-    (select coalesce(sum(point_count), 0) from log where tenant = %(tenant)s)
-        + coalesce((select point_count from trimmed where tenant = %(tenant)s), 0),
-    coalesce(sum(b.good_count), 0), coalesce(sum(b.uncertain_count), 0), coalesce(sum(b.bad_count), 0),
-    (select count(*) from mine),
-    (select count(*) from quarantine
-     where tenant = %(tenant)s and state = 1 and (%(twin)s = '' or twin_id = %(twin)s)),
-    (select sum(pg_total_relation_size(c.oid)) from pg_class c
-     where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r'),
-    (select fold_offset from fold_state where partition_id = 0),
-    (select trim_offset from trim_state where partition_id = 0)
-from block b where b.tenant = %(tenant)s and (%(twin)s = '' or b.series_id in (select series_id from mine))
+_SPANS: Final = """
+select series_id, sum(n)::bigint, min(t0), max(t1) from block
+where tenant = %(tenant)s and series_id = any(%(series)s) group by series_id
 """
 
+_COUNTS: Final = f"""
+with mine as (select series_id from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s))
+select c.*, coalesce(sum(b.good_count), 0), coalesce(sum(b.uncertain_count), 0), coalesce(sum(b.bad_count), 0)
+from ({COUNTS}) as c (entries, landed, series, quarantined, disk, fold, trim)
+left join block b on b.tenant = %(tenant)s and (%(twin)s = '' or b.series_id in (select series_id from mine))
+group by c.entries, c.landed, c.series, c.quarantined, c.disk, c.fold, c.trim
+"""  # noqa: S608 -- constants of this module
 
-class PostgresBlocks:
-    """`BlockStore` on PostgreSQL.
+
+class BlockHistory:
+    """`HistoryStore` as blocks in PostgreSQL.
 
     Args:
-        timeout_s: bound of each read; folding may take ten times as long.
+        timeout_s: bound of each read; folding and dropping may take ten times as long.
+        series_of: finds the series of rows to be folded.
     """
 
-    def __init__(self, *, pool: Pool, timeout_s: float) -> None:
+    form: Final = "blocks"
+
+    def __init__(self, *, pool: Pool, timeout_s: float, series_of: SeriesOf) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
+        self._series_of = series_of
+        self._superseded = SupersededRows(pool=pool, timeout_s=timeout_s, series_of=series_of)
 
-    async def read(self, tenant: str, series: Sequence[int], start: int, end: int, limit: int) -> list[Block]:
-        """See `BlockStore.read`."""
-        arguments = {"tenant": tenant, "series": list(series), "start": start, "end": end, "limit": limit}
-        return await self._fetch(_READ, arguments, self._timeout_s)
+    # --- reads ---
 
-    async def read_last(self, tenant: str, series: Sequence[int]) -> list[Block]:
-        """See `BlockStore.read_last`."""
-        return await self._fetch(_READ_LAST, {"tenant": tenant, "series": list(series)}, self._timeout_s)
-
-    async def read_before(self, tenant: str, series: Sequence[int], before: Sequence[int]) -> list[Block]:
-        """See `BlockStore.read_before`."""
-        arguments = {"tenant": tenant, "series": list(series), "before": list(before)}
-        return await self._fetch(_READ_BEFORE, arguments, self._timeout_s)
-
-    async def _fetch(self, statement: str, arguments: dict[str, Any], timeout_s: float) -> list[Block]:
-        async with connection(self._pool, timeout_s=timeout_s) as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(statement, arguments)
-            return [_block(row) for row in await cursor.fetchall()]
-
-    async def read_touched(self, spans: Sequence[BlockSpan], small: int) -> list[Block]:
-        """See `BlockStore.read_touched`."""
+    async def read(self, tenant: str, series: Sequence[Series], start: int, end: int, max_rows: int) -> PartPage:
+        """See `HistoryStore.read`."""
         arguments = {
-            "tenant": [s.tenant for s in spans],
-            "series": [s.series_id for s in spans],
-            "cell": [s.cell_start for s in spans],
-            "first": [s.first for s in spans],
-            "last": [s.last for s in spans],
-            "small": small,
+            "tenant": tenant,
+            "series": _ids(series),
+            "start": start,
+            "end": end,
+            "max_rows": max_rows,
+            "limit": _PAGE_BLOCKS,
         }
-        return await self._fetch(_READ_TOUCHED, arguments, 10 * self._timeout_s)
+        found = await self._fetch(_READ, arguments, self._timeout_s)
+        truncated = len(found) > 1 and (len(found) >= _PAGE_BLOCKS or found[-1][-1] >= max_rows)
+        return page_of([_block(row) for row in found], series, truncated=truncated)
 
-    async def replace(self, lease: Lease, fold_offset: int, removed: Sequence[Block], added: Sequence[Block]) -> None:
-        """See `BlockStore.replace`."""
-        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
-            fenced = await (await conn.execute(_FENCE)).fetchone()
-            if fenced is None or fenced[0] != lease.epoch:
-                raise LeaseLost
-            if removed:
-                keys = [block.key for block in removed]
-                await conn.execute(_DELETE, ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
-            if added:
-                await _copy_blocks(conn, added)
-            await conn.execute(_MOVE_FOLD, (fold_offset,))
+    async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
+        """See `HistoryStore.read_last`."""
+        arguments = {"tenant": tenant, "series": _ids(series)}
+        return [_block(row) for row in await self._fetch(_READ_LAST, arguments, self._timeout_s)]
+
+    async def read_before(self, tenant: str, series: Sequence[Series], before: Sequence[int]) -> list[Part]:
+        """See `HistoryStore.read_before`."""
+        arguments = {"tenant": tenant, "series": _ids(series), "before": list(before)}
+        return [_block(row) for row in await self._fetch(_READ_BEFORE, arguments, self._timeout_s)]
+
+    async def read_superseded(
+        self, tenant: str, series: Sequence[Series], start: int, end: int, as_of_offset: int, max_rows: int
+    ) -> PartPage:
+        """See `HistoryStore.read_superseded`."""
+        return await self._superseded.read(tenant, series, start, end, as_of_offset, max_rows)
+
+    async def superseded_floor(self) -> int:
+        """See `HistoryStore.superseded_floor`."""
+        return await self._superseded.floor()
+
+    async def spans(self, tenant: str, series: Sequence[Series]) -> dict[int, SeriesSpan]:
+        """See `HistoryStore.spans`."""
+        found = await self._fetch(_SPANS, {"tenant": tenant, "series": _ids(series)}, self._timeout_s)
+        return {
+            series_id: SeriesSpan(point_count=n, first_time_unix_us=first, last_time_unix_us=last)
+            for series_id, n, first, last in found
+        }
 
     async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
-        """See `BlockStore.counts`."""
-        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
-            row = await (await conn.execute(_COUNTS, {"tenant": tenant, "twin": twin_id})).fetchone()
-        entries, landed, good, uncertain, bad, series, quarantined, disk, fold, trim = row or (0,) * 10
+        """See `HistoryStore.counts`."""
+        found = await self._fetch(_COUNTS, {"tenant": tenant, "twin": twin_id}, 10 * self._timeout_s)
+        entries, landed, series, quarantined, disk, fold, trim, good, uncertain, bad = found[0]
         return HistoryCounts(
             entry_count=int(entries),
             landed_point_count=int(landed),
-            block_points=(int(good), int(uncertain), int(bad)),
+            folded_points=(int(good), int(uncertain), int(bad)),
             series_count=int(series),
             quarantined_count=int(quarantined),
             disk_bytes=int(disk),
             fold_offset=int(fold),
             trim_offset=int(trim),
         )
+
+    async def _fetch(self, statement: str, arguments: dict[str, Any], timeout_s: float) -> list[tuple[Any, ...]]:
+        async with connection(self._pool, timeout_s=timeout_s) as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(statement, arguments)
+            return await cursor.fetchall()
+
+    # --- changes ---
+
+    async def fold(self, lease: Lease, work: FoldWork) -> FoldResult:
+        """See `HistoryStore.fold`."""
+        for _ in range(_FOLD_ATTEMPTS):
+            try:
+                return await self._fold(lease, work)
+            except Moved:
+                continue  # rows were erased or dropped between reading and writing: look again
+        return await self._fold(lease, work)
+
+    async def _fold(self, lease: Lease, work: FoldWork) -> FoldResult:
+        hides = sorted(work.hides, key=lambda hide: hide.offset)
+        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
+            folded = await fold_state(conn, lease)
+            if work.fold_offset <= folded:
+                return FoldResult(repeated=True)
+            fresh = {lane: rows.take(rows.offset > folded) for lane, rows in work.fresh.items()}
+            spans = await asyncio.to_thread(_spans, fresh, self._series_of)
+            touched = await _touched(conn, spans, hides)
+        written = await asyncio.to_thread(_rewrite, fresh, touched, hides, self._series_of)
+        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
+            await lock_fold(conn, lease, folded)
+            if touched:
+                await _delete(conn, touched)
+            for hide in hides:
+                await conn.execute(_MOVE_HIDDEN, _hidden(hide, work))
+            if written.blocks:
+                await _copy_blocks(conn, written.blocks)
+            for aside in written.superseded:
+                await self._superseded.write(conn, aside, work.commit_times)
+            await conn.execute(MOVE_FOLD, (work.fold_offset,))
+        return FoldResult(
+            parts=len(written.blocks),
+            rows_written=sum(block.n for block in written.blocks),
+            bytes_written=sum(block.size for block in written.blocks),
+            superseded=sum(len(aside) for aside in written.superseded),
+        )
+
+    async def prune_superseded(self, before_unix_us: int, limit: int) -> int:
+        """See `HistoryStore.prune_superseded`."""
+        return await self._superseded.prune(before_unix_us, limit)
+
+    async def erase(self, tenant: str, series: Sequence[Series]) -> int:
+        """See `HistoryStore.erase`."""
+        ids = _ids(series)
+        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
+            await lock_fold(conn)
+            await self._superseded.erase(conn, tenant, ids)
+            row = await (await conn.execute(_ERASE, {"tenant": tenant, "series": ids})).fetchone()
+        return int(row[0]) if row else 0
+
+    async def drop_before(self, tenant: str, series: Sequence[Series], time_unix_us: int) -> int:
+        """See `HistoryStore.drop_before`."""
+        arguments = {"tenant": tenant, "series": _ids(series), "time": time_unix_us}
+        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
+            await lock_fold(conn)
+            await self._superseded.drop_before(conn, tenant, _ids(series), time_unix_us)
+            row = await (await conn.execute(_DROP_BEFORE, arguments)).fetchone()
+            async with conn.cursor(binary=True) as cursor:
+                await cursor.execute(_DROP_STRADDLING, arguments)
+                cut = [_block(found) for found in await cursor.fetchall()]
+            kept = await asyncio.to_thread(_since, cut, time_unix_us, self._series_of)
+            if kept:
+                await _copy_blocks(conn, kept)
+        return int(row[0] if row else 0) + sum(block.n for block in cut) - sum(block.n for block in kept)
+
+
+def _ids(series: Sequence[Series]) -> list[int]:
+    return [s.series_id for s in series]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What a fold puts in the place of the blocks that it touched."""
+
+    blocks: list[Block]
+    superseded: list[Superseded]
+
+
+def _spans(fresh: dict[Lane, Rows], series_of: SeriesOf) -> list[BlockSpan]:
+    return [span for rows in fresh.values() for span in spans_of(rows, series_of)]
+
+
+async def _touched(conn: AsyncConnection[Any], spans: Sequence[BlockSpan], hides: Sequence[Hide]) -> list[Block]:
+    """Return the blocks that must be merged with fresh rows, or that a hide cuts in two."""
+    touched: dict[tuple[str, int, int], Block] = {}
+    async with conn.cursor(binary=True) as cursor:
+        if spans:
+            arguments = {
+                "tenant": [s.tenant for s in spans],
+                "series": [s.series_id for s in spans],
+                "cell": [s.cell_start for s in spans],
+                "first": [s.first for s in spans],
+                "last": [s.last for s in spans],
+                "small": SMALL_BLOCK_ROWS,
+            }
+            await cursor.execute(_READ_TOUCHED, arguments)
+            touched = {block.key: block for block in map(_block, await cursor.fetchall())}
+        for hide in hides:
+            cut = {"tenant": hide.tenant, "series": sorted(hide.series_ids), "start": hide.start, "end": hide.end}
+            await cursor.execute(_READ_CUT, cut)
+            touched |= {block.key: block for block in map(_block, await cursor.fetchall())}
+    return list(touched.values())
+
+
+def _rewrite(fresh: dict[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide], series_of: SeriesOf) -> _Written:
+    written = _Written(blocks=[], superseded=[])
+    for lane in Lane:
+        parts = [block.rows() for block in touched if block.lane is lane]
+        if lane in fresh:
+            parts.append(fresh[lane])
+        if not parts:
+            continue
+        settled = settle(parts, hides)
+        written.blocks.extend(build_blocks(settled.readable, lane, series_of))
+        if len(settled.superseded):
+            written.superseded.append(settled.superseded)
+    return written
+
+
+def _hidden(hide: Hide, work: FoldWork) -> dict[str, Any]:
+    (time_unix_us,) = work.commit_times.at(np.array([hide.offset])).tolist()
+    return {
+        "tenant": hide.tenant,
+        "series": sorted(hide.series_ids),
+        "start": hide.start,
+        "end": hide.end,
+        "offset": hide.offset,
+        "time": to_datetime(time_unix_us),
+        "by": columns.encode_ints(np.array([hide.offset])),
+    }
+
+
+def _since(blocks: Sequence[Block], time_unix_us: int, series_of: SeriesOf) -> list[Block]:
+    """Return what is left of blocks from an event time on."""
+    kept: list[Block] = []
+    for block in blocks:
+        rows = block.rows()
+        kept.extend(build_blocks(rows.take(rows.ts >= time_unix_us), block.lane, series_of))
+    return kept
+
+
+async def _delete(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
+    """Delete blocks by key.
+
+    Raises:
+        Moved: some are not there any more. Whoever changes a block deletes its key, so the others are as read.
+    """
+    keys = [block.key for block in blocks]
+    cursor = await conn.execute(_DELETE, ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
+    if cursor.rowcount != len(keys):
+        raise Moved
 
 
 async def _copy_blocks(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:

@@ -9,7 +9,6 @@ from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import from_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineFilter, QuarantineRow, QuarantineState
-from twinmesh_storage.domain.ports import SeriesSummary
 from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
 
 _S: Final = "s.tenant, s.series_id, s.twin_id, s.channel, s.kind, s.unit, s.expected_interval_us"
@@ -35,15 +34,10 @@ _FIND_IDS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.series_id = any(%
 _LIST_TWINS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.twin_id = any(%(twins)s)"
 
 _PAGE: Final = f"""
-select {_S}, b.points, b.first_time, b.last_time
-from (select * from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)
-        and (twin_id, channel) > (%(after_twin)s, %(after_channel)s)
-      order by twin_id, channel limit %(limit)s) s
-cross join lateral (
-    select coalesce(sum(n), 0)::bigint as points, min(t0) as first_time, max(t1) as last_time
-    from block where tenant = s.tenant and series_id = s.series_id) b
-order by s.twin_id, s.channel
-"""  # noqa: S608 -- constants of this module
+{_LOAD} where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)
+  and (twin_id, channel) > (%(after_twin)s, %(after_channel)s)
+order by twin_id, channel limit %(limit)s
+"""
 
 _QUARANTINE_FILTER: Final = """
 from quarantine where tenant = %(tenant)s and state = %(state)s
@@ -116,7 +110,7 @@ class PostgresSeries:
         """See `SeriesStore.list_twins`."""
         return await self._query(_LIST_TWINS, {"tenant": tenant, "twins": list(twin_ids)})
 
-    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[SeriesSummary]:
+    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[Series]:
         """See `SeriesStore.page`."""
         arguments = {
             "tenant": tenant,
@@ -125,12 +119,7 @@ class PostgresSeries:
             "after_channel": after[1],
             "limit": limit,
         }
-        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
-            rows = await (await conn.execute(_PAGE, arguments)).fetchall()
-        return [
-            SeriesSummary(series=_series(row), point_count=row[7], first_time_unix_us=row[8], last_time_unix_us=row[9])
-            for row in rows
-        ]
+        return await self._query(_PAGE, arguments)
 
     async def _query(self, statement: str, arguments: dict[str, Any]) -> list[Series]:
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:
