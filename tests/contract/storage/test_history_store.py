@@ -22,7 +22,8 @@ from twinmesh_storage.domain.parts import PartPage
 from twinmesh_storage.domain.ports import HistoryStore, LeaseLost, LogStore, SeriesStore, SupersededPruned
 from twinmesh_storage.domain.rows import Lane, Rows, sort_rows
 from twinmesh_storage.domain.series import Catalogue, Series, SeriesRequest
-from twinmesh_testing.storage_fakes import FakeDatabase, FakeHistory, FakeLog, FakeSeries
+from twinmesh_testing.history_fake import FakeHistory
+from twinmesh_testing.storage_fakes import FakeDatabase, FakeLog, FakeSeries
 
 S = 1_000_000
 T0 = 1_700_000_000 * S

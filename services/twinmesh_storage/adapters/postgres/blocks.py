@@ -12,11 +12,11 @@ from psycopg import AsyncConnection
 
 from twinmesh_core.time import to_datetime
 from twinmesh_runtime.postgres import Pool, connection
+from twinmesh_storage.adapters.postgres import blocks_sql as sql
 from twinmesh_storage.adapters.postgres.copying import (
     NULL,
     bytea_head,
     copy_rows,
-    copy_statement,
     float8,
     int4,
     int8,
@@ -24,7 +24,6 @@ from twinmesh_storage.adapters.postgres.copying import (
     text,
 )
 from twinmesh_storage.adapters.postgres.folds import (
-    COUNTS,
     MOVE_FOLD,
     Moved,
     SupersededRows,
@@ -47,121 +46,8 @@ from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
 
-_COLUMNS: Final = (
-    "tenant",
-    "series_id",
-    "t0",
-    "t1",
-    "n",
-    "good_count",
-    "uncertain_count",
-    "bad_count",
-    "max_offset",
-    "min_value",
-    "max_value",
-    "sum_value",
-    "m2_value",
-    "first_value",
-    "last_value",
-    "ts",
-    "val",
-    "quality",
-    "log_offset",
-)
-_COPY_BLOCKS: Final = copy_statement("block", _COLUMNS)
-_B: Final = ", ".join(f"b.{column}" for column in _COLUMNS)
-
-# Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
 _PAGE_BLOCKS: Final = 2_048
 _FOLD_ATTEMPTS: Final = 5
-
-# Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
-_READ: Final = f"""
-select {_B}, b.total from (
-    select *, sum(n) over in_order as total, row_number() over in_order as number from (
-        select s.rank, b.* from unnest(%(series)s::bigint[]) with ordinality as s (id, rank)
-        cross join lateral (
-            select * from block
-            where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s
-              and t0 >= coalesce((select max(t0) from block
-                                  where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s), %(start)s)
-            order by t0 limit %(limit)s) b
-        order by s.rank, b.t0 limit %(limit)s) first_ones
-    window in_order as (order by rank, t0)) b
-where b.total - b.n < %(max_rows)s or b.number <= 2
-order by b.total
-"""  # noqa: S608 -- constants of this module
-
-_READ_LAST: Final = f"""
-select {_B} from unnest(%(series)s::bigint[]) as s (id)
-cross join lateral (
-    select * from block where tenant = %(tenant)s and series_id = s.id order by t0 desc limit 1) b
-"""  # noqa: S608 -- constants of this module
-
-_READ_BEFORE: Final = f"""
-select {_B} from unnest(%(series)s::bigint[], %(before)s::bigint[]) as s (id, before)
-cross join lateral (
-    select * from block where tenant = %(tenant)s and series_id = s.id and t0 < s.before order by t0 desc limit 1) b
-"""  # noqa: S608 -- constants of this module
-
-_READ_TOUCHED: Final = f"""
-select {_B} from unnest(%(tenant)s::text[], %(series)s::bigint[], %(cell)s::bigint[], %(first)s::bigint[],
-                        %(last)s::bigint[]) as s (tenant, id, cell, first, last)
-cross join lateral (
-    select * from block
-    where tenant = s.tenant and series_id = s.id and t0 >= s.cell and t0 <= s.last
-      and (t1 >= s.first or n < %(small)s)) b
-"""  # noqa: S608 -- constants of this module
-
-# A block that an edge of a hide cuts in two has to be unpacked; those wholly inside are moved as they are.
-_READ_CUT: Final = f"""
-select {_B} from block b
-where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(end)s and t1 >= %(start)s
-  and (t0 < %(start)s or t1 >= %(end)s)
-"""  # noqa: S608 -- constants of this module
-
-_MOVE_HIDDEN: Final = """
-with gone as (
-    delete from block
-    where tenant = %(tenant)s and series_id = any(%(series)s) and t0 >= %(start)s and t1 < %(end)s
-      and max_offset < %(offset)s
-    returning *)
-insert into superseded (tenant, series_id, t0, t1, n, min_offset, max_by_offset, superseded_time,
-                        ts, val, quality, log_offset, by_offset)
-select tenant, series_id, t0, t1, n, 0, %(offset)s, %(time)s, ts, val, quality, log_offset, %(by)b from gone
-"""
-
-_DELETE: Final = """
-delete from block b using unnest(%s::text[], %s::bigint[], %s::bigint[]) as k (tenant, series_id, t0)
-where b.tenant = k.tenant and b.series_id = k.series_id and b.t0 = k.t0
-"""
-
-_ERASE: Final = """
-with gone as (delete from block where tenant = %(tenant)s and series_id = any(%(series)s) returning n)
-select coalesce(sum(n), 0) from gone
-"""
-_DROP_BEFORE: Final = """
-with gone as (
-    delete from block where tenant = %(tenant)s and series_id = any(%(series)s) and t1 < %(time)s returning n)
-select coalesce(sum(n), 0) from gone
-"""
-_DROP_STRADDLING: Final = f"""
-delete from block b where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(time)s and t1 >= %(time)s
-returning {_B}
-"""  # noqa: S608 -- constants of this module
-
-_SPANS: Final = """
-select series_id, sum(n)::bigint, min(t0), max(t1) from block
-where tenant = %(tenant)s and series_id = any(%(series)s) group by series_id
-"""
-
-_COUNTS: Final = f"""
-with mine as (select series_id from series where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s))
-select c.*, coalesce(sum(b.good_count), 0), coalesce(sum(b.uncertain_count), 0), coalesce(sum(b.bad_count), 0)
-from ({COUNTS}) as c (entries, landed, series, quarantined, disk, fold, trim)
-left join block b on b.tenant = %(tenant)s and (%(twin)s = '' or b.series_id in (select series_id from mine))
-group by c.entries, c.landed, c.series, c.quarantined, c.disk, c.fold, c.trim
-"""  # noqa: S608 -- constants of this module
 
 
 class BlockHistory:
@@ -192,19 +78,19 @@ class BlockHistory:
             "max_rows": max_rows,
             "limit": _PAGE_BLOCKS,
         }
-        found = await self._fetch(_READ, arguments, self._timeout_s)
+        found = await self._fetch(sql.READ, arguments, self._timeout_s)
         truncated = len(found) > 1 and (len(found) >= _PAGE_BLOCKS or found[-1][-1] >= max_rows)
         return page_of([_block(row) for row in found], series, truncated=truncated)
 
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """See `HistoryStore.read_last`."""
         arguments = {"tenant": tenant, "series": _ids(series)}
-        return [_block(row) for row in await self._fetch(_READ_LAST, arguments, self._timeout_s)]
+        return [_block(row) for row in await self._fetch(sql.READ_LAST, arguments, self._timeout_s)]
 
     async def read_before(self, tenant: str, series: Sequence[Series], before: Sequence[int]) -> list[Part]:
         """See `HistoryStore.read_before`."""
         arguments = {"tenant": tenant, "series": _ids(series), "before": list(before)}
-        return [_block(row) for row in await self._fetch(_READ_BEFORE, arguments, self._timeout_s)]
+        return [_block(row) for row in await self._fetch(sql.READ_BEFORE, arguments, self._timeout_s)]
 
     async def read_superseded(
         self, tenant: str, series: Sequence[Series], start: int, end: int, as_of_offset: int, max_rows: int
@@ -218,7 +104,7 @@ class BlockHistory:
 
     async def spans(self, tenant: str, series: Sequence[Series]) -> dict[int, SeriesSpan]:
         """See `HistoryStore.spans`."""
-        found = await self._fetch(_SPANS, {"tenant": tenant, "series": _ids(series)}, self._timeout_s)
+        found = await self._fetch(sql.SPANS, {"tenant": tenant, "series": _ids(series)}, self._timeout_s)
         return {
             series_id: SeriesSpan(point_count=n, first_time_unix_us=first, last_time_unix_us=last)
             for series_id, n, first, last in found
@@ -226,7 +112,7 @@ class BlockHistory:
 
     async def counts(self, tenant: str, twin_id: str) -> HistoryCounts:
         """See `HistoryStore.counts`."""
-        found = await self._fetch(_COUNTS, {"tenant": tenant, "twin": twin_id}, 10 * self._timeout_s)
+        found = await self._fetch(sql.COUNTS, {"tenant": tenant, "twin": twin_id}, 10 * self._timeout_s)
         entries, landed, series, quarantined, disk, fold, trim, good, uncertain, bad = found[0]
         return HistoryCounts(
             entry_count=int(entries),
@@ -270,7 +156,7 @@ class BlockHistory:
             if touched:
                 await _delete(conn, touched)
             for hide in hides:
-                await conn.execute(_MOVE_HIDDEN, _hidden(hide, work))
+                await conn.execute(sql.MOVE_HIDDEN, _hidden(hide, work))
             if written.blocks:
                 await _copy_blocks(conn, written.blocks)
             for aside in written.superseded:
@@ -293,7 +179,7 @@ class BlockHistory:
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn)
             await self._superseded.erase(conn, tenant, ids)
-            row = await (await conn.execute(_ERASE, {"tenant": tenant, "series": ids})).fetchone()
+            row = await (await conn.execute(sql.ERASE, {"tenant": tenant, "series": ids})).fetchone()
         return int(row[0]) if row else 0
 
     async def drop_before(self, tenant: str, series: Sequence[Series], time_unix_us: int) -> int:
@@ -302,9 +188,9 @@ class BlockHistory:
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn)
             await self._superseded.drop_before(conn, tenant, _ids(series), time_unix_us)
-            row = await (await conn.execute(_DROP_BEFORE, arguments)).fetchone()
+            row = await (await conn.execute(sql.DROP_BEFORE, arguments)).fetchone()
             async with conn.cursor(binary=True) as cursor:
-                await cursor.execute(_DROP_STRADDLING, arguments)
+                await cursor.execute(sql.DROP_STRADDLING, arguments)
                 cut = [_block(found) for found in await cursor.fetchall()]
             kept = await asyncio.to_thread(_since, cut, time_unix_us, self._series_of)
             if kept:
@@ -341,11 +227,11 @@ async def _touched(conn: AsyncConnection[Any], spans: Sequence[BlockSpan], hides
                 "last": [s.last for s in spans],
                 "small": SMALL_BLOCK_ROWS,
             }
-            await cursor.execute(_READ_TOUCHED, arguments)
+            await cursor.execute(sql.READ_TOUCHED, arguments)
             touched = {block.key: block for block in map(_block, await cursor.fetchall())}
         for hide in hides:
             cut = {"tenant": hide.tenant, "series": sorted(hide.series_ids), "start": hide.start, "end": hide.end}
-            await cursor.execute(_READ_CUT, cut)
+            await cursor.execute(sql.READ_CUT, cut)
             touched |= {block.key: block for block in map(_block, await cursor.fetchall())}
     return list(touched.values())
 
@@ -394,13 +280,13 @@ async def _delete(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
         Moved: some are not there any more. Whoever changes a block deletes its key, so the others are as read.
     """
     keys = [block.key for block in blocks]
-    cursor = await conn.execute(_DELETE, ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
+    cursor = await conn.execute(sql.DELETE, ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
     if cursor.rowcount != len(keys):
         raise Moved
 
 
 async def _copy_blocks(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
-    await copy_rows(conn, _COPY_BLOCKS, (_piece(block) for block in blocks))
+    await copy_rows(conn, sql.COPY_BLOCKS, (_piece(block) for block in blocks))
 
 
 def _piece(block: Block) -> bytes:
@@ -411,7 +297,7 @@ def _piece(block: Block) -> bytes:
     columns = (block.ts, block.val, block.quality, block.log_offset)
     return b"".join(
         (
-            row_head(len(_COLUMNS)),
+            row_head(len(sql.COLUMNS)),
             text(block.tenant),
             int8(block.series_id),
             int8(block.t0),
