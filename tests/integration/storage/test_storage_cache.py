@@ -18,7 +18,7 @@ from tests.integration.storage.cached import PREFIX, Cached, answers, difference
 from tests.integration.storage.mesh import T0, S, doubles, storage
 
 from twinmesh_storage import main
-from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
+from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.redis import RedisRecords
 from twinmesh_storage.domain.cache_records import Stamp, Vouched, decode_manifest, seal, unseal
 from twinmesh_storage.domain.fold_cache import Bounds, FoldCache
@@ -146,13 +146,13 @@ async def test_a_new_process_answers_from_the_cache_without_reading_blocks(world
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, name: str, calls: list[str]) -> None:
-    real = getattr(PostgresBlocks, name)
+    real = getattr(BlockHistory, name)
 
     async def counted(self: Any, *args: Any) -> Any:
         calls.append(name)
         return await real(self, *args)
 
-    monkeypatch.setattr(PostgresBlocks, name, counted)
+    monkeypatch.setattr(BlockHistory, name, counted)
 
 
 @pytest.mark.parametrize("harm", HARMS)

@@ -23,7 +23,7 @@ from tests.integration.storage.mesh import Storage, storage
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh_local.processes import Guardian
 from twinmesh_local.valkey import ValkeyServer
-from twinmesh_storage.adapters.postgres.blocks import PostgresBlocks
+from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.redis import RedisRecords
 
 TIMEOUT_MS = 500.0
@@ -222,7 +222,7 @@ async def test_many_cold_readers_read_blocks_once(database_url, monkeypatch):
     async with storage(database_url, fold_after_s=60) as store:
         reads: list[str] = []
         running = most = 0
-        real = PostgresBlocks.read
+        real = BlockHistory.read
 
         async def slow(self: Any, *args: Any) -> Any:
             nonlocal running, most
@@ -235,7 +235,7 @@ async def test_many_cold_readers_read_blocks_once(database_url, monkeypatch):
             finally:
                 running -= 1
 
-        monkeypatch.setattr(PostgresBlocks, "read", slow)
+        monkeypatch.setattr(BlockHistory, "read", slow)
         windows = await asyncio.gather(*(cached.window(store) for _ in range(50)))
         assert len(set(windows[0][1])) == 1
         assert all(w == windows[0] for w in windows)
