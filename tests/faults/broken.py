@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from twinmesh_runtime.service import run
 from twinmesh_storage.adapters.postgres import log_sql
-from twinmesh_storage.domain import compactor
-from twinmesh_storage.domain.entries import Appended, NewEntry
+from twinmesh_storage.adapters.postgres.blocks import BlockHistory
+from twinmesh_storage.domain.entries import Appended, Lease, NewEntry
+from twinmesh_storage.domain.folding import FoldResult, FoldWork
 from twinmesh_storage.domain.sequencer import Sequencer
-from twinmesh_storage.domain.tail import Run
 from twinmesh_storage.main import compose
 from twinmesh_storage.settings import StorageSettings
 
@@ -54,13 +54,13 @@ def ack_before_commit() -> None:
 
 def lossy_fold() -> None:
     """Drop the last row of every fold."""
-    fold_blocks = compactor.fold_blocks
+    fold = BlockHistory.fold
 
-    def lossy(fresh: dict[Any, Run], *rest: Any) -> Any:
-        cut = {lane: Run.of(lane, run.rows.take(slice(0, -1))) for lane, run in fresh.items() if len(run.rows) > 1}
-        return fold_blocks(cut, *rest)
+    async def lossy(self: BlockHistory, lease: Lease, work: FoldWork) -> FoldResult:
+        cut = {lane: rows.take(slice(0, -1)) for lane, rows in work.fresh.items() if len(rows) > 1}
+        return await fold(self, lease, replace(work, fresh=cut))
 
-    _replace(compactor, "fold_blocks", lossy)
+    _replace(BlockHistory, "fold", lossy)
 
 
 def no_fence() -> None:
