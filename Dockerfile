@@ -16,10 +16,14 @@ RUN test -n "$SERVICE" || { echo "say --build-arg SERVICE=ingestion|storage|stat
 
 FROM python:3.11-slim
 ARG SERVICE
+# MALLOC_*: batches of some MB come and go; without these glibc gives their pages back and faults them in each time.
 ENV TWINMESH_SERVICE=${SERVICE} \
     PATH=/opt/twinmesh/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    MALLOC_MMAP_THRESHOLD_=268435456 \
+    MALLOC_TRIM_THRESHOLD_=268435456 \
+    MALLOC_ARENA_MAX=2
 LABEL org.opencontainers.image.title="twinmesh-${SERVICE}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/twinmesh /opt/twinmesh

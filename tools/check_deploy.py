@@ -33,6 +33,7 @@ KUBERNETES = ("1.34.0", "1.37.0")
 PORTS = {"ingestion": 7400, "storage": 7401, "statesync": 7402, "training": 7403, "inference": 7404}
 METRICS_PORT = 9464
 COMPOSE_ONLY = {"TWINMESH_MESH_ADVERTISED_HOST"}  # in a cluster clients resolve the services' own names
+WHERE = ("_URL", "_ADVERTISE")  # the ends of variables that name an address, which differs
 WORKLOADS = {"Deployment", "StatefulSet"}
 Object = Mapping[str, Any]
 
@@ -210,7 +211,7 @@ def check_topology(compose: Object, objects: list[Object]) -> Iterator[str]:
         for name in sorted((in_compose.keys() ^ in_kubernetes.keys()) - COMPOSE_ONLY):
             yield f"{token}: {name} is set in {'compose' if name in in_compose else 'k8s'} only"
         for name in sorted(in_compose.keys() & in_kubernetes.keys()):
-            if not name.endswith("_URL") and in_compose[name] != in_kubernetes[name]:
+            if not name.endswith(WHERE) and in_compose[name] != in_kubernetes[name]:
                 yield f"{token}: {name} is {in_compose[name]} in compose and {in_kubernetes[name]} in k8s"
         if compose["services"][token]["ports"] != [f"127.0.0.1:{port}:{port}"]:
             yield f"compose {token}: must publish {port} on loopback, as on one machine"
@@ -249,7 +250,7 @@ def kubernetes_environment(token: str, objects: list[Object]) -> dict[str, str]:
     for variable in container["env"]:
         if "value" in variable:
             found[variable["name"]] = variable["value"]
-        else:
+        elif "secretKeyRef" in variable["valueFrom"]:
             reference = variable["valueFrom"]["secretKeyRef"]
             # what is in it does not matter here, that it is there does
             found[variable["name"]] = values["Secret", reference["name"]][reference["key"]]

@@ -20,6 +20,7 @@ from twinmesh_core.call_context import REQUEST_ID_KEY, TRACEPARENT_KEY, current_
 from twinmesh_core.errors import DeadlineExceeded
 
 __all__ = [
+    "FORWARDED_KEY",
     "IDEMPOTENT_METHODS",
     "MAX_MESSAGE_BYTES",
     "READY_SERVICE",
@@ -45,6 +46,8 @@ READY_SERVICE: Final = "ready"
 """Name under which a server's health says whether it should be sent calls."""
 TENANT_KEY: Final = "twinmesh-tenant"
 """Metadata key by which one service acts for a tenant towards another."""
+FORWARDED_KEY: Final = "twinmesh-forwarded"
+"""Metadata key of a call that one process of a service passes on to another one of it."""
 
 IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "twinmesh.mesh.v1.MeshService": ("GetMesh",),

@@ -17,6 +17,7 @@ from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, histogram
 from twinmesh_storage.adapters.memory import NoRecords
+from twinmesh_storage.adapters.peer import Peer
 from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
@@ -53,9 +54,17 @@ _PRUNE_S: Final = 600.0
 async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     """Open database and cache, bring the view to the head, and wire the service."""
     schema = settings.database_schema
+    tag = uuid4().hex[:8]  # ends the holder's name in the lease and that of its database sessions
+    address = _advertised(settings)
     await migrate(settings.database_url, schema, "twinmesh_storage")
     pool = await stack.enter_async_context(
-        open_pool(settings.database_url, min_size=2, max_size=settings.pool_max_size, schema=schema)
+        open_pool(
+            settings.database_url,
+            min_size=2,
+            max_size=settings.pool_max_size,
+            schema=schema,
+            name=f"storage-{tag}",
+        )
     )
     clock = SystemClock()
     store = PostgresLog(
@@ -65,8 +74,11 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         lease_s=settings.lease_s,
         request_keep_s=settings.request_keep_s,
         timeout_s=settings.database_timeout_s,
+        address=address,
     )
     stack.push_async_callback(store.close)
+    peer = Peer(max_message_bytes=settings.max_message_bytes, timeout_s=settings.forward_timeout_s)
+    stack.push_async_callback(peer.close)
     series_store = PostgresSeries(pool=pool, timeout_s=settings.database_timeout_s)
     catalogue = Catalogue(await series_store.load())
     history_store = BlockHistory(pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require)
@@ -86,7 +98,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         store=store,
         view=view,
         catch_up=catch_up,
-        holder=f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}",
+        holder=f"{socket.gethostname()}/{os.getpid()}/{tag}",
         limits=SequencerLimits(
             queue_bytes=settings.queue_bytes,
             group_bytes=settings.group_bytes,
@@ -94,6 +106,8 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
             renew_s=settings.lease_s / 4,
         ),
         report=_report,
+        address=address,
+        taken=peer.close,
     )
     records = _records(settings, stack)
     latest = LatestReader(
@@ -129,6 +143,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         directory=directory,
         follower=Follower(log=store, view=view),
         packer=Packer(),
+        forward=peer,
     )
     read_servicer = ReadServicer(
         view=view,
@@ -177,6 +192,15 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         background=(sequencer.run, compactor.run, trimmer.run, prune),
         drain=drain,
     )
+
+
+def _advertised(settings: StorageSettings) -> str:
+    """Return where other storage processes reach this one; "" = nowhere, since the system chooses the port."""
+    if settings.advertise or not settings.port:
+        return settings.advertise
+    wildcard = settings.host in ("0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+    host = socket.gethostname() if wildcard else settings.host
+    return f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
 
 
 def _report(event: str, **fields: Any) -> None:

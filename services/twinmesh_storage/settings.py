@@ -16,6 +16,15 @@ class StorageSettings(ServiceSettings):
         help="PostgreSQL 16 or newer that holds the log and the history.", unit="libpq URL", secret=True
     )
     database_schema: str = setting("storage", help="Schema of this service's tables; one log per schema.", unit="name")
+    advertise: str = setting(
+        "",
+        help="Where other storage processes reach this one, to forward appends while it holds the lease; "
+        "empty = HOST and PORT, or this machine's name where HOST is a wildcard.",
+        unit="host:port",
+    )
+    forward_timeout_s: float = setting(
+        10.0, help="How long an append may take that is forwarded to the lease holder.", unit="s", minimum=0.1
+    )
     redis_url: str = setting(
         "",
         help="Valkey or Redis for latest values and recent rows after a restart; empty = do without.",

@@ -33,10 +33,13 @@ class CatchUp:
         self._catalogue = catalogue
         self._view = view
         self._landing = landing
+        self.leader = ""
+        """Where the lease holder was reached when the log was last looked at; "" = not known."""
 
     async def to_head(self) -> int:
         """Apply every entry that is durable now; returns the head."""
         position = await self._log.position()
+        self.leader = position.lease_address
         view = self._view
         if position.incarnation != view.incarnation or position.head < view.head:
             view.reset(incarnation=position.incarnation, fold_offset=position.fold_offset)

@@ -234,6 +234,7 @@ class Position:
         commit_time_unix_us: of the newest entry; 0 while the log is empty.
         fold_offset: entries up to here are in blocks.
         last_group: id of the newest commit, "" = none: answers "did my commit happen?".
+        lease_address: where the lease holder is reached, "" = not known. It may be gone.
     """
 
     incarnation: str
@@ -241,3 +242,4 @@ class Position:
     commit_time_unix_us: int
     fold_offset: int
     last_group: str = ""
+    lease_address: str = ""

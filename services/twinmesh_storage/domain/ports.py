@@ -75,6 +75,8 @@ class LogStore(Protocol):
     async def acquire(self, holder: str) -> Lease | None:
         """Take the lease if it is free, expired, or its holder's database session is gone; None = somebody has it.
 
+        Whatever sessions an earlier holder still has are ended: one that hangs must not hold the log up.
+
         After it returns, every commit of earlier lease holders is either visible or will never be.
         """
         ...

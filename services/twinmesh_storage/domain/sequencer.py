@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 from uuid import uuid4
@@ -76,6 +77,8 @@ class Sequencer:
         catch_up: reads into the view what others appended.
         holder: name of this process in the lease row.
         report: told of changes of role.
+        address: where other processes reach this one; "" = nowhere.
+        taken: awaited when this process begins to lead.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Sequencer:
         holder: str,
         limits: SequencerLimits,
         report: Report,
+        address: str = "",
+        taken: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._view = view
@@ -94,11 +99,24 @@ class Sequencer:
         self._holder = holder
         self._limits = limits
         self._report = report
+        self._address = address
+        self._taken = taken
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._filled = asyncio.Event()
         self._lease: Lease | None = None
         self._elsewhere = False
+        self._look = asyncio.Event()
+
+    @property
+    def leader(self) -> str:
+        """Where the process that leads is reached; "" = this one leads, or nobody is known to."""
+        leader = self._catch_up.leader if self._elsewhere else ""
+        return leader if leader != self._address else ""
+
+    def look(self) -> None:
+        """Read the log now if this process stands by: something was appended elsewhere."""
+        self._look.set()
 
     @property
     def lease(self) -> Lease | None:
@@ -148,22 +166,29 @@ class Sequencer:
             self._fail_waiting(Unavailable("This server drains; send again.", reason=Reason.DRAINING))
 
     async def _stand_by(self) -> Lease:
-        looks = 0
+        asked_s = float("-inf")
         while True:
-            # Asking for the lease waits behind the holder's commits, so ask less often than the log is read.
-            lease = await self._store.acquire(self._holder) if looks % _LOOKS_PER_ATTEMPT == 0 else None
-            looks += 1
+            now_s = asyncio.get_running_loop().time()
+            lease = None
+            if now_s >= asked_s + self._limits.poll_s * _LOOKS_PER_ATTEMPT:
+                asked_s = now_s
+                lease = await self._store.acquire(self._holder)
             if lease is not None:
                 head = await self._catch_up.to_head()
                 self._elsewhere = False
                 self._report("lease_taken", epoch=lease.epoch, head=head)
+                if self._taken is not None:
+                    await self._taken()
                 return lease
             if not self._elsewhere:
                 self._elsewhere = True
                 self._report("standing_by")
             self._fail_waiting(_not_sequencer())
             await self._catch_up.to_head()
-            await asyncio.sleep(self._limits.poll_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.poll_s):
+                    await self._look.wait()
+            self._look.clear()
 
     async def _lead(self, lease: Lease) -> NoReturn:
         self._lease = lease

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_core.errors import PermissionDenied, invalid_field
+from twinmesh_core.errors import FailedPrecondition, PermissionDenied, Reason, invalid_field
 from twinmesh_core.ids import require_producer_id
 from twinmesh_core.time import US_PER_S
 from twinmesh_runtime.caller import ALL_TENANTS, Role, current_caller
@@ -22,6 +22,7 @@ from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Sequencer
 from twinmesh_storage.rpc import mapping, raw
+from twinmesh_storage.rpc.forwarding import Forward, is_forwarded
 from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
 
 _MAX_BOOKMARK_S: Final = 5.0
@@ -39,10 +40,26 @@ class LogServicer:
     directory: Directory
     follower: Follower
     packer: Packer
+    forward: Forward
 
-    async def append(self, request: storage_pb2.AppendRequest, _: Any) -> storage_pb2.AppendResponse:
-        """Append one entry; answers after the commit."""
+    async def append(self, request: storage_pb2.AppendRequest, context: Any) -> storage_pb2.AppendResponse:
+        """Append one entry, here or where the lease is; answers after the commit."""
         tenant = own_tenant()
+        elsewhere = "" if is_forwarded(context) else self.sequencer.leader
+        if not elsewhere:
+            try:
+                return await self._append(tenant, request)
+            except FailedPrecondition as error:
+                # Nothing was written. It may have been found out just now who leads.
+                elsewhere = "" if is_forwarded(context) else self.sequencer.leader
+                if error.reason != Reason.NOT_SEQUENCER or not elsewhere:
+                    raise
+        answer = await self.forward.append(elsewhere, tenant, request)
+        counter("storage", "forwarded_entries", "Appends answered by the process that leads.").inc()
+        self.sequencer.look()
+        return answer
+
+    async def _append(self, tenant: str, request: storage_pb2.AppendRequest) -> storage_pb2.AppendResponse:
         body = request.observations
         segments = await self.directory.land(tenant, body) if body else ()
         large = len(body) > _LOOP_BYTES
@@ -57,7 +74,7 @@ class LogServicer:
         return mapping.append_response(appended, self.view.incarnation)
 
     async def open_producer(self, request: storage_pb2.OpenProducerRequest, _: Any) -> storage_pb2.OpenProducerResponse:
-        """Open a producer session."""
+        """Open a producer session, on whichever process: commits compare the session in the database."""
         require_producer_id(request.producer_id, "producer_id")
         session = await self.log.open_producer(own_tenant(), request.producer_id)
         return storage_pb2.OpenProducerResponse(

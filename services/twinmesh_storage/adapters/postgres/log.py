@@ -7,6 +7,7 @@ other processes that the lease holder lives. Offsets are therefore given and bec
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -62,10 +63,19 @@ class PostgresLog:
         lease_s: seconds after which a lease that nobody renewed may be taken even though its backend lives.
         request_keep_s: seconds that the request id of a unary write is remembered.
         timeout_s: bound of each call.
+        address: where other processes reach this one, told in the lease.
     """
 
     def __init__(
-        self, *, pool: Pool, url: str, schema: str, lease_s: float, request_keep_s: float, timeout_s: float
+        self,
+        *,
+        pool: Pool,
+        url: str,
+        schema: str,
+        lease_s: float,
+        request_keep_s: float,
+        timeout_s: float,
+        address: str = "",
     ) -> None:
         self._pool = pool
         self._conninfo = make_conninfo(
@@ -77,6 +87,7 @@ class PostgresLog:
         self._lease_s = lease_s
         self._request_keep_s = request_keep_s
         self._timeout_s = timeout_s
+        self._address = address
         self._packer = Packer()
         self._line: Connection | None = None
 
@@ -93,13 +104,25 @@ class PostgresLog:
         line = await self._open_line()
         try:
             async with deadline(line, self._timeout_s):
-                # Waits for a commit that is still under way: afterwards nothing of an earlier holder is open.
-                cursor = await line.execute(sql.ACQUIRE, {"holder": holder, "lease_s": self._lease_s})
-                row = await cursor.fetchone()
+                looked = await (await line.execute(sql.LEASE, {"holder": holder})).fetchone()
+                if looked is None or not looked[1]:
+                    return None
+                row = await self._take_lease(line, before=looked[0], holder=holder)
         except TwinmeshError:
             await self.close()
             raise
         return None if row is None else Lease(holder=holder, epoch=row[0])
+
+    async def _take_lease(self, line: Connection, *, before: str, holder: str) -> tuple[Any, ...] | None:
+        """Take the lease from who had it before; afterwards no transaction of theirs is open."""
+        arguments = {"holder": holder, "address": self._address, "lease_s": self._lease_s}
+        if before == holder:
+            return await (await line.execute(sql.ACQUIRE, arguments)).fetchone()
+        with suppress(psycopg.errors.InsufficientPrivilege):  # another role's: their locks are waited for
+            await line.execute(sql.END_SESSIONS, {"holder": before, "tag": before.rpartition("/")[2]})
+        async with line.transaction():
+            await line.execute(sql.LOCK_PARTITION)
+            return await (await line.execute(sql.ACQUIRE, arguments)).fetchone()
 
     async def renew(self, lease: Lease) -> bool:
         """See `LogStore.renew`."""
@@ -264,6 +287,7 @@ class PostgresLog:
             commit_time_unix_us=from_datetime(row[2]) if row[2] is not None else 0,
             last_group=str(row[3]) if row[3] is not None else "",
             fold_offset=row[4],
+            lease_address=row[5],
         )
 
     async def read(

@@ -7,10 +7,33 @@ from typing import Final
 from twinmesh_storage.adapters.postgres.copying import copy_statement
 from twinmesh_storage.domain.entries import EntryKind
 
+LEASE: Final = """
+select lease_holder,
+       lease_holder in ('', %(holder)s)
+       or lease_expire_time < clock_timestamp()
+       or not exists (select from pg_stat_activity
+                      where pid = lease_backend_pid and backend_start = lease_backend_start)
+from partition_state where partition_id = 0
+"""
+"""Whether asking for the lease has a chance: a look that waits for nobody."""
+
+END_SESSIONS: Final = """
+select pg_terminate_backend(a.pid) from pg_stat_activity a, partition_state p
+where p.partition_id = 0 and p.lease_holder = %(holder)s
+  and a.datname = current_database() and a.pid <> pg_backend_pid()
+  and ((a.pid = p.lease_backend_pid and a.backend_start = p.lease_backend_start)
+       or a.application_name = 'twinmesh-storage-' || %(tag)s)
+"""
+"""A process that was stopped in the middle of a COPY keeps its locks for ever: no timeout of the server ends that."""
+
+LOCK_PARTITION: Final = "select from partition_state where partition_id = 0 for update"
+"""Also waits for a fold of the holder before, which `for key share` marks."""
+
 ACQUIRE: Final = """
 update partition_state set
     lease_epoch = lease_epoch + 1,
     lease_holder = %(holder)s,
+    lease_address = %(address)s,
     lease_expire_time = clock_timestamp() + make_interval(secs => %(lease_s)s),
     lease_backend_pid = pg_backend_pid(),
     lease_backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid())
@@ -103,7 +126,7 @@ returning epoch, last_sequence
 """
 
 POSITION: Final = """
-select p.incarnation, p.head_offset, p.commit_time, p.last_group, f.fold_offset
+select p.incarnation, p.head_offset, p.commit_time, p.last_group, f.fold_offset, p.lease_address
 from partition_state p join fold_state f using (partition_id) where partition_id = 0
 """
 
