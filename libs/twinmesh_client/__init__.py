@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from twinmesh_client.acks import WriteAck
     from twinmesh_client.aio.device import Refused
     from twinmesh_client.aio.mesh import connect_async
+    from twinmesh_client.aio.producer import open_writer_async
     from twinmesh_client.aio.watcher import GapDetected
-    from twinmesh_client.connecting import connect
+    from twinmesh_client.connecting import connect, open_writer
     from twinmesh_client.modelling import channel, command, twin_type
     from twinmesh_client.replicas import NotConverged, Position
 
@@ -51,6 +52,8 @@ _LAZY = {
     "command": "twinmesh_client.modelling",
     "connect": "twinmesh_client.connecting",
     "connect_async": "twinmesh_client.aio.mesh",
+    "open_writer": "twinmesh_client.connecting",
+    "open_writer_async": "twinmesh_client.aio.producer",
     "twin_type": "twinmesh_client.modelling",
 }
 """Loaded on first use: services import this package for its transport alone, and start without the rest."""
@@ -86,6 +89,8 @@ __all__ = [
     "command",
     "connect",
     "connect_async",
+    "open_writer",
+    "open_writer_async",
     "twin_type",
 ]
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy.typing as npt
 
 from twinmesh_client.accounting import Quarantine, Statistics
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio import mesh as aio_mesh
 from twinmesh_client.aio import models as aio_models
+from twinmesh_client.aio import pump as aio_pump
 from twinmesh_client.aio import twin as aio_twin
 from twinmesh_client.aio import twins as aio_twins
 from twinmesh_client.aio import writer as aio_writer
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast
-from twinmesh_client.limits import PATIENCE_S
+from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.portal import Portal
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.replicas import (
@@ -38,7 +42,9 @@ from twinmesh_core import registry
 from twinmesh_core.errors import (
     TwinmeshError,
 )
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.quality import Quality
 from twinmesh_core.registry import TwinType
 
 if TYPE_CHECKING:
@@ -565,11 +571,34 @@ class Models:
         return self._portal.run(self._source.deployments(model_id))
 
 
+class Taken:
+    """What became of rows that were taken together; one object for all of them."""
+
+    def __init__(self, portal: Portal, source: aio_pump.Taken) -> None:
+        self._portal = portal
+        self._source = source
+
+    def written(self) -> int:
+        """Wait until the rows are written, with a spool: on disk; returns the number of their batch.
+
+        Raises:
+            TwinmeshError: they could not be written; they are not taken.
+        """
+
+        return self._portal.run(self._source.written())
+
+    def durable(self) -> None:
+        """Wait until the rows are durable in the mesh; raises as `written`, or because the session ended for good."""
+
+        self._portal.run(self._source.durable())
+
+
 class Writer:
     """Sends batches of one producer exactly once; made by `Mesh.writer`.
 
     A background task keeps the session: it reconnects, asks the server for the last durable sequence, drops what is
-    durable and sends the rest again. What `write` took is kept until it is acknowledged.
+    durable and sends the rest again. What was taken is kept until it is acknowledged: in memory, or with a spool on
+    disk, where it survives this process. Batches of `write` and rows of `observe` arrive in the order of the calls.
     """
 
     def __init__(self, portal: Portal, source: aio_writer.Writer) -> None:
@@ -581,6 +610,18 @@ class Writer:
         """Why the session ended for good; None while it lives."""
 
         return self._source.failure
+
+    @property
+    def last_error(self) -> TwinmeshError | None:
+        """Why the last connection broke or could not be made; None when there was no such thing."""
+
+        return self._source.last_error
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session with the mesh is open right now."""
+
+        return self._source.connected
 
     @property
     def reconnects(self) -> int:
@@ -606,6 +647,42 @@ class Writer:
 
         return self._source.acknowledged
 
+    @property
+    def taken(self) -> int:
+        """Number of the last batch taken; with a spool: that is on disk, counted from the spool's first."""
+
+        return self._source.taken
+
+    @property
+    def durable(self) -> int:
+        """Number up to which every batch is durable in the mesh."""
+
+        return self._source.durable
+
+    @property
+    def spooled(self) -> bool:
+        """Whether what it takes is on disk before it says so."""
+
+        return self._source.spooled
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of the spool on disk; 0 without one."""
+
+        return self._source.spool_bytes
+
+    @property
+    def spool_damaged(self) -> int:
+        """Batches whose record was damaged on disk: they were not sent, and are gone."""
+
+        return self._source.spool_damaged
+
+    @property
+    def spool_cut_bytes(self) -> int:
+        """Bytes that a killed process had begun to write and told nobody of; cut off when the spool was opened."""
+
+        return self._source.spool_cut_bytes
+
     def __enter__(self) -> Self:
         self._portal.run(self._source.__aenter__())
         return self
@@ -615,20 +692,143 @@ class Writer:
     ) -> None:
         self._portal.run(self._source.__aexit__(kind, error, trace))
 
-    def write(self, batch: ObservationBatch) -> int:
-        """Take one batch and return its sequence; waits while too much is unacknowledged.
+    def observe(
+        self,
+        twin_id: str,
+        channel: str,
+        value: Any,
+        *,
+        time: Moment | None = None,
+        unit: str = "",
+        quality: Quality = Quality.UNSPECIFIED,
+        kind: ChannelKind | None = None,
+    ) -> Taken:
+        """Take one row; rows are gathered into batches by size and time. Waits while too much is unacknowledged.
+
+        Args:
+            twin_id: the twin.
+            channel: the channel.
+            value: a number, a truth, a text, or a dict or list for JSON.
+            time: when it was true; None = now, by this machine's clock.
+            unit: of the value, if not the channel's own.
+            quality: what the source says of it.
+            kind: of the channel; None = as the value looks, and every number is a gauge's: say STATE where it is one.
+
+        Returns:
+            Tells when the row is written, and when it is durable.
 
         Raises:
-            ResourceExhausted: the batch is too large for one message; nothing was taken.
+            InvalidArgument: the value is none that the kind takes; it alone is left out.
+            TwinmeshError: the session ended for good, or rows taken before could not be written.
+        """
+
+        return Taken(
+            self._portal,
+            self._portal.run(
+                self._source.observe(twin_id, channel, value, time=time, unit=unit, quality=quality, kind=kind)
+            ),
+        )
+
+    def observe_many(
+        self,
+        twin_id: str,
+        channel: str,
+        times: npt.ArrayLike,
+        values: npt.ArrayLike,
+        *,
+        unit: str = "",
+        quality: npt.ArrayLike | None = None,
+        kind: ChannelKind | None = None,
+    ) -> Taken:
+        """Take a column of rows of one series, at the speed of numpy; else as `observe`.
+
+        Args:
+            twin_id: the twin.
+            channel: the channel.
+            times: [n] event times: integers in microseconds since 1970, or numpy ``datetime64`` in UTC.
+            values: [n] numbers, truths, or texts.
+            unit: of the values, if not the channel's own.
+            quality: [n] `Quality` codes; None = not stated.
+            kind: of the channel; None = as the dtype says, and every number is a gauge's.
+        """
+
+        return Taken(
+            self._portal,
+            self._portal.run(
+                self._source.observe_many(twin_id, channel, times, values, unit=unit, quality=quality, kind=kind)
+            ),
+        )
+
+    def observe_batch(self, batch: ObservationBatch) -> Taken:
+        """Take the rows of a batch, gathered with others where it is small; else as `observe`."""
+
+        return Taken(self._portal, self._portal.run(self._source.observe_batch(batch)))
+
+    def write(self, batch: ObservationBatch) -> int:
+        """Take one batch as it is and return its number, its sequence unless there is a spool.
+
+        Waits while too much is unacknowledged. With a spool the batch is on disk when this returns.
+
+        Raises:
+            ResourceExhausted: the batch is too large for one message, or the spool is full where that is an error;
+                nothing was taken.
             TwinmeshError: the session ended for good (fenced by a newer one, or the mesh was away for too long).
         """
 
         return self._portal.run(self._source.write(batch))
 
+    def write_frame(
+        self,
+        frame: pd.DataFrame | pd.Series[Any],
+        *,
+        twin_id: str,
+        time_zone: str | None = None,
+        units: Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None,
+        kinds: Mapping[str, ChannelKind] | None = None,
+    ) -> int:
+        """Take a pandas frame, a row per time and a column per channel, and return the number of its last batch.
+
+        Args:
+            frame: the index (or a column ``time``) is the event time; empty cells are absent.
+            twin_id: the twin.
+            time_zone: zone of naive times; required for them.
+            units: unit of columns that are not in their channel's own.
+            columns: channel of columns that are named otherwise.
+            kinds: kind of channels; None = as the dtypes say.
+
+        Raises:
+            InvalidArgument: times or cells that cannot be read; names the row and the remedy.
+        """
+
+        return self._portal.run(
+            self._source.write_frame(
+                frame, twin_id=twin_id, time_zone=time_zone, units=units, columns=columns, kinds=kinds
+            )
+        )
+
     def flush(self) -> WriteAck:
         """Wait until everything taken is durable; returns the sum of all acknowledgements so far; raises as `write`."""
 
         return self._portal.run(self._source.flush())
+
+    def sync(self) -> int:
+        """Wait until everything taken is written: with a spool on disk; returns the number of the last batch."""
+
+        return self._portal.run(self._source.sync())
+
+    def until_durable(self, number: int) -> None:
+        """Wait until every batch up to this number is durable in the mesh; raises as `write`."""
+
+        self._portal.run(self._source.until_durable(number))
+
+    def resumed(self) -> int:
+        """Wait for the first session and return the producer's last durable number: go on behind it.
+
+        This is how a source that can be read again (a file) needs no record of its own of how far it came.
+        """
+
+        return self._portal.run(self._source.resumed())
 
     def abandon(self) -> None:
         """Give up what is not yet acknowledged: leaving the session no longer waits for it."""
@@ -702,7 +902,15 @@ class Mesh:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
+        gather_rows: int = GATHER_ROWS,
+        gather_delay_s: float = GATHER_DELAY_S,
+        spool: str | Path | None = None,
+        spool_max_bytes: int = SPOOL_MAX_BYTES,
+        spool_full: Literal["wait", "error"] = "wait",
+        spool_fsync: bool = True,
+        spool_keep_bytes: int = 0,
+        accept_gap: bool = False,
     ) -> Writer:
         """Return a producer session (``async with``): many batches, each stored exactly once through any failure.
 
@@ -710,12 +918,38 @@ class Mesh:
             producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
             backfill: declares recorded history: times back to 1970 are accepted.
             on_ack: called after each acknowledgement.
-            patience_s: how long the mesh may be away before it gives up.
+            patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
+            gather_rows: `observe` closes a batch at so many rows.
+            gather_delay_s: or when its first row is so old.
+            spool: a directory of this producer alone: what is taken is on disk before anybody is told so, and is sent
+                in order when the mesh is there, by this process or the next one that opens it.
+            spool_max_bytes: bound of the spool on disk.
+            spool_full: ``wait`` for the mesh to take something, or raise an ``error``; nothing is ever dropped.
+            spool_fsync: False = in the system's cache is enough: batches survive this process, not the machine.
+            spool_keep_bytes: acknowledged batches to keep at most, for a mesh that is restored from a backup.
+            accept_gap: go on where a restored mesh lacks batches that the spool no longer has, rather than fail.
+
+        Raises:
+            InvalidArgument: a bound that makes no sense. Opening the block may raise `FailedPrecondition`: another
+                process has the spool open, or it is another producer's.
         """
 
         return Writer(
             self._portal,
             self._portal.call(
-                lambda: self._source.writer(producer_id, backfill=backfill, on_ack=on_ack, patience_s=patience_s)
+                lambda: self._source.writer(
+                    producer_id,
+                    backfill=backfill,
+                    on_ack=on_ack,
+                    patience_s=patience_s,
+                    gather_rows=gather_rows,
+                    gather_delay_s=gather_delay_s,
+                    spool=spool,
+                    spool_max_bytes=spool_max_bytes,
+                    spool_full=spool_full,
+                    spool_fsync=spool_fsync,
+                    spool_keep_bytes=spool_keep_bytes,
+                    accept_gap=accept_gap,
+                )
             ),
         )

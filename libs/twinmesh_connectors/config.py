@@ -24,9 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from twinmesh_client.durations import span_us
+from twinmesh_client.limits import SPOOL_MAX_BYTES
 from twinmesh_connectors.connector import Connector
 from twinmesh_core.errors import InvalidArgument, invalid_field
 from twinmesh_core.ids import entity_id_violation
@@ -35,7 +36,6 @@ KINDS: Final = {
     "host": ("twinmesh_connectors.host", "host"),
 }
 """Kind to the module whose ``from_config(name, table)`` builds it, and the extra that installs what it needs."""
-SPOOL_MAX_BYTES: Final = 1_000_000_000
 
 
 class Table:
@@ -174,7 +174,7 @@ class Config:
 
     target: str | None
     spool_max_bytes: int
-    spool_full: str
+    spool_full: Literal["wait", "error"]
     entries: tuple[Entry, ...]
 
 
@@ -193,7 +193,7 @@ def read_config(path: Path) -> Config:
     mesh.finish()
     directory = spool.path_of("directory") if spool.has("directory") else None
     max_bytes = spool.whole("max_bytes", SPOOL_MAX_BYTES, least=1_000_000)
-    full = spool.choice("full", ("wait", "error"), "wait")
+    full: Literal["wait", "error"] = "error" if spool.choice("full", ("wait", "error"), "wait") == "error" else "wait"
     spool.finish()
     if not listed.names():
         raise invalid_field("connectors", "is empty; name one: [connectors.NAME] with its kind")

@@ -57,7 +57,7 @@ class Runner:
         self.status = Status(name=connector.name)
 
     def stop(self) -> None:
-        """Ask it to end: the source is closed, what was read is delivered."""
+        """Ask it to end: the source is closed, what was read is delivered or stays in the spool."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -68,6 +68,7 @@ class Runner:
         """
         try:
             async with self._open_writer(self._acknowledged) as writer:
+                self.status.watch(writer)
                 await self._until_stopped(writer)
                 self.status.state = State.STOPPING
                 await self._settle(writer)
@@ -119,11 +120,13 @@ class Runner:
             pause_s = min(2 * pause_s, self._longest_pause_s)
 
     async def _settle(self, writer: Writer) -> None:
-        """Deliver what was read."""
+        """Deliver what was read; what is in a spool may wait for the next start."""
         try:
             async with asyncio.timeout(self._grace_s):
                 await writer.flush()
         except TimeoutError:
+            if writer.spooled:
+                return
             writer.abandon()
             self._say(f"{self.status.name}: the mesh is away; what it had not acknowledged is lost")
 

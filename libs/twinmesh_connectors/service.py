@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from twinmesh_client.acks import WriteAck
-from twinmesh_client.aio.producer import open_writer
+from twinmesh_client.aio.producer import open_writer_async
 from twinmesh_client.aio.writer import Writer
 from twinmesh_connectors.config import Config, Entry
 from twinmesh_connectors.runner import Runner
@@ -80,7 +81,16 @@ class stopping:  # noqa: N801  read as a word: ``with stopping(stop):``
 def _opener(
     config: Config, entry: Entry, target: str | None, context: str | None
 ) -> Callable[[Callable[[WriteAck], None]], AbstractAsyncContextManager[Writer]]:
-    return lambda on_ack: open_writer(entry.producer_id, target=target or config.target, context=context, on_ack=on_ack)
+    return lambda on_ack: open_writer_async(
+        entry.producer_id,
+        target=target or config.target,
+        context=context,
+        on_ack=on_ack,
+        patience_s=math.inf,
+        spool=entry.spool,
+        spool_max_bytes=config.spool_max_bytes,
+        spool_full=config.spool_full,
+    )
 
 
 async def _tell(runners: list[Runner], say: Callable[[str], None], every_s: float) -> None:

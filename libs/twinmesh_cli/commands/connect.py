@@ -12,6 +12,8 @@ from twinmesh_cli.commands.local import extra
 from twinmesh_cli.errors import FAILED, UsageError
 from twinmesh_cli.output import Output
 
+SPOOL_MAX = 1_000_000_000
+
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the commands."""
@@ -22,6 +24,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     connect.set_defaults(run=_connect)
     host = commands.add_parser("host", parents=[common], help="write this machine's own telemetry until Ctrl-C")
     host.add_argument("--twin", default="this-machine", help="the twin; created if absent (default: this-machine)")
+    host.add_argument("--spool", type=Path, metavar="DIR", help="keep readings on disk while the mesh is away")
+    host.add_argument("--spool-max", type=int, default=SPOOL_MAX, metavar="BYTES", help="bound of it (default: 1 GB)")
     host.add_argument("--every", metavar="SPAN", default="1s", help="between two readings (default: 1s)")
     host.set_defaults(run=_host)
 
@@ -58,7 +62,7 @@ def _host(arguments: Namespace, out: Output) -> int:
     every_s = span_us(arguments.every, "--every") / 1e6
     connector = HostConnector(twin_id=arguments.twin, every_s=every_s)
     producer_id = f"host-{arguments.twin}"[:128]
-    entry = Entry(connector=connector, producer_id=producer_id, spool=None)
-    config = Config(target=None, spool_max_bytes=0, spool_full="wait", entries=(entry,))
+    entry = Entry(connector=connector, producer_id=producer_id, spool=arguments.spool)
+    config = Config(target=None, spool_max_bytes=arguments.spool_max, spool_full="wait", entries=(entry,))
     failed = asyncio.run(run_all(config, target=arguments.target, context=arguments.context, say=out.note))
     return FAILED if failed else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
 
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2
@@ -13,9 +15,10 @@ from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import Connection, open_connection
 from twinmesh_client.aio.device import Device, Handler
 from twinmesh_client.aio.models import Models
+from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
-from twinmesh_client.limits import DEFAULT_TIMEOUT_S, PATIENCE_S
+from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
@@ -90,7 +93,15 @@ class Mesh:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
+        gather_rows: int = GATHER_ROWS,
+        gather_delay_s: float = GATHER_DELAY_S,
+        spool: str | Path | None = None,
+        spool_max_bytes: int = SPOOL_MAX_BYTES,
+        spool_full: Literal["wait", "error"] = "wait",
+        spool_fsync: bool = True,
+        spool_keep_bytes: int = 0,
+        accept_gap: bool = False,
     ) -> Writer:
         """Return a producer session (``async with``): many batches, each stored exactly once through any failure.
 
@@ -98,10 +109,38 @@ class Mesh:
             producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
             backfill: declares recorded history: times back to 1970 are accepted.
             on_ack: called after each acknowledgement.
-            patience_s: how long the mesh may be away before it gives up.
+            patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
+            gather_rows: `observe` closes a batch at so many rows.
+            gather_delay_s: or when its first row is so old.
+            spool: a directory of this producer alone: what is taken is on disk before anybody is told so, and is sent
+                in order when the mesh is there, by this process or the next one that opens it.
+            spool_max_bytes: bound of the spool on disk.
+            spool_full: ``wait`` for the mesh to take something, or raise an ``error``; nothing is ever dropped.
+            spool_fsync: False = in the system's cache is enough: batches survive this process, not the machine.
+            spool_keep_bytes: acknowledged batches to keep at most, for a mesh that is restored from a backup.
+            accept_gap: go on where a restored mesh lacks batches that the spool no longer has, rather than fail.
+
+        Raises:
+            InvalidArgument: a bound that makes no sense. Opening the block may raise `FailedPrecondition`: another
+                process has the spool open, or it is another producer's.
         """
-        channel = self._connection.channels["ingestion"]
-        return Writer(channel, producer_id, backfill=backfill, on_ack=on_ack, patience_s=patience_s)
+        return Writer(
+            self._connection.channels["ingestion"],
+            producer_id,
+            backfill=backfill,
+            on_ack=on_ack,
+            patience_s=patience_s,
+            gather_rows=gather_rows,
+            gather_delay_s=gather_delay_s,
+            spool=spool_options(
+                spool,
+                max_bytes=spool_max_bytes,
+                full=spool_full,
+                fsync=spool_fsync,
+                keep_bytes=spool_keep_bytes,
+                accept_gap=accept_gap,
+            ),
+        )
 
     def device(self, twin_ids: Sequence[str], handlers: Mapping[str, Handler]) -> Device:
         """Return the device side of twins: `run` it to obey their commands by the handlers, by command name."""

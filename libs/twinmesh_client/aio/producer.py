@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Literal
 
 import grpc.aio
 
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import discover
+from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.writer import Writer
-from twinmesh_client.limits import PATIENCE_S
+from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import open_channel
 
@@ -40,14 +43,22 @@ class Dialler:
 
 
 @asynccontextmanager
-async def open_writer(
+async def open_writer_async(
     producer_id: str,
     *,
     target: str | None = None,
     context: str | None = None,
     backfill: bool = False,
     on_ack: Callable[[WriteAck], None] | None = None,
-    patience_s: float = PATIENCE_S,
+    patience_s: float | None = None,
+    gather_rows: int = GATHER_ROWS,
+    gather_delay_s: float = GATHER_DELAY_S,
+    spool: str | Path | None = None,
+    spool_max_bytes: int = SPOOL_MAX_BYTES,
+    spool_full: Literal["wait", "error"] = "wait",
+    spool_fsync: bool = True,
+    spool_keep_bytes: int = 0,
+    accept_gap: bool = False,
 ) -> AsyncIterator[Writer]:
     """Open a producer session without a connected mesh, which may be away now and come later.
 
@@ -57,11 +68,40 @@ async def open_writer(
         context: likewise.
         backfill: declares recorded history: times back to 1970 are accepted.
         on_ack: called after each acknowledgement.
-        patience_s: how long the mesh may be away before it gives up.
+        patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
+        gather_rows: `observe` closes a batch at so many rows.
+        gather_delay_s: or when its first row is so old.
+        spool: a directory of this producer alone: what is taken is on disk before anybody is told so, and is sent
+            in order when the mesh is there, by this process or the next one that opens it.
+        spool_max_bytes: bound of the spool on disk.
+        spool_full: ``wait`` for the mesh to take something, or raise an ``error``; nothing is ever dropped.
+        spool_fsync: False = in the system's cache is enough: batches survive this process, not the machine.
+        spool_keep_bytes: acknowledged batches to keep at most, for a mesh that is restored from a backup.
+        accept_gap: go on where a restored mesh lacks batches that the spool no longer has, rather than fail.
+
+    Raises:
+        InvalidArgument: a bound that makes no sense.
+        FailedPrecondition: another process has the spool open, or it is another producer's.
     """
     dialler = Dialler(target, context)
     try:
-        async with Writer(dialler, producer_id, backfill=backfill, on_ack=on_ack, patience_s=patience_s) as writer:
+        async with Writer(
+            dialler,
+            producer_id,
+            backfill=backfill,
+            on_ack=on_ack,
+            patience_s=patience_s,
+            gather_rows=gather_rows,
+            gather_delay_s=gather_delay_s,
+            spool=spool_options(
+                spool,
+                max_bytes=spool_max_bytes,
+                full=spool_full,
+                fsync=spool_fsync,
+                keep_bytes=spool_keep_bytes,
+                accept_gap=accept_gap,
+            ),
+        ) as writer:
             yield writer
     finally:
         await dialler.aclose()

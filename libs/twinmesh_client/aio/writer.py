@@ -3,52 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import math
+import time as clock
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc.aio
+import numpy.typing as npt
 
-from twinmesh.ingestion.v1 import ingestion_pb2
-from twinmesh_client.acks import WriteAck, total, write_ack
-from twinmesh_client.limits import MAX_UNACKED_BYTES, MAX_UNACKED_POINTS, PATIENCE_S
-from twinmesh_client.transport import MAX_MESSAGE_BYTES, rpc_errors
-from twinmesh_core.errors import (
-    DeadlineExceeded,
-    FailedPrecondition,
-    Internal,
-    Reason,
-    ResourceExhausted,
-    TwinmeshError,
-    Unavailable,
-)
-from twinmesh_core.observations import ObservationBatch
-from twinmesh_core.wire import encode, encode_varint
+from twinmesh_client.acks import WriteAck
+from twinmesh_client.aio.backlog import MemoryBacklog, copied
+from twinmesh_client.aio.pump import Pump, Taken
+from twinmesh_client.aio.session import Dial, Session
+from twinmesh_client.aio.spooling import SpoolBacklog, SpoolOptions
+from twinmesh_client.durations import Moment, moment_us
+from twinmesh_client.gathering import column_batch, pieces
+from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, LINGER_S, PATIENCE_S
+from twinmesh_client.transport import MAX_MESSAGE_BYTES
+from twinmesh_core.errors import FailedPrecondition, Internal, Reason, ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import MAX_ROWS, ObservationBatch
+from twinmesh_core.quality import Quality
+from twinmesh_core.wire import encode
 
-METHOD: Final = "/twinmesh.ingestion.v1.IngestionService/WriteStream"
-FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 3.0
+if TYPE_CHECKING:
+    import pandas as pd
+
 SILENCE_S: Final = 30.0
 """A session without a welcome, or without an acknowledgement of what it sent, for so long is opened anew."""
-Dial = Callable[[], Awaitable[grpc.aio.Channel]]
-"""Finds the ingestion service anew for each session; the channel belongs to the dialler."""
-_Stream = grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]
-
-
-@dataclass(slots=True)
-class _Unacked:
-    sequence: int
-    message: bytes
-    point_count: int
+MAX_PIECE_ROWS: Final = 100_000
+"""Rows of a column or a frame that go into one message at most."""
 
 
 class Writer:
     """Sends batches of one producer exactly once; made by `Mesh.writer`.
 
     A background task keeps the session: it reconnects, asks the server for the last durable sequence, drops what is
-    durable and sends the rest again. What `write` took is kept until it is acknowledged.
+    durable and sends the rest again. What was taken is kept until it is acknowledged: in memory, or with a spool on
+    disk, where it survives this process. Batches of `write` and rows of `observe` arrive in the order of the calls.
     """
 
     def __init__(
@@ -58,293 +51,312 @@ class Writer:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         silence_s: float = SILENCE_S,
+        gather_rows: int = GATHER_ROWS,
+        gather_delay_s: float = GATHER_DELAY_S,
+        spool: SpoolOptions | None = None,
     ) -> None:
-        self._channel = channel
-        self._producer_id = producer_id
+        self._spool = None if spool is None else SpoolBacklog(producer_id, spool)
+        self._backlog = self._spool or MemoryBacklog(producer_id)
         self._backfill = backfill
-        self._on_ack = on_ack
-        self._patience_s = patience_s
-        self._silence_s = silence_s
-        self._unacked: deque[_Unacked] = deque()
-        self._unacked_points = 0
-        self._unacked_bytes = 0
-        self._unsent = 0
-        self._next_sequence = 0
-        self._heard_s = 0.0
-        """Loop time since which somebody waits in vain: the last progress, or when waiting began."""
-        self._changed = asyncio.Condition()
-        self._failure: TwinmeshError | None = None
-        self._acknowledged = WriteAck()
-        self._session: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
-        self._reconnects = 0
-        self._replayed = 0
-        self._durable_without_ack = 0
+        if patience_s is None:
+            patience_s = PATIENCE_S if spool is None else math.inf
+        self._session = Session(
+            channel, producer_id, self._backlog, on_ack=on_ack, patience_s=patience_s, silence_s=silence_s
+        )
+        self._pump = Pump(self._put, self.until_durable, rows=gather_rows, delay_s=gather_delay_s)
+        self._tasks: list[asyncio.Task[None]] = []
         self._abandoned = False
 
     @property
     def failure(self) -> TwinmeshError | None:
         """Why the session ended for good; None while it lives."""
-        return self._failure
+        return self._session.failure
+
+    @property
+    def last_error(self) -> TwinmeshError | None:
+        """Why the last connection broke or could not be made; None when there was no such thing."""
+        return self._session.last_error
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session with the mesh is open right now."""
+        return self._session.connected
 
     @property
     def reconnects(self) -> int:
         """Sessions opened again after a failure."""
-        return self._reconnects
+        return self._session.reconnects
 
     @property
     def replayed(self) -> int:
         """Acknowledgements that answered a repeated delivery."""
-        return self._replayed
+        return self._session.replayed
 
     @property
     def durable_without_ack(self) -> int:
         """Points that a server said are durable, but whose acknowledgement was lost with a connection."""
-        return self._durable_without_ack
+        return self._session.durable_without_ack
 
     @property
     def acknowledged(self) -> WriteAck:
         """The sum of all acknowledgements so far."""
-        return self._acknowledged
+        return self._session.acknowledged
+
+    @property
+    def taken(self) -> int:
+        """Number of the last batch taken; with a spool: that is on disk, counted from the spool's first."""
+        return self._backlog.taken
+
+    @property
+    def durable(self) -> int:
+        """Number up to which every batch is durable in the mesh."""
+        return self._backlog.durable
+
+    @property
+    def spooled(self) -> bool:
+        """Whether what it takes is on disk before it says so."""
+        return self._spool is not None
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of the spool on disk; 0 without one."""
+        return 0 if self._spool is None else self._spool.used_bytes
+
+    @property
+    def spool_damaged(self) -> int:
+        """Batches whose record was damaged on disk: they were not sent, and are gone."""
+        return 0 if self._spool is None else self._spool.damaged
+
+    @property
+    def spool_cut_bytes(self) -> int:
+        """Bytes that a killed process had begun to write and told nobody of; cut off when the spool was opened."""
+        return 0 if self._spool is None else self._spool.cut_bytes
 
     async def __aenter__(self) -> Self:
-        self._session = asyncio.create_task(self._keep_session(), name="twinmesh-writer")
+        if self._spool is not None:
+            await self._spool.open()
+        self._tasks = [
+            asyncio.create_task(self._guarded(work), name="twinmesh-writer")
+            for work in (self._session.run, self._backlog.work, self._pump.run)
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        session = self._session
-        if session is None:
-            return
         try:
             if kind is None and not self._abandoned:
-                await self.flush()
+                await self._leave()
         finally:
-            session.cancel()
-            await asyncio.gather(session, return_exceptions=True)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # A task that is cancelled before its first step says nothing itself.
+            await self._session.fail(Unavailable("The writer was closed."))
+            if self._spool is not None:
+                await self._spool.close()
 
-    async def write(self, batch: ObservationBatch) -> int:
-        """Take one batch and return its sequence; waits while too much is unacknowledged.
+    async def observe(
+        self,
+        twin_id: str,
+        channel: str,
+        value: Any,
+        *,
+        time: Moment | None = None,
+        unit: str = "",
+        quality: Quality = Quality.UNSPECIFIED,
+        kind: ChannelKind | None = None,
+    ) -> Taken:
+        """Take one row; rows are gathered into batches by size and time. Waits while too much is unacknowledged.
+
+        Args:
+            twin_id: the twin.
+            channel: the channel.
+            value: a number, a truth, a text, or a dict or list for JSON.
+            time: when it was true; None = now, by this machine's clock.
+            unit: of the value, if not the channel's own.
+            quality: what the source says of it.
+            kind: of the channel; None = as the value looks, and every number is a gauge's: say STATE where it is one.
+
+        Returns:
+            Tells when the row is written, and when it is durable.
 
         Raises:
-            ResourceExhausted: the batch is too large for one message; nothing was taken.
+            InvalidArgument: the value is none that the kind takes; it alone is left out.
+            TwinmeshError: the session ended for good, or rows taken before could not be written.
+        """
+        time_unix_us = clock.time_ns() // 1_000 if time is None else moment_us(time, "time")
+        await self._pump.room()
+        self._check_open()
+        return self._pump.add(twin_id, channel, value, time_unix_us, unit=unit, quality=quality, kind=kind)
+
+    async def observe_many(
+        self,
+        twin_id: str,
+        channel: str,
+        times: npt.ArrayLike,
+        values: npt.ArrayLike,
+        *,
+        unit: str = "",
+        quality: npt.ArrayLike | None = None,
+        kind: ChannelKind | None = None,
+    ) -> Taken:
+        """Take a column of rows of one series, at the speed of numpy; else as `observe`.
+
+        Args:
+            twin_id: the twin.
+            channel: the channel.
+            times: [n] event times: integers in microseconds since 1970, or numpy ``datetime64`` in UTC.
+            values: [n] numbers, truths, or texts.
+            unit: of the values, if not the channel's own.
+            quality: [n] `Quality` codes; None = not stated.
+            kind: of the channel; None = as the dtype says, and every number is a gauge's.
+        """
+        batch = column_batch(twin_id, channel, times, values, unit=unit, quality=quality, kind=kind)
+        return await self.observe_batch(batch)
+
+    async def observe_batch(self, batch: ObservationBatch) -> Taken:
+        """Take the rows of a batch, gathered with others where it is small; else as `observe`."""
+        parts = pieces(batch, MAX_PIECE_ROWS)
+        taken = await self._observe_piece(parts[0])
+        for part in parts[1:]:
+            taken = await self._observe_piece(part)
+        return taken
+
+    async def _observe_piece(self, batch: ObservationBatch) -> Taken:
+        if self._pump.rows + batch.point_count() > MAX_PIECE_ROWS:
+            await self._pump.drain()
+        await self._pump.room()
+        self._check_open()
+        return self._pump.add_batch(batch)
+
+    async def write(self, batch: ObservationBatch) -> int:
+        """Take one batch as it is and return its number, its sequence unless there is a spool.
+
+        Waits while too much is unacknowledged. With a spool the batch is on disk when this returns.
+
+        Raises:
+            ResourceExhausted: the batch is too large for one message, or the spool is full where that is an error;
+                nothing was taken.
             TwinmeshError: the session ended for good (fenced by a newer one, or the mesh was away for too long).
         """
-        point_count = batch.point_count()
-        if not point_count:
-            return self._next_sequence
-        columns = encode(batch)
-        if len(columns) > MAX_MESSAGE_BYTES - 1_024:
-            raise ResourceExhausted(
-                f"The batch has {len(columns):,} bytes and a message holds {MAX_MESSAGE_BYTES:,}; "
-                "write it in smaller batches.",
-                reason=Reason.MESSAGE_TOO_LARGE,
-            )
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._failure is not None or (self._ready.is_set() and self._takes(point_count, len(columns)))
-            )
-            self._raise_failure()
-            if not self._unacked:
-                self._heard_s = asyncio.get_running_loop().time()
-            self._next_sequence += 1
-            message = _batch_message(self._next_sequence, columns, backfill=self._backfill)
-            self._unacked.append(_Unacked(sequence=self._next_sequence, message=message, point_count=point_count))
-            self._unacked_points += point_count
-            self._unacked_bytes += len(message)
-            self._unsent += 1
-            self._changed.notify_all()
-            return self._next_sequence
+        await self._pump.drain()
+        if not batch.point_count():
+            return self._backlog.taken
+        return await self._put(batch)
+
+    async def write_frame(
+        self,
+        frame: pd.DataFrame | pd.Series[Any],
+        *,
+        twin_id: str,
+        time_zone: str | None = None,
+        units: Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None,
+        kinds: Mapping[str, ChannelKind] | None = None,
+    ) -> int:
+        """Take a pandas frame, a row per time and a column per channel, and return the number of its last batch.
+
+        Args:
+            frame: the index (or a column ``time``) is the event time; empty cells are absent.
+            twin_id: the twin.
+            time_zone: zone of naive times; required for them.
+            units: unit of columns that are not in their channel's own.
+            columns: channel of columns that are named otherwise.
+            kinds: kind of channels; None = as the dtypes say.
+
+        Raises:
+            InvalidArgument: times or cells that cannot be read; names the row and the remedy.
+        """
+        from twinmesh_client.frames import frame_batches
+
+        number = self._backlog.taken
+        batches = frame_batches(
+            frame,
+            twin_id=twin_id,
+            kinds=kinds or {},
+            time_zone=time_zone,
+            units=units,
+            columns=columns,
+            max_rows=MAX_PIECE_ROWS,
+        )
+        for batch in batches:
+            number = await self.write(batch)
+        return number
 
     async def flush(self) -> WriteAck:
         """Wait until everything taken is durable; returns the sum of all acknowledgements so far; raises as `write`."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._failure is not None or not self._unacked)
+        await self._pump.drain()
+        await self.until_durable(self._backlog.taken)
+        return self.acknowledged
+
+    async def sync(self) -> int:
+        """Wait until everything taken is written: with a spool on disk; returns the number of the last batch."""
+        await self._pump.drain()
+        self._raise_failure()
+        return self._backlog.taken
+
+    async def until_durable(self, number: int) -> None:
+        """Wait until every batch up to this number is durable in the mesh; raises as `write`."""
+        async with self._backlog.changed:
+            await self._backlog.changed.wait_for(lambda: self.failure is not None or self._backlog.durable >= number)
             self._raise_failure()
-        return self._acknowledged
+
+    async def resumed(self) -> int:
+        """Wait for the first session and return the producer's last durable number: go on behind it.
+
+        This is how a source that can be read again (a file) needs no record of its own of how far it came.
+        """
+        async with self._backlog.changed:
+            await self._backlog.changed.wait_for(lambda: self.failure is not None or self._backlog.started)
+            self._raise_failure()
+        return self._backlog.durable
 
     def abandon(self) -> None:
         """Give up what is not yet acknowledged: leaving the session no longer waits for it."""
         self._abandoned = True
 
-    def _takes(self, point_count: int, byte_count: int) -> bool:
-        return not self._unacked or (
-            self._unacked_points + point_count <= MAX_UNACKED_POINTS
-            and self._unacked_bytes + byte_count <= MAX_UNACKED_BYTES
-        )
+    async def _leave(self) -> None:
+        if self._spool is None:
+            await self.flush()
+            return
+        await self.sync()
+        try:
+            async with asyncio.timeout(LINGER_S if self.connected else 0):
+                await self.flush()
+        except TimeoutError:
+            return
+
+    async def _put(self, batch: ObservationBatch) -> int:
+        points = batch.point_count()
+        columns = encode(batch)
+        if len(columns) > MAX_MESSAGE_BYTES - 1_024 or points > MAX_ROWS:
+            raise ResourceExhausted(
+                f"The batch has {len(columns):,} bytes and {points:,} rows; a message holds {MAX_MESSAGE_BYTES:,} "
+                f"bytes and {MAX_ROWS:,} rows. Write it in smaller batches.",
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
+        self._check_open()
+        self._session.something_waits()
+        return await self._backlog.put(columns, points, backfill=self._backfill)
+
+    def _check_open(self) -> None:
+        if not self._tasks:
+            raise FailedPrecondition("The writer is not open: use it in its block, `async with mesh.writer(...)`.")
+        self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            # Each caller gets its own: raising one object twice would chain their tracebacks.
-            raise _copy(self._failure)
+        if self.failure is not None:
+            raise copied(self.failure)
 
-    async def _keep_session(self) -> None:
-        loop = asyncio.get_running_loop()
-        pause_s = FIRST_PAUSE_S
-        self._heard_s = loop.time()
-        failure: TwinmeshError = Unavailable("The writer was closed.")
+    async def _guarded(self, work: Callable[[], Any]) -> None:
+        """Run one of the background tasks; a defect in it must reach whoever waits."""
         try:
-            while True:
-                heard_before = self._heard_s
-                try:
-                    await self._run_session()
-                except TwinmeshError as error:
-                    if self._heard_s > heard_before:
-                        pause_s = FIRST_PAUSE_S
-                    waiting = bool(self._unacked) or not self._ready.is_set()
-                    if not _mends(error) or (waiting and loop.time() - self._heard_s > self._patience_s):
-                        failure = error
-                        return
-                    self._reconnects += 1
-                    await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0))
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await work()
         except Exception:
-            failure = Internal(
-                "The writer failed by a defect of the SDK; what it had not had acknowledged may be lost."
+            await self._session.fail(
+                Internal("The writer failed by a defect of the SDK; what it had not had acknowledged may be lost.")
             )
             raise
-        finally:
-            # However it ends, whoever waits in `write` or `flush` must hear of it.
-            self._failure = failure
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def _open(self) -> _Stream:
-        channel = await self._channel() if callable(self._channel) else self._channel
-        call: grpc.aio.StreamStreamMultiCallable[bytes, ingestion_pb2.WriteStreamResponse] = channel.stream_stream(
-            METHOD, response_deserializer=ingestion_pb2.WriteStreamResponse.FromString
-        )
-        return call()
-
-    async def _run_session(self) -> None:
-        opened = await self._open()
-        try:
-            await self._welcome(opened)
-            async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(self._send(opened)), group.create_task(self._watch_for_silence())]
-                group.create_task(self._receive(opened, helpers))
-        except BaseExceptionGroup as failures:
-            # The first is the cause, the rest its consequences; a defect must not hide behind them.
-            known, defects = failures.split(TwinmeshError)
-            raise (defects or known or failures).exceptions[0] from None
-        finally:
-            opened.cancel()
-
-    async def _welcome(self, opened: _Stream) -> None:
-        hello = ingestion_pb2.WriteStreamRequest(hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id))
-        try:
-            async with asyncio.timeout(self._silence_s):
-                with rpc_errors():
-                    await opened.write(hello.SerializeToString())
-                    first = await opened.read()
-        except TimeoutError:
-            raise DeadlineExceeded(f"The server did not open the session within {self._silence_s:g} s.") from None
-        except asyncio.InvalidStateError:
-            raise Unavailable("The session ended before it was opened.") from None
-        if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
-            raise Unavailable("The server ended the session without a welcome.")
-        await self._rewind(first.welcome.last_sequence)
-
-    async def _rewind(self, durable: int) -> None:
-        """Go back to what the server says is durable; raises when another producer of this name has written."""
-        async with self._changed:
-            if not self._ready.is_set():
-                self._next_sequence = durable
-            elif durable > self._next_sequence:
-                raise FailedPrecondition(
-                    f"Another writer uses the producer id {self._producer_id!r} and has written up to sequence "
-                    f"{durable}; give each source of batches an id of its own.",
-                    reason=Reason.PRODUCER_FENCED,
-                )
-            while self._unacked and self._unacked[0].sequence < durable:
-                # Stored, but its own answer is lost: only the last durable batch is answered again.
-                self._durable_without_ack += self._unacked[0].point_count
-                self._forget_first()
-            self._unsent = len(self._unacked)
-            self._ready.set()
-            self._changed.notify_all()
-
-    async def _send(self, opened: _Stream) -> None:
-        while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._unsent > 0)
-                item = self._unacked[len(self._unacked) - self._unsent]
-                self._unsent -= 1
-            try:
-                with rpc_errors():
-                    await opened.write(item.message)
-            except (asyncio.InvalidStateError, TwinmeshError):
-                # The call has ended; the reader knows why, and a new session sends this one again.
-                return
-
-    async def _receive(self, opened: _Stream, helpers: list[asyncio.Task[None]]) -> None:
-        try:
-            while True:
-                with rpc_errors():
-                    answer = await opened.read()
-                if not isinstance(answer, ingestion_pb2.WriteStreamResponse):
-                    raise Unavailable("The server ended the session.")
-                await self._take(answer.ack)
-        finally:
-            for helper in helpers:
-                helper.cancel()
-
-    async def _watch_for_silence(self) -> None:
-        """Raise when a server that holds the connection open no longer acknowledges."""
-        loop = asyncio.get_running_loop()
-        opened_s = loop.time()
-        while True:
-            since_s = max(self._heard_s, opened_s)
-            if self._unacked and loop.time() - since_s > self._silence_s:
-                raise DeadlineExceeded(f"The server acknowledged nothing for {self._silence_s:g} s.")
-            await asyncio.sleep(self._silence_s / 10)
-
-    async def _take(self, message: ingestion_pb2.ProducerAck) -> None:
-        ack = write_ack(message.ack)
-        async with self._changed:
-            while self._unacked and self._unacked[0].sequence <= message.sequence:
-                self._forget_first()
-            self._acknowledged = total((self._acknowledged, ack))
-            self._replayed += ack.replayed
-            self._heard_s = asyncio.get_running_loop().time()
-            self._changed.notify_all()
-        if self._on_ack is not None:
-            self._on_ack(ack)
-
-    def _forget_first(self) -> None:
-        first = self._unacked.popleft()
-        self._unacked_points -= first.point_count
-        self._unacked_bytes -= len(first.message)
-        self._unsent = min(self._unsent, len(self._unacked))
-
-
-def _mends(error: TwinmeshError) -> bool:
-    """Whether a new session may go on where this one failed."""
-    if isinstance(error, Unavailable | DeadlineExceeded):
-        return True
-    if isinstance(error, ResourceExhausted):
-        return error.retryable
-    return isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
-
-
-def _copy(error: TwinmeshError) -> TwinmeshError:
-    rebuild, state = error.__reduce__()
-    return rebuild(*state)  # type: ignore[operator,misc,no-any-return]  # the pickle protocol's untyped pair
-
-
-def _batch_message(sequence: int, batch: bytes, *, backfill: bool) -> bytes:
-    """Encode WriteStreamRequest{batch: ProducerBatch{sequence, batch, backfill}} around encoded columns."""
-    body = b"".join(
-        (
-            b"\x08",
-            encode_varint(sequence),
-            b"\x12",
-            encode_varint(len(batch)),
-            batch,
-            b"\x18\x01" if backfill else b"",
-        )
-    )
-    return b"".join((b"\x12", encode_varint(len(body)), body))

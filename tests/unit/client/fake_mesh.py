@@ -28,6 +28,18 @@ class Producer:
 
     last_sequence: int = 0
     points: dict[int, int] = field(default_factory=dict)
+    values: dict[int, list[float]] = field(default_factory=dict)
+
+    def all_values(self) -> list[float]:
+        """What is stored, in the order of the sequences."""
+        return [value for sequence in sorted(self.values) for value in self.values[sequence]]
+
+    def restore(self, sequence: int) -> None:
+        """Go back to what was there up to a sequence, as a backup does."""
+        self.last_sequence = sequence
+        for stored in (self.points, self.values):
+            for later in [s for s in stored if s > sequence]:
+                del stored[later]  # type: ignore[attr-defined]
 
 
 class FakeIngestion:
@@ -66,6 +78,8 @@ class FakeIngestion:
             replayed = batch.sequence <= producer.last_sequence
             points = len(batch.batch.doubles.value)
             producer.points[batch.sequence] = points
+            if not replayed:
+                producer.values[batch.sequence] = list(batch.batch.doubles.value)
             producer.last_sequence = max(producer.last_sequence, batch.sequence)
             if fault == "lose":
                 await abort(context, Unavailable("the connection broke"))

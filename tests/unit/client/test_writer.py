@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import twinmesh_client as tm
+from twinmesh_client.aio import backlog as backlog_module
+from twinmesh_client.aio import session as session_module
 from twinmesh_client.aio import writer as writer_module
+from twinmesh_client.aio.session import Session
 from twinmesh_client.aio.writer import Writer
 from twinmesh_core.errors import FailedPrecondition, Internal, Reason, ResourceExhausted, Unavailable
 from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section
@@ -20,8 +23,8 @@ def batch(n: int = 10) -> ObservationBatch:
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch):
-    monkeypatch.setattr(writer_module, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(writer_module, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(session_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(session_module, "LONGEST_PAUSE_S", 0.02)
 
 
 def writer(client, **options) -> Writer:
@@ -103,8 +106,7 @@ async def test_what_trying_again_does_not_mend_ends_the_session_at_once(client, 
         with pytest.raises(type(error)):
             await w.write(batch())
         fake.ingestion.fault = lambda _: None
-        w._failure = None
-        w._unacked.clear()
+        w.abandon()
     assert fake.ingestion.sessions == 1
 
 
@@ -120,10 +122,9 @@ async def test_patience_ends(client, fake):
     async with writer(client, patience_s=0.1) as w:
         with pytest.raises(Unavailable, match="away"):
             await w.write(batch())
-        w._unacked.clear()
         with pytest.raises(Unavailable):
             await w.flush()
-        w._failure = None
+        w.abandon()
 
 
 async def test_time_without_work_does_not_use_up_patience(client, fake):
@@ -145,7 +146,7 @@ async def test_a_silent_server_is_left_for_a_new_session(client, fake):
 
 
 async def test_writing_waits_while_too_much_is_unacknowledged(client, fake, monkeypatch):
-    monkeypatch.setattr(writer_module, "MAX_UNACKED_POINTS", 25)
+    monkeypatch.setattr(backlog_module, "MAX_UNACKED_POINTS", 25)
     async with writer(client) as w:
         fake.ingestion.hold.clear()
         await w.write(batch())
@@ -153,13 +154,13 @@ async def test_writing_waits_while_too_much_is_unacknowledged(client, fake, monk
         third = asyncio.create_task(w.write(batch()))
         await asyncio.sleep(0.05)
         assert not third.done()
-        assert w._unacked_points == 20
+        assert w._backlog.window.points == 20
         fake.ingestion.hold.set()
         assert await third == 3
 
 
 async def test_bytes_are_bounded_like_points(client, fake, monkeypatch):
-    monkeypatch.setattr(writer_module, "MAX_UNACKED_BYTES", 500)
+    monkeypatch.setattr(backlog_module, "MAX_UNACKED_BYTES", 500)
     async with writer(client) as w:
         fake.ingestion.hold.clear()
         await w.write(batch())
@@ -189,15 +190,14 @@ async def test_another_writer_of_the_same_name_is_noticed(client, fake):
         with pytest.raises(FailedPrecondition) as caught:
             await w.flush()
         assert caught.value.reason == Reason.PRODUCER_FENCED
-        w._unacked.clear()
-        w._failure = None
+        w.abandon()
 
 
 async def test_a_defect_reaches_whoever_waits(client, fake, monkeypatch):
     def broken(_self, _message):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Writer, "_take", broken)
+    monkeypatch.setattr(Session, "_take", broken)
 
     async def use():
         async with writer(client) as w:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from twinmesh_client import FailedPrecondition, InvalidArgument
-from twinmesh_client.aio.producer import open_writer
+from twinmesh_client.aio.producer import open_writer_async
 from twinmesh_connectors.connector import SourceError
 from twinmesh_connectors.host import batch_of
 from twinmesh_connectors.runner import Runner
@@ -43,7 +43,7 @@ class Scripted:
 def runner(fake):
     def build(connector, **options):
         def open_session(on_ack):
-            return open_writer("p", target=fake.target, on_ack=on_ack)
+            return open_writer_async("p", target=fake.target, on_ack=on_ack)
 
         return Runner(connector, open_session, first_pause_s=0.01, longest_pause_s=0.02, **options)
 

@@ -1,0 +1,201 @@
+"""Keeps one producer's session with the mesh: opened anew after every failure that mends, until it ends for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import grpc.aio
+
+from twinmesh.ingestion.v1 import ingestion_pb2
+from twinmesh_client.acks import WriteAck, total, write_ack
+from twinmesh_client.aio.backlog import Backlog
+from twinmesh_client.transport import rpc_errors
+from twinmesh_core.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    Reason,
+    ResourceExhausted,
+    TwinmeshError,
+    Unavailable,
+)
+
+METHOD: Final = "/twinmesh.ingestion.v1.IngestionService/WriteStream"
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 3.0
+Dial = Callable[[], Awaitable[grpc.aio.Channel]]
+"""Finds the ingestion service anew for each session; the channel belongs to the dialler."""
+_Stream = grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]
+
+
+class Session:
+    """Sends what a backlog holds and tells it what is durable.
+
+    Args:
+        channel: to the ingestion service, or what finds it.
+        producer_id: whose session it is.
+        backlog: what is sent.
+        on_ack: called after each acknowledgement.
+        patience_s: how long something may wait in vain before it ends for good.
+        silence_s: a session that says nothing for so long is opened anew.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel | Dial,
+        producer_id: str,
+        backlog: Backlog,
+        *,
+        on_ack: Callable[[WriteAck], None] | None,
+        patience_s: float,
+        silence_s: float,
+    ) -> None:
+        self._channel = channel
+        self._producer_id = producer_id
+        self._backlog = backlog
+        self._on_ack = on_ack
+        self._patience_s = patience_s
+        self._silence_s = silence_s
+        self._heard_s = 0.0
+        """Loop time since which somebody waits in vain: the last progress, or when waiting began."""
+        self.failure: TwinmeshError | None = None
+        self.last_error: TwinmeshError | None = None
+        self.connected = False
+        self.acknowledged = WriteAck()
+        self.reconnects = 0
+        self.replayed = 0
+        self.durable_without_ack = 0
+
+    def something_waits(self) -> None:
+        """Begin to count patience anew, unless something waits already."""
+        if self._backlog.started and self._backlog.durable == self._backlog.taken:
+            self._heard_s = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Keep the session; returns when it has ended for good, with the reason in `failure`."""
+        loop = asyncio.get_running_loop()
+        pause_s = FIRST_PAUSE_S
+        self._heard_s = loop.time()
+        try:
+            while True:
+                heard_before = self._heard_s
+                try:
+                    await self._run_once()
+                except TwinmeshError as error:
+                    self.last_error = error
+                    if self._heard_s > heard_before:
+                        pause_s = FIRST_PAUSE_S
+                    waiting = self._backlog.durable < self._backlog.taken or not self._backlog.started
+                    if not _mends(error) or (waiting and loop.time() - self._heard_s > self._patience_s):
+                        await self.fail(error)
+                        return
+                    self.reconnects += 1
+                    await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0))
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        except asyncio.CancelledError:
+            await self.fail(Unavailable("The writer was closed."))
+            raise
+        except Exception:
+            await self.fail(
+                Internal("The writer failed by a defect of the SDK; what it had not had acknowledged may be lost.")
+            )
+            raise
+
+    async def fail(self, failure: TwinmeshError) -> None:
+        """End for good: whoever waits must hear of it."""
+        if self.failure is None:
+            self.failure = failure
+        self._backlog.end(self.failure)
+        async with self._backlog.changed:
+            self._backlog.changed.notify_all()
+
+    async def _open(self) -> _Stream:
+        channel = await self._channel() if callable(self._channel) else self._channel
+        call: grpc.aio.StreamStreamMultiCallable[bytes, ingestion_pb2.WriteStreamResponse] = channel.stream_stream(
+            METHOD, response_deserializer=ingestion_pb2.WriteStreamResponse.FromString
+        )
+        return call()
+
+    async def _run_once(self) -> None:
+        opened = await self._open()
+        try:
+            await self._welcome(opened)
+            self.connected = True
+            async with asyncio.TaskGroup() as group:
+                helpers = [group.create_task(self._send(opened)), group.create_task(self._watch_for_silence())]
+                group.create_task(self._receive(opened, helpers))
+        except BaseExceptionGroup as failures:
+            # The first is the cause, the rest its consequences; a defect must not hide behind them.
+            known, defects = failures.split(TwinmeshError)
+            raise (defects or known or failures).exceptions[0] from None
+        finally:
+            self.connected = False
+            opened.cancel()
+
+    async def _welcome(self, opened: _Stream) -> None:
+        hello = ingestion_pb2.WriteStreamRequest(hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id))
+        try:
+            async with asyncio.timeout(self._silence_s):
+                with rpc_errors():
+                    await opened.write(hello.SerializeToString())
+                    first = await opened.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"The server did not open the session within {self._silence_s:g} s.") from None
+        except asyncio.InvalidStateError:
+            raise Unavailable("The session ended before it was opened.") from None
+        if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
+            raise Unavailable("The server ended the session without a welcome.")
+        self.durable_without_ack += await self._backlog.start(first.welcome.last_sequence)
+
+    async def _send(self, opened: _Stream) -> None:
+        while True:
+            item = await self._backlog.next()
+            try:
+                with rpc_errors():
+                    await opened.write(item.message)
+            except (asyncio.InvalidStateError, TwinmeshError):
+                # The call has ended; the reader knows why, and a new session sends this one again.
+                return
+
+    async def _receive(self, opened: _Stream, helpers: list[asyncio.Task[None]]) -> None:
+        try:
+            while True:
+                with rpc_errors():
+                    answer = await opened.read()
+                if not isinstance(answer, ingestion_pb2.WriteStreamResponse):
+                    raise Unavailable("The server ended the session.")
+                await self._take(answer.ack)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+
+    async def _watch_for_silence(self) -> None:
+        """Raise when a server that holds the connection open no longer acknowledges."""
+        loop = asyncio.get_running_loop()
+        opened_s = loop.time()
+        while True:
+            since_s = max(self._heard_s, opened_s)
+            if self._backlog.window.items and loop.time() - since_s > self._silence_s:
+                raise DeadlineExceeded(f"The server acknowledged nothing for {self._silence_s:g} s.")
+            await asyncio.sleep(self._silence_s / 10)
+
+    async def _take(self, message: ingestion_pb2.ProducerAck) -> None:
+        ack = write_ack(message.ack)
+        # Counted before it is settled: whoever waits for the batch may read the sum at once.
+        self.acknowledged = total((self.acknowledged, ack))
+        self.replayed += ack.replayed
+        self._heard_s = asyncio.get_running_loop().time()
+        await self._backlog.settle(message.sequence)
+        if self._on_ack is not None:
+            self._on_ack(ack)
+
+
+def _mends(error: TwinmeshError) -> bool:
+    """Whether a new session may go on where this one failed."""
+    if isinstance(error, Unavailable | DeadlineExceeded):
+        return True
+    if isinstance(error, ResourceExhausted):
+        return error.retryable
+    return isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
