@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twinmesh.ingestion.v1 import ingestion_pb2
+from twinmesh_client.registry_mapping import duration_from_message
 from twinmesh_core.quality import FlagReason, Quality
 
 
@@ -21,35 +22,40 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteAck:
-    """What became of a write; accepted + quarantined + duplicate = rows sent.
+    """What became of a write; accepted + quarantined + duplicate + deadbanded = rows sent.
 
     Attributes:
         accepted: rows stored, flagged ones included.
         flagged: rows stored with a quality that the pipeline lowered.
         quarantined: rows kept aside, with their reason.
-        duplicate: repetitions within a batch, dropped.
+        duplicate: repetitions, dropped.
+        deadbanded: rows that a channel's deadband kept from being stored.
         offset: use it as `min_offset` to read your write.
         replayed: the stored answer to an earlier delivery of the same batch.
+        clock_skew_us: this producer's clock minus the server's, as the server estimates it; None = not known.
     """
 
     accepted: int = 0
     flagged: int = 0
     quarantined: int = 0
     duplicate: int = 0
+    deadbanded: int = 0
     offset: int = 0
     incarnation: str = ""
     outcomes: tuple[Outcome, ...] = ()
     replayed: bool = False
+    clock_skew_us: int | None = None
 
     @property
     def sent(self) -> int:
         """Rows that this answer accounts for."""
-        return self.accepted + self.quarantined + self.duplicate
+        return self.accepted + self.quarantined + self.duplicate + self.deadbanded
 
     def __str__(self) -> str:
+        deadbanded = f"deadbanded {self.deadbanded:,}  " if self.deadbanded else ""
         return (
             f"accepted {self.accepted:,}  flagged {self.flagged:,}  quarantined {self.quarantined:,}  "
-            f"duplicate {self.duplicate:,}  offset {self.offset:,}"
+            f"duplicate {self.duplicate:,}  {deadbanded}offset {self.offset:,}"
         )
 
 
@@ -60,6 +66,7 @@ def write_ack(message: ingestion_pb2.WriteAck) -> WriteAck:
         flagged=message.flagged_count,
         quarantined=message.quarantined_count,
         duplicate=message.duplicate_count,
+        deadbanded=message.deadbanded_count,
         offset=message.offset,
         incarnation=message.incarnation,
         outcomes=tuple(
@@ -72,6 +79,7 @@ def write_ack(message: ingestion_pb2.WriteAck) -> WriteAck:
             for o in message.outcomes
         ),
         replayed=message.replayed,
+        clock_skew_us=duration_from_message(message.clock_skew) if message.HasField("clock_skew") else None,
     )
 
 
@@ -97,8 +105,10 @@ def total(acks: Iterable[WriteAck]) -> WriteAck:
         flagged=sum(a.flagged for a in collected),
         quarantined=sum(a.quarantined for a in collected),
         duplicate=sum(a.duplicate for a in collected),
+        deadbanded=sum(a.deadbanded for a in collected),
         offset=max((a.offset for a in collected), default=0),
         incarnation=next((a.incarnation for a in reversed(collected) if a.incarnation), ""),
         outcomes=tuple(merged.values()),
         replayed=bool(collected) and all(a.replayed for a in collected),
+        clock_skew_us=next((a.clock_skew_us for a in reversed(collected) if a.clock_skew_us is not None), None),
     )

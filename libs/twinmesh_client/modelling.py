@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twinmesh_client.durations import Span, span_us
 from twinmesh_core.errors import invalid_field
-from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import ChannelSpec, CommandSpec, PropertySpec, TwinType
 
 
@@ -21,6 +21,10 @@ def channel(
     max_rate_per_s: float | None = None,
     stuck_after: Span | None = None,
     spike_threshold: float = 0.0,
+    deadband: float | None = None,
+    deadband_percent: float | None = None,
+    max_silence: Span | None = None,
+    disabled_stages: Sequence[str] = (),
     tolerance: float = 0.0,
     controllable: bool = False,
     set_command: str = "",
@@ -39,6 +43,10 @@ def channel(
         max_rate_per_s: faster changes are flagged UNCERTAIN.
         stuck_after: unchanged for longer is flagged UNCERTAIN.
         spike_threshold: Hampel test in scaled median absolute deviations; 0 = off.
+        deadband: a value within this distance of the one stored before is not stored; 0 = unchanged values only.
+        deadband_percent: the same, in percent of maximum - minimum.
+        max_silence: a value is stored at least this often, however steady; 10 min unless given.
+        disabled_stages: stages this channel does without: time, repetition, range, rate, spike, stuck, deadband.
         tolerance: desired and reported within this distance count as equal.
         controllable: a desired value may be set.
         set_command: the command that carries a desired value to the device.
@@ -62,7 +70,18 @@ def channel(
         controllable=controllable,
         set_command=set_command,
         upper_limit=upper_limit,
+        deadband=deadband,
+        deadband_percent=deadband_percent,
+        max_silence_us=0 if max_silence is None else span_us(max_silence, "max_silence"),
+        disabled_stages=tuple(_stage(stage) for stage in disabled_stages),
     )
+
+
+def _stage(name: str) -> PipelineStage:
+    if name.upper() not in PipelineStage.__members__ or name.upper() == "UNSPECIFIED":
+        known = ", ".join(stage.name.lower() for stage in PipelineStage if stage)
+        raise invalid_field("disabled_stages", f"{name!r} is unknown; choose from {known}")
+    return PipelineStage[name.upper()]
 
 
 def command(name: str, *required_args: str, description: str = "") -> CommandSpec:

@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from twinmesh.type.v1 import entry_pb2, observation_pb2, twin_pb2
-from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import ChannelSpec, CommandSpec, PropertySpec, Relationship, Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold, Verdict
 from twinmesh_core.time import US_PER_S
@@ -121,8 +121,9 @@ def duration_from_message(message: Duration) -> int:
 
 def duration_to_message(duration_us: int) -> Duration:
     """Return microseconds as a Duration."""
-    seconds, rest = divmod(duration_us, US_PER_S)
-    return Duration(seconds=seconds, nanos=rest * 1_000)
+    seconds, rest = divmod(abs(duration_us), US_PER_S)
+    sign = -1 if duration_us < 0 else 1  # of both parts, as the message demands
+    return Duration(seconds=sign * seconds, nanos=sign * rest * 1_000)
 
 
 def _channel_from_message(message: twin_pb2.ChannelSpec) -> ChannelSpec:
@@ -141,7 +142,19 @@ def _channel_from_message(message: twin_pb2.ChannelSpec) -> ChannelSpec:
         controllable=message.controllable,
         set_command=message.set_command,
         upper_limit=message.upper_limit if message.HasField("upper_limit") else None,
+        deadband=message.deadband if message.HasField("deadband") else None,
+        deadband_percent=message.deadband_percent if message.HasField("deadband_percent") else None,
+        max_silence_us=duration_from_message(message.max_silence),
+        disabled_stages=tuple(_stage(number) for number in message.disabled_stages),
     )
+
+
+def _stage(number: int) -> PipelineStage:
+    # A newer peer's stage is refused as none of those known here, when a type is created.
+    return PipelineStage(number) if number in _STAGES else PipelineStage.UNSPECIFIED
+
+
+_STAGES = frozenset(PipelineStage)
 
 
 def _channel_to_message(value: ChannelSpec) -> twin_pb2.ChannelSpec:
@@ -157,11 +170,16 @@ def _channel_to_message(value: ChannelSpec) -> twin_pb2.ChannelSpec:
         controllable=value.controllable,
         set_command=value.set_command,
         upper_limit=value.upper_limit,
+        deadband=value.deadband,
+        deadband_percent=value.deadband_percent,
+        disabled_stages=[twin_pb2.PipelineStage.ValueType(stage) for stage in value.disabled_stages],
     )
     if value.expected_interval_us:
         message.expected_interval.CopyFrom(duration_to_message(value.expected_interval_us))
     if value.stuck_after_us:
         message.stuck_after.CopyFrom(duration_to_message(value.stuck_after_us))
+    if value.max_silence_us:
+        message.max_silence.CopyFrom(duration_to_message(value.max_silence_us))
     if value.spike_threshold:
         message.spike_threshold = value.spike_threshold
     return message

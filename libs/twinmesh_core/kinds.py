@@ -1,4 +1,4 @@
-"""What kind of quantity a channel carries, and which column type holds it."""
+"""What kind of quantity a channel carries, which column type holds it, and which stages judge it."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ class ChannelKind(IntEnum):
 
 
 _KIND_BY_NUMBER = {int(kind): kind for kind in ChannelKind}
+
+
+class PipelineStage(IntEnum):
+    """A stage of ingestion's pipeline that a channel may do without; numbers as in ``twinmesh.type.v1``."""
+
+    UNSPECIFIED = 0
+    TIME = 1
+    """Event times far from the receive time are quarantined."""
+    REPETITION = 2
+    """Repetitions are dropped."""
+    RANGE = 3
+    RATE = 4
+    SPIKE = 5
+    STUCK = 6
+    DEADBAND = 7

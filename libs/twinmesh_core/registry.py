@@ -16,7 +16,8 @@ from typing import Final
 from twinmesh_core.calendar import require_time_zone
 from twinmesh_core.errors import FieldViolation, InvalidArgument
 from twinmesh_core.ids import entity_id_violation, name_violation, quoted, resource_id_violation
-from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.kinds import ChannelKind, PipelineStage
+from twinmesh_core.time import US_PER_MINUTE
 from twinmesh_core.units import canonical
 
 MAX_CHANNELS: Final = 1_000
@@ -24,6 +25,8 @@ MAX_ATTRIBUTES: Final = 64
 MAX_ATTRIBUTE_BYTES: Final = 1_024
 MAX_RELATIONSHIPS: Final = 256
 MAX_TYPE_VERSION: Final = 2**31 - 1
+DEFAULT_MAX_SILENCE_US: Final = 10 * US_PER_MINUTE
+"""How long a deadband may keep a steady value from being stored, unless the channel says otherwise."""
 _NO_ATTRIBUTES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -46,6 +49,10 @@ class ChannelSpec:
         controllable: a desired value may be set.
         set_command: command that carries a desired value to the device; empty = the device watches.
         upper_limit: alarm and planning limit shown in forecasts; None = none.
+        deadband: a value within this distance of the one stored before is not stored; None = off.
+        deadband_percent: the same, in percent of the range; None = off.
+        max_silence_us: a value is stored at least this often, however steady; 0 = `DEFAULT_MAX_SILENCE_US`.
+        disabled_stages: stages of the pipeline that this channel does without.
     """
 
     name: str
@@ -62,6 +69,18 @@ class ChannelSpec:
     controllable: bool = False
     set_command: str = ""
     upper_limit: float | None = None
+    deadband: float | None = None
+    deadband_percent: float | None = None
+    max_silence_us: int = 0
+    disabled_stages: tuple[PipelineStage, ...] = ()
+
+    def band(self) -> float | None:
+        """Return the deadband in the channel's unit; None = off."""
+        if PipelineStage.DEADBAND in self.disabled_stages:
+            return None
+        if self.deadband_percent is not None and self.min_value is not None and self.max_value is not None:
+            return self.deadband_percent / 100 * (self.max_value - self.min_value)
+        return self.deadband
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +244,8 @@ def _channel_violations(at: str, c: ChannelSpec, t: TwinType) -> Iterable[FieldV
         ("spike_threshold", c.spike_threshold),
         ("tolerance", c.tolerance),
         ("upper_limit", c.upper_limit),
+        ("deadband", c.deadband),
+        ("deadband_percent", c.deadband_percent),
     ):
         yield _bad(number is not None and not isfinite(number), f"{at}.{name}", "must be a finite number")
     crossed = c.min_value is not None and c.max_value is not None and c.min_value > c.max_value
@@ -234,6 +255,7 @@ def _channel_violations(at: str, c: ChannelSpec, t: TwinType) -> Iterable[FieldV
     yield _bad(c.tolerance < 0, f"{at}.tolerance", "must not be negative")
     yield _bad(c.expected_interval_us < 0, f"{at}.expected_interval", "must not be negative")
     yield _bad(c.stuck_after_us < 0, f"{at}.stuck_after", "must not be negative")
+    yield from _deadband_violations(at, c)
     wordy = c.kind in (ChannelKind.TEXT, ChannelKind.JSON)
     bounded = c.min_value is not None or c.max_value is not None or c.max_rate_per_s is not None
     yield _bad(wordy and bounded, at, "bounds and rates are for numbers; this channel holds text")
@@ -249,6 +271,30 @@ def _channel_violations(at: str, c: ChannelSpec, t: TwinType) -> Iterable[FieldV
         )
         extra = set(command.required_args) - {"value"} if command is not None else set()
         yield _bad(bool(extra), f"{at}.set_command", "its command may require no argument but 'value'")
+
+
+def _deadband_violations(at: str, c: ChannelSpec) -> Iterable[FieldViolation | None]:
+    banded = c.deadband is not None or c.deadband_percent is not None
+    ranged = c.min_value is not None and c.max_value is not None and c.min_value < c.max_value
+    both = c.deadband is not None and c.deadband_percent is not None
+    percent = c.deadband_percent if c.deadband_percent is not None else 1.0
+    yield _bad(both, f"{at}.deadband_percent", "is given together with deadband; give one of them")
+    yield _bad((c.deadband or 0.0) < 0, f"{at}.deadband", "must not be negative; 0 drops unchanged values only")
+    yield _bad(not 0 < percent <= 100, f"{at}.deadband_percent", "must be above 0, and at most 100")
+    span = c.deadband_percent is not None and not ranged
+    yield _bad(span, f"{at}.deadband_percent", "is a part of max_value - min_value; give both")
+    yield _bad(banded and not c.kind.numeric, f"{at}.deadband", "is for numbers; this channel holds text")
+    yes_no = c.kind == ChannelKind.BOOL and bool(c.deadband or c.deadband_percent)
+    yield _bad(yes_no, f"{at}.deadband", "of a bool can only be 0, which drops unchanged values")
+    yield _bad(c.max_silence_us < 0, f"{at}.max_silence", "must not be negative; 0 = 10 min")
+    yield _bad(bool(c.max_silence_us) and not banded, f"{at}.max_silence", "goes with deadband or deadband_percent")
+    for i, stage in enumerate(c.disabled_stages):
+        where = f"{at}.disabled_stages[{i}]"
+        yield _bad(stage == PipelineStage.UNSPECIFIED, where, f"is none of {_STAGES}")
+        yield _bad(stage in c.disabled_stages[:i], where, f"{stage.name.lower()} is there twice")
+
+
+_STAGES: Final = ", ".join(stage.name.lower() for stage in PipelineStage if stage)
 
 
 def _twin_violations(t: Twin) -> Iterable[FieldViolation | None]:

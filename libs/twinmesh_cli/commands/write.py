@@ -177,4 +177,4 @@ def _report(ack: WriteAck, out: Output, **facts: int) -> int:
         what = f"flagged {outcome.quality.name}" if outcome.quality else "quarantined"
         out.note(f"{what}: {outcome.count:,} {outcome.reason.name}, e.g. {outcome.example}")
     out.document({"ack": ack, **facts})
-    return 0 if ack.accepted or ack.duplicate or facts.get("durable_without_ack") else FAILED
+    return 0 if ack.accepted or ack.duplicate or ack.deadbanded or facts.get("durable_without_ack") else FAILED

@@ -9,11 +9,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from twinmesh_core import wire
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, Reason, TwinmeshError, Unavailable
+from twinmesh_core.observations import SeriesKey
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_ingestion.domain.outcomes import QuarantinedRow
-from twinmesh_ingestion.domain.ports import Appended, NewSeries, OpenedProducer, Stamp, Submission
+from twinmesh_ingestion.domain.ports import Appended, LatestValues, NewSeries, OpenedProducer, Stamp, Submission
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +95,28 @@ class MemoryLog:
         """Return durable ids; see the port."""
         self._answering()
         return [self._series.setdefault((tenant, s.twin_id, s.channel), len(self._series) + 1) for s in series]
+
+    async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:
+        """Return newest values; see the port."""
+        self._answering()
+        wanted = {(s.twin_id, s.channel) for s in series}
+        newest: dict[int, tuple[int, float, int]] = {}
+        for entry in self.entries:
+            batch = wire.walk(entry.submission.body)
+            if entry.tenant != tenant or batch is None:
+                continue
+            for section in (batch.doubles, batch.int64s, batch.bools):
+                rows = zip(section.series, section.time_unix_us, section.values, section.quality, strict=True)
+                for handle, time, value, quality in rows:
+                    key = batch.series[handle]
+                    if (key.twin_id, key.channel) in wanted and time >= newest.get(key.series_id, (time,))[0]:
+                        newest[key.series_id] = (int(time), float(value), int(quality))
+        return LatestValues(
+            series_id=np.array(list(newest), np.int64),
+            time_unix_us=np.array([n[0] for n in newest.values()], np.int64),
+            value=np.array([n[1] for n in newest.values()], np.float64),
+            quality=np.array([n[2] for n in newest.values()], np.uint8),
+        )
 
     def _answering(self) -> None:
         if self.faults.away:

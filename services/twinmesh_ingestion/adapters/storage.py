@@ -6,18 +6,24 @@ from collections.abc import Awaitable, Sequence
 from typing import Final, TypeVar
 
 import grpc.aio
+import numpy as np
+import numpy.typing as npt
 
 from twinmesh.storage.v1 import storage_pb2, storage_pb2_grpc
 from twinmesh.type.v1 import observation_pb2
 from twinmesh_client.transport import call, tenant_metadata
 from twinmesh_core.call_context import remaining_s
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
+from twinmesh_core.observations import Section, SeriesKey
 from twinmesh_ingestion.domain.outcomes import QuarantinedRow
-from twinmesh_ingestion.domain.ports import Appended, NewSeries, OpenedProducer, Submission
+from twinmesh_ingestion.domain.ports import Appended, LatestValues, NewSeries, OpenedProducer, Submission
+from twinmesh_runtime.observation_codec import batch_from_message
 
 ResponseT = TypeVar("ResponseT")
 
 _RESOLVE_TIMEOUT_S: Final = 10.0
+_LATEST_TIMEOUT_S: Final = 2.0
+_LATEST_AT_ONCE: Final = 10_000
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -89,6 +95,30 @@ class StorageLog:
         )
         return list(response.series_id)
 
+    async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:
+        """Return newest values; see the port."""
+        found: list[Section] = []
+        ids: list[npt.NDArray[np.int64]] = []
+        for start in range(0, len(series), _LATEST_AT_ONCE):
+            part = series[start : start + _LATEST_AT_ONCE]
+            request = storage_pb2.ReadLatestRequest(
+                series=(storage_pb2.SeriesSelector(twin_id=s.twin_id, channel=s.channel) for s in part)
+            )
+            response = await _attempt(
+                call(self._stub.ReadLatest, request, timeout_s=_LATEST_TIMEOUT_S, metadata=tenant_metadata(tenant))
+            )
+            batch = batch_from_message(response.batch)
+            by_handle = np.array([key.series_id for key in batch.series], np.int64)
+            for section in (batch.doubles, batch.int64s, batch.bools):
+                found.append(section)
+                ids.append(by_handle[section.series])
+        return LatestValues(
+            series_id=np.concatenate([*ids, np.empty(0, np.int64)]),
+            time_unix_us=np.concatenate([*(s.time_unix_us for s in found), np.empty(0, np.int64)]),
+            value=np.concatenate([*(s.values.astype(np.float64) for s in found), np.empty(0)]),
+            quality=np.concatenate([*(s.quality for s in found), np.empty(0, np.uint8)]),
+        )
+
 
 async def _attempt(answer: Awaitable[ResponseT]) -> ResponseT:
     """Tell an attempt that took too long from a call whose time is over: the former may be made again."""
@@ -114,6 +144,7 @@ def _quarantined(row: QuarantinedRow) -> storage_pb2.QuarantinedRow:
         quality=row.quality,
         reason=observation_pb2.FlagReason.ValueType(row.reason),
         message=row.message,
+        raw_value=row.raw_value,
     )
 
 
@@ -122,11 +153,11 @@ def _value(row: QuarantinedRow) -> observation_pb2.Value:
     if isinstance(value, bool):
         return observation_pb2.Value(bool_value=value)
     if isinstance(value, str):
-        shown = _printable(value)
+        # Kept as it is, NUL included: the row may be replayed.
         return (
-            observation_pb2.Value(json_value=shown)
+            observation_pb2.Value(json_value=value)
             if row.section == "jsons"
-            else observation_pb2.Value(text_value=shown)
+            else observation_pb2.Value(text_value=value)
         )
     if isinstance(value, int) and value in _INT64:
         return observation_pb2.Value(int64_value=value)

@@ -12,16 +12,19 @@ from twinmesh_core.ids import quoted
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import Section, SeriesKey, TextSection
 from twinmesh_core.quality import FlagReason, Quality
-from twinmesh_core.time import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, US_PER_S, format_time
-from twinmesh_ingestion.domain.outcomes import Ack, OutcomeCount, QuarantinedRow, Scalar
+from twinmesh_core.time import US_PER_DAY, format_time
+from twinmesh_ingestion.domain.outcomes import DEADBANDED, DUPLICATE, Ack, OutcomeCount, QuarantinedRow, Scalar
 from twinmesh_ingestion.domain.resolution import SeriesTable
+from twinmesh_ingestion.domain.skew import Skew, span_words
 
 MAX_QUARANTINED_ROWS: Final = 50_000
-"""Most rows of one batch that can be kept aside: they travel in one message to storage."""
+MAX_QUARANTINED_BYTES: Final = 12 << 20
+"""Most rows of one batch that can be kept aside, and most bytes: they travel in one message to storage."""
+_ROW_BYTES: Final = 200
+_SHOWN_ESCAPED: Final = 256
+"""Longest text shown of bytes that are not UTF-8, in characters; the bytes are kept as well."""
 _SURELY_NO_CLOCK_US: Final = 3_650 * US_PER_DAY
 """No clock is ten years ahead: the times are in another unit."""
-_SHOWN_VALUE: Final = 4_096
-"""Longest text kept of a value that is refused, in characters."""
 
 _NO_KEY: Final = SeriesKey(twin_id="", channel="")
 _SECTION_OF: Final = {
@@ -37,14 +40,19 @@ _SECTION_OF: Final = {
 class Account:
     """Collects what was decided about the rows of a batch, section by section."""
 
-    def __init__(self, table: SeriesTable, *, earliest: int, receive_time: int, backfill: bool) -> None:
+    def __init__(
+        self, table: SeriesTable, *, earliest: int, receive_time: int, backfill: bool, skew: Skew | None = None
+    ) -> None:
         self._table = table
         self._earliest = earliest
         self._receive_time = receive_time
         self._backfill = backfill
+        self._skew = skew
         self._rows: list[QuarantinedRow] = []
+        self._bytes = 0
         self._sent = 0
         self._duplicates = 0
+        self._deadbanded = 0
         self._counts: dict[tuple[FlagReason, Quality], int] = {}
         self._examples: dict[tuple[FlagReason, Quality], str] = {}
 
@@ -54,9 +62,8 @@ class Account:
         section: Section | TextSection,
         reason: npt.NDArray[np.uint8],
         quality: npt.NDArray[np.uint8],
-        dropped: int,
     ) -> None:
-        """Enter the rows of one section; `reason` holds a `FlagReason` per row, or `dropped` for a repetition.
+        """Enter the rows of one section; `reason` holds a `FlagReason` per row, `DUPLICATE` or `DEADBANDED`.
 
         Raises:
             ResourceExhausted: MESSAGE_TOO_LARGE, beyond `MAX_QUARANTINED_ROWS`.
@@ -65,9 +72,10 @@ class Account:
         if not reason.any():
             return
         tally = np.bincount(reason, minlength=256)
-        self._duplicates += int(tally[dropped])
+        self._duplicates += int(tally[DUPLICATE])
+        self._deadbanded += int(tally[DEADBANDED])
         for number in np.flatnonzero(tally).tolist():
-            if number in (dropped, FlagReason.UNSPECIFIED):
+            if number in (DUPLICATE, DEADBANDED, FlagReason.UNSPECIFIED):
                 continue
             why = FlagReason(number)
             rows = np.flatnonzero(reason == number)
@@ -91,10 +99,12 @@ class Account:
             if level != Quality.UNSPECIFIED and why != FlagReason.BY_SENDER
         )
         return Ack(
-            accepted_count=self._sent - len(self._rows) - self._duplicates,
+            accepted_count=self._sent - len(self._rows) - self._duplicates - self._deadbanded,
             flagged_count=flagged,
             quarantined_count=len(self._rows),
             duplicate_count=self._duplicates,
+            deadbanded_count=self._deadbanded,
+            clock_skew_us=self._skew.ahead_us if self._skew is not None else None,
             outcomes=tuple(
                 OutcomeCount(reason=why, quality=level, count=count, example=self._examples[why, level])
                 for (why, level), count in sorted(self._counts.items())
@@ -108,11 +118,13 @@ class Account:
     def _keep_aside(
         self, name: str, section: Section | TextSection, why: FlagReason, rows: npt.NDArray[np.intp]
     ) -> None:
-        if len(self._rows) + len(rows) > MAX_QUARANTINED_ROWS:
+        # What a row takes beside its value: names, unit and some words.
+        self._bytes += _text_bytes(section, rows) + _ROW_BYTES * len(rows)
+        if len(self._rows) + len(rows) > MAX_QUARANTINED_ROWS or self._bytes > MAX_QUARANTINED_BYTES:
             example = self._message(name, why, int(section.series[rows[0]]), int(section.time_unix_us[rows[0]]))
             raise ResourceExhausted(
-                f"more than {MAX_QUARANTINED_ROWS} rows of this batch would be quarantined; mend the cause or send "
-                f"fewer rows at once; the first: {example}",
+                f"more than {MAX_QUARANTINED_ROWS} rows or {MAX_QUARANTINED_BYTES >> 20} MiB of this batch would be "
+                f"quarantined; mend the cause or send fewer rows at once; the first: {example}",
                 reason=Reason.MESSAGE_TOO_LARGE,
             )
         messages: dict[int, str] = {}
@@ -135,6 +147,7 @@ class Account:
                     quality=quality,
                     reason=why,
                     message=message,
+                    raw_value=_raw(section, row),
                 )
             )
         self._count(why, Quality.UNSPECIFIED, len(rows), next(iter(messages.values())))
@@ -162,8 +175,11 @@ class Account:
             ahead_us = time_unix_us - self._receive_time
             if ahead_us > _SURELY_NO_CLOCK_US:
                 return f"event time is {format_time(time_unix_us)}; send microseconds since 1970, UTC"
-            span = _span(ahead_us)
-            return f"event time is {span} ahead of the server's clock, 5 min are allowed; set the sender's clock"
+            span = span_words(ahead_us)
+            skewed = self._skew.words() if self._skew is not None else ""
+            return (
+                f"event time is {span} ahead of the server's clock, 5 min are allowed{skewed}; set the sender's clock"
+            )
         if why == FlagReason.TIME_IN_PAST:
             remedy = (
                 "times before 1970 are not kept"
@@ -184,16 +200,6 @@ class Account:
         return f"{key.twin_id} {key.channel} = {str(value)[:80]}{unit} at {when}: {_FLAG_WORDS[why]}"
 
 
-def _span(duration_us: int) -> str:
-    """Return a duration in its two largest units, e.g. ``3 h 12 min``; to the nearest second."""
-    days, rest = divmod(duration_us + US_PER_S // 2, US_PER_DAY)
-    hours, rest = divmod(rest, US_PER_HOUR)
-    minutes, rest = divmod(rest, US_PER_MINUTE)
-    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest // US_PER_S, "s"))
-    first = next((i for i, (number, _) in enumerate(parts) if number), len(parts) - 1)
-    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"
-
-
 _FLAG_WORDS: Final = {
     FlagReason.OUT_OF_RANGE: "outside the channel's min_value to max_value",
     FlagReason.RATE_OF_CHANGE: "changed faster than the channel's max_rate_per_s",
@@ -205,8 +211,30 @@ _FLAG_WORDS: Final = {
 
 def _value(name: str, section: Section | TextSection, row: int) -> Scalar:
     if isinstance(section, TextSection):
-        return section.text_bytes(row).decode(errors="backslashreplace")[:_SHOWN_VALUE]
+        text = section.text_bytes(row)
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            return text.decode(errors="backslashreplace")[:_SHOWN_ESCAPED]
     value = section.values[row]
     if name == "doubles":
         return float(value)
     return bool(value) if name == "bools" and int(value) <= 1 else int(value)
+
+
+def _raw(section: Section | TextSection, row: int) -> bytes:
+    if not isinstance(section, TextSection):
+        return b""
+    text = section.text_bytes(row)
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text
+    return b""
+
+
+def _text_bytes(section: Section | TextSection, rows: npt.NDArray[np.intp]) -> int:
+    if not isinstance(section, TextSection):
+        return 0
+    ends = section.end_offset.astype(np.int64)
+    return int(np.diff(ends, prepend=0)[rows].sum())

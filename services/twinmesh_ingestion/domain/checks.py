@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 
 HAMPEL_WINDOW: Final = TAIL + 1
-"""Values in the window of the spike test: the row, and five on each side where there are so many."""
+"""Values in the window of the spike test: the row and ten before it, or five on each side."""
 _HAMPEL_LEAST: Final = 7
 _MAD_TO_SIGMA: Final = 1.4826  # of a normal distribution
 _MEAN_AD_TO_SIGMA: Final = 1.2533  # likewise; used where more than half of a window is one value and the MAD is 0
@@ -38,7 +38,7 @@ class Runs:
         start: int [k], row at which a run starts.
         stop: int [k], row after the last of a run.
         slot: int [k], slot of the series in the memory; -1 = none.
-        carried: bool [k], whether the memory holds a value older than the run's first row.
+        carried: bool [k], whether the memory holds a value that is not newer than the run's first row.
     """
 
     time: Int64s
@@ -71,7 +71,7 @@ def runs_of(
         start=start,
         stop=np.append(start[1:], len(handle)),
         slot=slot,
-        carried=(slot >= 0) & (seen != NEVER) & (seen < time[start]),
+        carried=(slot >= 0) & (seen != NEVER) & (seen <= time[start]),
     )
 
 
@@ -99,14 +99,14 @@ def too_fast(runs: Runs, max_rate: Floats, falls_are_resets: Mask | None, memory
     Args:
         runs: the rows.
         max_rate: float64 [n], highest change per second of each row's channel; infinite = any.
-        falls_are_resets: bool [n], whether the channel is a counter, whose falls are not changes; None = none is.
+        falls_are_resets: bool [n], whether the channel is a counter, which starts again from zero; None = none is.
         memory: where the row before the first is found.
     """
     failing = np.zeros(len(runs.value), np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):  # the greatest numbers, and no bound times no time
         change, elapsed = np.diff(runs.value), np.diff(runs.time)
         if falls_are_resets is not None:
-            change[(change < 0) & falls_are_resets[1:]] = 0.0
+            _count_from_zero(change, runs.value[1:], falls_are_resets[1:])
         np.greater(np.abs(change) * US_PER_S, max_rate[1:] * elapsed, out=failing[1:])
         # Corrections of one moment (elapsed 0) have no rate; between two series it means nothing.
         failing[1:] &= elapsed > 0
@@ -115,9 +115,17 @@ def too_fast(runs: Runs, max_rate: Floats, falls_are_resets: Mask | None, memory
         slot = runs.slot[runs.carried]
         change = runs.value[first] - memory.value[slot]
         if falls_are_resets is not None:
-            change[(change < 0) & falls_are_resets[first]] = 0.0
-        failing[first] = np.abs(change) * US_PER_S > max_rate[first] * (runs.time[first] - memory.time[slot])
+            _count_from_zero(change, runs.value[first], falls_are_resets[first])
+        elapsed = runs.time[first] - memory.time[slot]
+        failing[first] = (np.abs(change) * US_PER_S > max_rate[first] * elapsed) & (elapsed > 0)
     return failing
+
+
+def _count_from_zero(change: Floats, value: Floats, falls_are_resets: Mask) -> None:
+    """A counter that falls was reset: it has since risen from zero, so its value is the change."""
+    fell = (change < 0) & falls_are_resets
+    if fell.any():
+        change[fell] = np.maximum(value[fell], 0.0)
 
 
 def stuck(runs: Runs, stuck_us: Int64s, memory: SeriesMemory) -> tuple[Mask, Int64s]:
@@ -140,11 +148,12 @@ def stuck(runs: Runs, stuck_us: Int64s, memory: SeriesMemory) -> tuple[Mask, Int
     return runs.time - since > stuck_us, since
 
 
-def spikes(runs: Runs, threshold: Floats, memory: SeriesMemory) -> Mask:
+def spikes(runs: Runs, threshold: Floats, memory: SeriesMemory, *, centred: bool) -> Mask:
     """Return which rows lie further than `threshold` scaled deviations from the median of their neighbours.
 
-    The window is centred where the batch reaches far enough and trails at its end, so that live single values are
-    judged by those before them. Fewer than 7 values decide nothing.
+    Live rows are judged by those before them, so that the verdict does not depend on where a sender cuts its batches.
+    In recorded history the window is centred where the batch reaches far enough, which tells a spike from a new level.
+    Fewer than 7 values decide nothing.
 
     Source: Hampel identifier; R. K. Pearson, *Outliers in process modeling and identification*, IEEE TCST 10 (2002).
 
@@ -152,9 +161,10 @@ def spikes(runs: Runs, threshold: Floats, memory: SeriesMemory) -> Mask:
         runs: the rows.
         threshold: float64 [n]; infinite = not tested.
         memory: the values before the first row of each series.
+        centred: judge by the rows after it too.
     """
     tested = np.flatnonzero(np.isfinite(threshold))
-    window = _windows(runs, tested, memory)
+    window = _windows(runs, tested, memory, centred=centred)
     count = HAMPEL_WINDOW - np.isnan(window).sum(axis=0)
     enough = count >= _HAMPEL_LEAST
     if not enough.all():
@@ -183,7 +193,7 @@ def remember(runs: Runs, since: Int64s | None, memory: SeriesMemory, *, tails: b
         tails: whether the values before the newest are wanted too.
     """
     last = runs.stop - 1
-    newer = (runs.slot >= 0) & (memory.time[runs.slot] < runs.time[last])
+    newer = (runs.slot >= 0) & (memory.time[runs.slot] <= runs.time[last])
     start, last, slot = runs.start[newer], last[newer], runs.slot[newer]
     if not len(last):
         return
@@ -199,14 +209,16 @@ def remember(runs: Runs, since: Int64s | None, memory: SeriesMemory, *, tails: b
     memory.since[slot] = runs.time[last] if since is None else since[last]
 
 
-def _windows(runs: Runs, tested: Indices, memory: SeriesMemory) -> Floats:
+def _windows(runs: Runs, tested: Indices, memory: SeriesMemory, *, centred: bool) -> Floats:
     """Return float64 [HAMPEL_WINDOW, tested]: the values around each row, from the memory where the batch has none."""
     run_of = (np.cumsum(runs.begins) - 1)[tested]
     start, stop, carried = runs.start[run_of], runs.stop[run_of], runs.carried[run_of]
-    half = HAMPEL_WINDOW // 2
-    # A series that begins here has no row before: its first rows are judged by those after them.
-    reach = np.where(carried, tested + half, np.maximum(tested + half, start + HAMPEL_WINDOW - 1))
-    newest = np.minimum(reach, stop - 1)
+    newest = tested
+    if centred:
+        half = HAMPEL_WINDOW // 2
+        # A series that begins here has no row before: its first rows are judged by those after them.
+        reach = np.where(carried, tested + half, np.maximum(tested + half, start + HAMPEL_WINDOW - 1))
+        newest = np.minimum(reach, stop - 1)
     window = np.empty((HAMPEL_WINDOW, len(tested)))
     for back in range(HAMPEL_WINDOW):
         rows = newest - back

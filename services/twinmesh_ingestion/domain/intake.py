@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from twinmesh_core.errors import (
     FailedPrecondition,
@@ -23,11 +24,12 @@ from twinmesh_core.observations import MAX_ROWS, ObservationBatch
 from twinmesh_core.time import Clock
 from twinmesh_ingestion.domain import pipeline
 from twinmesh_ingestion.domain.directory import Directory
-from twinmesh_ingestion.domain.memory import SeriesMemory
+from twinmesh_ingestion.domain.memory import Newest, SeriesMemory
 from twinmesh_ingestion.domain.outcomes import Ack
-from twinmesh_ingestion.domain.ports import Log, Receipts, Registry, Stamp, Submission
+from twinmesh_ingestion.domain.ports import LatestValues, Log, Receipts, Registry, Stamp, Submission
 from twinmesh_ingestion.domain.resolution import SeriesTable
 from twinmesh_ingestion.domain.simple import MAX_OBSERVATIONS, SimpleObservation, dictionary_of, to_batch
+from twinmesh_ingestion.domain.skew import Skew, SkewEstimates
 
 ResultT = TypeVar("ResultT")
 
@@ -44,6 +46,16 @@ class Prepared:
     submission: Submission
     ack: Ack
     rows: int
+    newest: tuple[Newest, ...] = ()
+    evictions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Who sent a batch, and when by its own clock (None = it does not say): for the estimate of its clock."""
+
+    producer_id: str
+    sent_at_unix_us: int | None = None
 
 
 class Intake:
@@ -56,6 +68,9 @@ class Intake:
         clock: receive times.
         patience_s: how long storage may be away before a call fails.
         remembered_series: how many series the history checks remember.
+
+    Attributes:
+        skews: estimates of the producers' clocks.
     """
 
     def __init__(
@@ -75,9 +90,12 @@ class Intake:
         self._directory = Directory(log, registry)
         self._memory = SeriesMemory(remembered_series)
         self._turn = asyncio.Lock()
+        self.skews = SkewEstimates()
 
-    async def prepare(self, tenant: str, batch: ObservationBatch, *, content_hash: bytes, backfill: bool) -> Prepared:
-        """Take a batch through the pipeline.
+    async def prepare(
+        self, tenant: str, batch: ObservationBatch, *, content_hash: bytes, backfill: bool, heard: Heard | None = None
+    ) -> Prepared:
+        """Take a batch through the pipeline; what is prepared must be appended, or given up with `abandon`.
 
         Raises:
             InvalidArgument: it has no row, or too many.
@@ -86,7 +104,7 @@ class Intake:
         """
         _check_size(batch.point_count(), "batch", MAX_ROWS)
         table = await self.patiently(lambda: self._directory.table(tenant, batch.series))
-        return await self._prepare(tenant, batch, table, content_hash, backfill)
+        return await self._prepare(tenant, batch, table, content_hash, backfill, heard)
 
     async def prepare_simple(
         self, tenant: str, observations: list[SimpleObservation], *, content_hash: bytes, backfill: bool
@@ -99,20 +117,35 @@ class Intake:
         return await self._prepare(tenant, batch, table, content_hash, backfill)
 
     async def _prepare(
-        self, tenant: str, batch: ObservationBatch, table: SeriesTable, content_hash: bytes, backfill: bool
+        self,
+        tenant: str,
+        batch: ObservationBatch,
+        table: SeriesTable,
+        content_hash: bytes,
+        backfill: bool,
+        heard: Heard | None = None,
     ) -> Prepared:
         rows = batch.point_count()
         receive_time = self._clock.now_unix_us()
+        skew = self._skew(tenant, batch, heard, receive_time, backfill)
+        memory = self._memory
+        latest = await self._unknown(tenant, table) if table.remembers else None
         slots = np.empty(0, np.intp)
 
         def work() -> pipeline.Result:
-            return pipeline.run(batch, table, slots, self._memory, receive_time_unix_us=receive_time, backfill=backfill)
+            return pipeline.run(
+                batch, table, slots, memory, receive_time_unix_us=receive_time, backfill=backfill, skew=skew
+            )
 
         # One batch at a time: the memory has one writer, and a producer's batches keep their order.
         async with self._turn:
             if table.remembers:
-                slots = self._memory.slots(tenant, table.landed)
+                memory.apply_settled()
+                slots = memory.slots(tenant, table.landed)
+                if latest is not None:
+                    memory.warm(_by_slot(latest, table, slots))
             result = work() if rows <= LOOP_ROWS else await asyncio.to_thread(work)
+            evictions = memory.evictions
         return Prepared(
             submission=Submission(
                 body=result.body,
@@ -122,7 +155,43 @@ class Intake:
             ),
             ack=result.ack,
             rows=rows,
+            newest=result.newest,
+            evictions=evictions,
         )
+
+    def _skew(
+        self, tenant: str, batch: ObservationBatch, heard: Heard | None, receive_time: int, backfill: bool
+    ) -> Skew | None:
+        if heard is None:
+            return None
+        newest = max((int(section.time_unix_us.max()) for _, section in batch.sections() if len(section)), default=None)
+        self.skews.observe(
+            tenant,
+            heard.producer_id,
+            receive_time=receive_time,
+            sent_at=heard.sent_at_unix_us,
+            newest_event=None if backfill else newest,
+        )
+        return self.skews.of(tenant, heard.producer_id)
+
+    async def _unknown(self, tenant: str, table: SeriesTable) -> LatestValues | None:
+        """Ask storage for the newest values of series that this process meets for the first time; once, at most."""
+        numbers = [key for key in table.landed if key.kind.numeric]
+        missing = self._memory.unasked(self._memory.slots(tenant, numbers))
+        if not len(missing):
+            return None
+        try:
+            return await self._log.latest(tenant, [numbers[i] for i in missing])
+        except TwinmeshError:
+            return None  # the checks begin anew for these series, as for new ones
+
+    def abandon(self, prepared: Prepared) -> None:
+        """Forget, for the checks, a batch that will not become durable, or of which that is not known."""
+        self._memory.settle(prepared.newest, durable=False, evictions=prepared.evictions)
+
+    def _settle(self, prepared: Prepared, ack: Ack) -> None:
+        # Of a replay the first delivery's rows are durable, and another process may have chosen them.
+        self._memory.settle(prepared.newest, durable=not ack.replayed, evictions=prepared.evictions)
 
     async def open_producer(self, tenant: str, producer_id: str) -> tuple[int, int, str]:
         """Open a producer session; returns its epoch, the last durable sequence and the log's incarnation."""
@@ -139,7 +208,13 @@ class Intake:
                 unless it is repeated with the same request_id.
         """
         submission = replace(prepared.submission, request_id=request_id)
-        return await self.patiently(lambda: self._append(tenant, submission, prepared.ack))
+        try:
+            ack = await self.patiently(lambda: self._append(tenant, submission, prepared.ack))
+        except BaseException:
+            self.abandon(prepared)
+            raise
+        self._settle(prepared, ack)
+        return ack
 
     async def append_stamped(
         self, tenant: str, prepared: Prepared, stamp: Stamp, before: asyncio.Future[Any] | None
@@ -160,6 +235,17 @@ class Intake:
             InvalidArgument: SEQUENCE_REUSED.
             Unavailable: storage stayed away for longer than the patience.
         """
+        try:
+            ack = await self._append_in_order(tenant, prepared, stamp, before)
+        except BaseException:
+            self.abandon(prepared)
+            raise
+        self._settle(prepared, ack)
+        return ack
+
+    async def _append_in_order(
+        self, tenant: str, prepared: Prepared, stamp: Stamp, before: asyncio.Future[Any] | None
+    ) -> Ack:
         submission = replace(prepared.submission, stamp=stamp)
 
         async def attempt() -> Ack:
@@ -203,6 +289,15 @@ class Intake:
 def _passes_by_itself(error: TwinmeshError) -> bool:
     moved = isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
     return moved or isinstance(error, Unavailable)
+
+
+def _by_slot(latest: LatestValues, table: SeriesTable, slots: npt.NDArray[np.intp]) -> Newest:
+    slot_of = {key.series_id: slot for key, slot in zip(table.landed, slots.tolist(), strict=True)}
+    slot = np.array([slot_of.get(series_id, -1) for series_id in latest.series_id.tolist()], np.intp)
+    there = slot >= 0
+    return Newest(
+        slot=slot[there], time=latest.time_unix_us[there], value=latest.value[there], quality=latest.quality[there]
+    )
 
 
 def _check_size(rows: int, field: str, most: int) -> None:

@@ -1,18 +1,22 @@
 """What the checks remember of each series between batches: its newest values. Advisory, bounded, lost with the process.
 
-Losing it never loses an observation: a check that needs the past only has less of it for a moment.
+Losing it never loses an observation: a check that needs the past only has less of it for a moment. What decides that a
+row is *not* stored is held to more: a repetition is one only of a value that is durable, and the value against which a
+deadband measures is forgotten as soon as its batch fails to become durable.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from twinmesh_core.observations import SeriesKey
+from twinmesh_core.quality import Quality
 
 TAIL: Final = 10
 """How many of its newest values are kept of each series."""
@@ -20,6 +24,23 @@ MAX_DICTIONARIES: Final = 256
 """Dictionaries whose slots are remembered."""
 NEVER: Final = np.iinfo(np.int64).min
 """Event time of a series that was not seen yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Newest:
+    """The newest row of each of n series.
+
+    Attributes:
+        slot: int [n], the memory's slot of the series; none twice.
+        time: int64 [n], event time, microseconds.
+        value: float64 [n], in the channel's unit.
+        quality: uint8 [n], as sent.
+    """
+
+    slot: npt.NDArray[np.intp]
+    time: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float64]
+    quality: npt.NDArray[np.uint8]
 
 
 class SeriesMemory:
@@ -30,6 +51,12 @@ class SeriesMemory:
         value: float64 [capacity], the newest value.
         since: int64 [capacity], event time since which it has not changed.
         tail: float64 [capacity, TAIL], newest values, oldest first; NaN = fewer were seen.
+        stored_time: int64 [capacity], event time of the newest value that was sent to be stored; `NEVER` = none.
+        stored_value: float64 [capacity], that value.
+        stored_good: bool [capacity], whether it is GOOD: a deadband measures against it.
+        durable_time: int64 [capacity], event time of the newest value that is durable; `NEVER` = none.
+        durable_value: float64 [capacity], that value.
+        durable_quality: uint8 [capacity], its quality as sent.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
@@ -44,6 +71,14 @@ class SeriesMemory:
         self.value: npt.NDArray[np.float64] = np.full(capacity, np.nan)
         self.since: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
         self.tail: npt.NDArray[np.float64] = np.full((capacity, TAIL), np.nan)
+        self.stored_time: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
+        self.stored_value: npt.NDArray[np.float64] = np.full(capacity, np.nan)
+        self.stored_good: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        self.durable_time: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
+        self.durable_value: npt.NDArray[np.float64] = np.full(capacity, np.nan)
+        self.durable_quality: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
+        self._asked: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        self._settled: list[tuple[tuple[Newest, ...], bool, int]] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -70,6 +105,71 @@ class SeriesMemory:
                 self._known.popitem(last=False)
         return found
 
+    @property
+    def evictions(self) -> int:
+        """How many series were forgotten for lack of room."""
+        return self._evictions
+
+    def settle(self, newest: tuple[Newest, ...], *, durable: bool, evictions: int) -> None:
+        """Note what became of a batch; it counts from the next `apply_settled` on, since the columns have one writer.
+
+        Args:
+            newest: its newest rows.
+            durable: whether it is durable; otherwise it is not, or nobody knows.
+            evictions: of the memory when the batch went through the pipeline.
+        """
+        if newest:
+            self._settled.append((newest, durable, evictions))
+
+    def apply_settled(self) -> None:
+        """Take in what became of earlier batches."""
+        if not self._settled:
+            return
+        settled, self._settled = self._settled, []
+        for batch, durable, evictions in settled:
+            if evictions != self._evictions:
+                continue  # a slot may be another series' by now
+            for newest in batch:
+                if durable:
+                    later = newest.time >= self.durable_time[newest.slot]
+                    slot = newest.slot[later]
+                    self.durable_time[slot] = newest.time[later]
+                    self.durable_value[slot] = newest.value[later]
+                    self.durable_quality[slot] = newest.quality[later]
+                else:
+                    self.stored_time[newest.slot] = NEVER
+
+    def unasked(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Return the positions in `slots` of series of which nothing is known, and for which nobody asked storage yet.
+
+        A series that was forgotten for lack of room is not asked for again: where there are more series than room,
+        every batch would ask.
+        """
+        if self._evictions:
+            return np.empty(0, np.intp)
+        unknown = np.flatnonzero((slots >= 0) & (self.time[slots] == NEVER) & ~self._asked[slots])
+        self._asked[slots[unknown]] = True
+        return unknown
+
+    def warm(self, latest: Newest) -> None:
+        """Take in values read from storage, for series of which nothing is known yet."""
+        unknown = self.time[latest.slot] == NEVER
+        slot, time, value, quality = (
+            latest.slot[unknown],
+            latest.time[unknown],
+            latest.value[unknown],
+            latest.quality[unknown],
+        )
+        self.stored_time[slot] = self.durable_time[slot] = time
+        self.stored_value[slot] = self.durable_value[slot] = value
+        self.stored_good[slot] = quality == Quality.GOOD
+        self.durable_quality[slot] = quality
+        usable = quality < Quality.BAD
+        slot, time, value = slot[usable], time[usable], value[usable]
+        self.time[slot] = self.since[slot] = time
+        self.value[slot] = value
+        self.tail[slot, -1] = value
+
     def _take(self, key: tuple[str, int]) -> int:
         known = self._slots.get(key)
         if known is not None:
@@ -89,4 +189,5 @@ class SeriesMemory:
         self.time[slot] = self.since[slot] = NEVER
         self.value[slot] = np.nan
         self.tail[slot] = np.nan
+        self.stored_time[slot] = self.durable_time[slot] = NEVER
         return slot

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from twinmesh_core.quality import FlagReason, Quality
 
 Scalar = float | int | bool | str
 """A value as sent; bytes that are not UTF-8 are given in escaped form."""
+
+DUPLICATE: Final = 255
+DEADBANDED: Final = 254
+"""Marks of rows that are dropped, beside the `FlagReason` numbers; no reason of the contract has these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,7 @@ class QuarantinedRow:
         quality: the quality byte as sent.
         reason: why.
         message: what is wrong and what to do.
+        raw_value: bytes of a text that is not UTF-8, which `value` shows escaped; else empty.
     """
 
     twin_id: str
@@ -35,6 +41,7 @@ class QuarantinedRow:
     quality: int
     reason: FlagReason
     message: str
+    raw_value: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +56,28 @@ class OutcomeCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What became of a batch: accepted + quarantined + duplicate = rows sent.
+    """What became of a batch: accepted + quarantined + duplicate + deadbanded = rows sent.
 
     Attributes:
         accepted_count: rows stored, flagged ones included.
         flagged_count: rows stored with a quality that the pipeline lowered.
         quarantined_count: rows kept aside.
-        duplicate_count: repetitions within the batch, dropped.
+        duplicate_count: repetitions, dropped.
+        deadbanded_count: rows that the channel's deadband kept from being stored.
         outcomes: flags and quarantine by reason.
         offset: of the log entry; 0 until it is durable.
         incarnation: of the log.
         replayed: the answer to an earlier delivery, given again.
+        clock_skew_us: the sender's clock minus ours, as far as is known.
     """
 
     accepted_count: int
     flagged_count: int = 0
     quarantined_count: int = 0
     duplicate_count: int = 0
+    deadbanded_count: int = 0
     outcomes: tuple[OutcomeCount, ...] = ()
     offset: int = 0
     incarnation: str = ""
     replayed: bool = False
+    clock_skew_us: int | None = None

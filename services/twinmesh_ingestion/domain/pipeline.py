@@ -2,14 +2,13 @@
 
 Pure but for the series' memory, and vectorised over all series of a section at once. Stages, in the order in which a
 row's first reason counts: identity, unit, kind, quality byte, time, finite value (quarantine); repetition (dropped);
-range (BAD); rate of change, spike, stuck (UNCERTAIN). The sender's quality is respected and never raised.
+range (BAD); rate of change, spike, stuck (UNCERTAIN); deadband (dropped). The sender's quality is respected and never
+raised. A stage looks at all rows that came through those before it; what the deadband drops, the checks have seen.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -20,20 +19,24 @@ from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch, Section, TextSection
 from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_core.time import US_PER_DAY, US_PER_MINUTE
-from twinmesh_ingestion.domain import checks
+from twinmesh_ingestion.domain import checks, deadband
 from twinmesh_ingestion.domain.account import Account
-from twinmesh_ingestion.domain.memory import SeriesMemory
-from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow
+from twinmesh_ingestion.domain.memory import NEVER, Newest, SeriesMemory
+from twinmesh_ingestion.domain.outcomes import DEADBANDED, DUPLICATE, Ack, QuarantinedRow
 from twinmesh_ingestion.domain.resolution import SeriesTable
+from twinmesh_ingestion.domain.row_columns import is_json, is_utf8, of, ordering, pick
+from twinmesh_ingestion.domain.skew import Skew
 
 AHEAD_US: Final = 5 * US_PER_MINUTE
 """How far event times may lie ahead of the receive time: clocks differ."""
 LIVE_PAST_US: Final = 3_653 * US_PER_DAY
 """How far back live event times may lie: ten years."""
+UNTIMED_AHEAD_US: Final = 3_653 * US_PER_DAY
+"""How far ahead event times of channels without the time stage may lie: ten years."""
 
 _NONE: Final = int(FlagReason.UNSPECIFIED)
-_DROPPED: Final = 255
-"""Mark of a repetition; no reason of the contract has this number."""
+_EXACT: Final = 2.0**53
+"""Whole numbers below this are exact as float64."""
 Reasons = npt.NDArray[np.uint8]
 _KINDS: Final = {
     "doubles": (ChannelKind.GAUGE, ChannelKind.COUNTER),
@@ -46,11 +49,19 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What the pipeline made of a batch: the encoded landed batch, the rows kept aside, and the account of all."""
+    """What the pipeline made of a batch.
+
+    Attributes:
+        body: the encoded landed batch.
+        quarantine: the rows kept aside.
+        ack: the account of all rows.
+        newest: the newest landed row of each series that is remembered.
+    """
 
     body: bytes
     quarantine: tuple[QuarantinedRow, ...]
     ack: Ack
+    newest: tuple[Newest, ...] = ()
 
 
 def run(
@@ -61,6 +72,7 @@ def run(
     *,
     receive_time_unix_us: int,
     backfill: bool,
+    skew: Skew | None = None,
 ) -> Result:
     """Take a batch through every stage.
 
@@ -71,22 +83,26 @@ def run(
         memory: newest values by series; moved on.
         receive_time_unix_us: when the batch arrived.
         backfill: the sender declares recorded history.
+        skew: what is known of the sender's clock, for messages.
 
     Raises:
         ResourceExhausted: MESSAGE_TOO_LARGE, if more rows would be quarantined than one entry can carry.
     """
     earliest = 0 if backfill else max(0, receive_time_unix_us - LIVE_PAST_US)
     latest = receive_time_unix_us + AHEAD_US
-    account = Account(table, earliest=earliest, receive_time=receive_time_unix_us, backfill=backfill)
+    account = Account(table, earliest=earliest, receive_time=receive_time_unix_us, backfill=backfill, skew=skew)
     landed: dict[str, Any] = {}
+    newest: list[Newest] = []
     for name, section in batch.sections():
         if not len(section):
             continue
-        stages = _Stages(name, section, table, slots, memory, earliest, latest)
+        stages = _Stages(name, section, table, slots, memory, earliest, latest, backfill=backfill)
         landed[name] = stages.land()
-        account.add(name, section, stages.reason, stages.quality, _DROPPED)
+        account.add(name, section, stages.reason, stages.quality)
+        if stages.newest is not None:
+            newest.append(stages.newest)
     body = wire.encode(ObservationBatch(series=table.landed, **landed), dictionary=table.landed_bytes)
-    return Result(body=body, quarantine=account.quarantine(), ack=account.ack())
+    return Result(body=body, quarantine=account.quarantine(), ack=account.ack(), newest=tuple(newest))
 
 
 class _Stages:
@@ -101,6 +117,8 @@ class _Stages:
         memory: SeriesMemory,
         earliest: int,
         latest: int,
+        *,
+        backfill: bool,
     ) -> None:
         self._name = name
         self._section = section
@@ -108,6 +126,8 @@ class _Stages:
         self._slots = slots
         self._memory = memory
         self._bounds = earliest, latest
+        self._backfill = backfill
+        self.newest: Newest | None = None
         self.reason: Reasons = np.zeros(len(section), np.uint8)
         self.quality: npt.NDArray[np.uint8] = section.quality
         # Once to the index type: a gather by uint32 converts its index every time.
@@ -118,7 +138,7 @@ class _Stages:
         """Run the stages and return the rows that land."""
         self._identity()
         self._landed_handle: npt.NDArray[np.uint32] = (
-            self._section.series if self._table.lands_as_sent else _of(self._table.landed_handle, self._handle)
+            self._section.series if self._table.lands_as_sent else of(self._table.landed_handle, self._handle)
         )
         self._stated_quality()
         self._time()
@@ -163,16 +183,22 @@ class _Stages:
         time = self._section.time_unix_us
         earliest, latest = self._bounds
         if int(time.max()) > latest:
-            self._refuse(time > latest, FlagReason.TIME_IN_FUTURE)
+            future = time > latest
+            if self._table.lax:
+                future &= (time > latest + UNTIMED_AHEAD_US) | ~of(self._table.untimed, self._handle)
+            self._refuse(future, FlagReason.TIME_IN_FUTURE)
         if int(time.min()) < earliest:
-            self._refuse(time < earliest, FlagReason.TIME_IN_PAST)
+            past = time < earliest
+            if self._table.lax:
+                past &= (time < 0) | ~of(self._table.untimed, self._handle)
+            self._refuse(past, FlagReason.TIME_IN_PAST)
 
     def _numbers(self, section: Section) -> None:
         values = section.values
         if self._table.converts:
             with np.errstate(over="ignore", invalid="ignore"):
-                values = values * _of(self._table.scale, self._handle)
-                values += _of(self._table.offset, self._handle)
+                values = values * of(self._table.scale, self._handle)
+                values += of(self._table.offset, self._handle)
         finite = np.isfinite(values)
         if not finite.all():
             self._refuse(~finite, FlagReason.NOT_FINITE)
@@ -180,7 +206,7 @@ class _Stages:
 
     def _documents(self, section: TextSection) -> None:
         wrong = np.zeros(len(section), np.bool_)
-        well_formed = _is_json if self._name == "jsons" else _is_utf8
+        well_formed = is_json if self._name == "jsons" else is_utf8
         for row, text in enumerate(section.texts()):
             wrong[row] = not well_formed(text)
         self._refuse(wrong, FlagReason.MALFORMED_VALUE)
@@ -189,19 +215,25 @@ class _Stages:
         """Find repetitions and flag: what needs rows in the order of series and event time."""
         if not len(self._table.landed):
             return
-        order = _order(self._landed_handle, self._section.time_unix_us, len(self._table.landed))
+        order = ordering(self._landed_handle, self._section.time_unix_us, len(self._table.landed))
         if self.reason.any():
             kept = self.reason == _NONE
             order = np.flatnonzero(kept) if order is None else order[kept[order]]
-        landed = _pick(self._landed_handle, order)
-        time = _pick(self._section.time_unix_us, order)
+        landed = pick(self._landed_handle, order)
+        time = pick(self._section.time_unix_us, order)
+        stated = self.quality if not self._table.remembers else self.quality.copy()
         self._drop_repetitions(order, landed, time)
         if isinstance(self._section, TextSection):
             return
+        if self._table.remembers:
+            self._drop_what_is_durable()
         if self._table.ranged and self._name != "bools":
             self._range()
         if self._table.remembers:
             self._history(order, landed, time)
+            if self._table.banded:
+                self._deadband(order)
+            self._note_newest(order, landed, stated)
 
     def _drop_repetitions(self, order: npt.NDArray[np.intp] | None, landed: Any, time: Any) -> None:
         again = time[1:] == time[:-1]
@@ -211,7 +243,27 @@ class _Stages:
         later = np.flatnonzero(again) + 1
         first, second = (later - 1, later) if order is None else (order[later - 1], order[later])
         same = (self.quality[first] == self.quality[second]) & self._same_values(first, second)
-        self.reason[second[same]] = _DROPPED
+        if self._table.repeats:
+            same &= ~self._table.unmerged.take(self._handle[second])
+        self.reason[second[same]] = DUPLICATE
+
+    def _drop_what_is_durable(self) -> None:
+        """Drop rows that repeat the newest durable value of their series."""
+        newest = self._memory.durable_time[self._slots[self._slots >= 0]].max(initial=NEVER)
+        if newest < self._section.time_unix_us.min():
+            return  # all that is durable is older: how it is in a live stream
+        slot = self._slots.take(self._landed_handle, mode="clip")
+        again = (self.reason == _NONE) & (slot >= 0)
+        again &= self._memory.durable_time.take(slot, mode="clip") == self._section.time_unix_us
+        if not again.any():
+            return
+        again &= self._memory.durable_value.take(slot, mode="clip") == self._values
+        again &= self._memory.durable_quality.take(slot, mode="clip") == self.quality
+        if self._table.repeats:
+            again &= ~of(self._table.unmerged, self._handle)
+        if self._name == "int64s":
+            again &= np.abs(self._values.astype(np.float64)) < _EXACT
+        self.reason[again] = DUPLICATE
 
     def _same_values(self, first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         if isinstance(self._section, TextSection):
@@ -224,8 +276,8 @@ class _Stages:
         # Two scalars first: where every value lies within the narrowest bounds, no row's own are looked up.
         if float(self._values.min()) >= self._table.low.max() and float(self._values.max()) <= self._table.high.min():
             return
-        outside = self._values < _of(self._table.low, self._handle)
-        outside |= self._values > _of(self._table.high, self._handle)
+        outside = self._values < of(self._table.low, self._handle)
+        outside |= self._values > of(self._table.high, self._handle)
         if outside.any():
             self._flag(outside & (self.reason == _NONE), FlagReason.OUT_OF_RANGE, Quality.BAD)
 
@@ -234,24 +286,69 @@ class _Stages:
         usable = (self.reason == _NONE) & (self.quality < Quality.BAD)
         rows = order
         if not usable.all():
-            kept = _pick(usable, order)
+            kept = pick(usable, order)
             if not kept.any():
                 return
             rows = np.flatnonzero(kept) if order is None else order[kept]
             landed, time = landed[kept], time[kept]
-        table, memory, handle = self._table, self._memory, _pick(self._handle, rows)
-        values = _pick(self._values, rows).astype(np.float64, copy=False)
+        table, memory, handle = self._table, self._memory, pick(self._handle, rows)
+        values = pick(self._values, rows).astype(np.float64, copy=False)
         runs = checks.runs_of(landed, time, values, self._slots, memory)
         since = None
-        if table.rated and checks.any_faster(runs, float(table.max_rate.min()), memory):
-            counter = table.counts.take(handle) if table.counts.any() else None
-            self._flag_rows(rows, checks.too_fast(runs, _of(table.max_rate, handle), counter, memory), "rate")
+        counting = bool(table.counts.any())
+        # A counter's small fall is a reset, and may be a great change: it is looked at row by row.
+        if table.rated and (counting or checks.any_faster(runs, float(table.max_rate.min()), memory)):
+            counter = table.counts.take(handle) if counting else None
+            self._flag_rows(rows, checks.too_fast(runs, of(table.max_rate, handle), counter, memory), "rate")
         if table.spiky and self._name == "doubles":
-            self._flag_rows(rows, checks.spikes(runs, _of(table.spike, handle), memory), "spike")
+            found = checks.spikes(runs, of(table.spike, handle), memory, centred=self._backfill)
+            self._flag_rows(rows, found, "spike")
         if table.sticky:
-            still, since = checks.stuck(runs, _of(table.stuck_us, handle), memory)
+            still, since = checks.stuck(runs, of(table.stuck_us, handle), memory)
             self._flag_rows(rows, still, "stuck")
         checks.remember(runs, since, memory, tails=table.spiky)
+
+    def _deadband(self, order: npt.NDArray[np.intp] | None) -> None:
+        """Drop rows close to the one stored before; whatever is flagged was seen by somebody as worth storing."""
+        table = self._table
+        rows = self._stored_rows(order)
+        rows = rows[of(table.band, self._handle[rows]) >= 0]
+        if not len(rows):
+            return
+        handle = self._handle[rows]
+        values = self._values[rows].astype(np.float64, copy=False)
+        plain = (self.quality[rows] == Quality.GOOD) & (self.reason[rows] == _NONE)
+        if self._name == "int64s":
+            plain &= np.abs(values) < _EXACT
+        time = self._section.time_unix_us[rows]
+        runs = checks.runs_of(self._landed_handle[rows], time, values, self._slots, self._memory)
+        counter = table.counts.take(handle)
+        band, silence = table.band.take(handle), table.silence_us.take(handle)
+        self.reason[rows[deadband.redundant(runs, plain, band, silence, counter, self._memory)]] = DEADBANDED
+
+    def _stored_rows(self, order: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp]:
+        stored = _STORED.take(self.reason)
+        return np.flatnonzero(stored) if order is None else order[stored.take(order)]
+
+    def _note_newest(
+        self, order: npt.NDArray[np.intp] | None, landed: npt.NDArray[np.uint32], stated: npt.NDArray[np.uint8]
+    ) -> None:
+        """Note each series' newest stored row: once durable, its repetition is known as one."""
+        if self.reason.any():
+            order = self._stored_rows(order)
+            landed = self._landed_handle[order]
+        if not len(landed):
+            return
+        last = np.append(np.flatnonzero(landed[1:] != landed[:-1]), len(landed) - 1)
+        last = last if order is None else order[last]
+        slot = self._slots.take(self._landed_handle[last])
+        last, slot = last[slot >= 0], slot[slot >= 0]
+        self.newest = Newest(
+            slot=slot,
+            time=self._section.time_unix_us[last],
+            value=self._values[last].astype(np.float64),
+            quality=stated[last],
+        )
 
     def _flag_rows(self, rows: npt.NDArray[np.intp] | None, failing: npt.NDArray[np.bool_], check: str) -> None:
         if failing.any():
@@ -290,77 +387,5 @@ class _Stages:
 
 _CHECKS: Final = {"rate": FlagReason.RATE_OF_CHANGE, "spike": FlagReason.SPIKE, "stuck": FlagReason.STUCK}
 _STORED: Final = np.array([not (r in set(FlagReason) and FlagReason(r).quarantines) for r in range(256)])
-_STORED[_DROPPED] = False
+_STORED[[DUPLICATE, DEADBANDED]] = False
 _KIND_FITS: Final = {name: np.isin(np.arange(256), [int(k) for k in kinds]) for name, kinds in _KINDS.items()}
-
-
-def _order(landed: npt.NDArray[np.uint32], time: npt.NDArray[np.int64], series: int) -> npt.NDArray[np.intp] | None:
-    """Return the rows in order of series, then event time, repetitions in the order sent; None = they are in order.
-
-    Batches come ordered by series, or by time: both are recognised, since a full sort costs more than all checks.
-    """
-    if not (landed[1:] < landed[:-1]).any():
-        late = time[1:] < time[:-1]
-        if not late.any() or not (late & (landed[1:] == landed[:-1])).any():
-            return None
-    rounds = _rounds(landed, time)
-    if rounds is not None:
-        return rounds
-    # Few series: numpy sorts 16-bit keys by counting, in linear time.
-    by_series = np.argsort(landed.astype(np.uint16) if series < 65_535 else landed, kind="stable")
-    handle, when = landed.take(by_series), time.take(by_series)
-    if not ((when[1:] < when[:-1]) & (handle[1:] == handle[:-1])).any():
-        return by_series
-    return np.lexsort((time, landed))
-
-
-def _rounds(landed: npt.NDArray[np.uint32], time: npt.NDArray[np.int64]) -> npt.NDArray[np.intp] | None:
-    """Return the order of rows sent round after round: every series once, ascending, then again; None = they are not.
-
-    So live telemetry comes; recognising it costs a tenth of sorting.
-    """
-    again = np.flatnonzero(landed[1:] == landed[0])
-    if not len(again):
-        return None
-    series, rows = int(again[0]) + 1, len(landed)
-    if rows % series or (landed[series:] != landed[:-series]).any() or (time[series:] < time[:-series]).any():
-        return None
-    if (landed[1:series] <= landed[: series - 1]).any():
-        return None
-    return _transposed(rows, series)
-
-
-@lru_cache(maxsize=8)
-def _transposed(rows: int, series: int) -> npt.NDArray[np.intp]:
-    order = np.arange(rows).reshape(-1, series).T.ravel()
-    order.flags.writeable = False
-    return order
-
-
-def _of(by_handle: npt.NDArray[Any], handle: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Return the entry of each row; rows of an empty dictionary, which are all refused, get zeros."""
-    return by_handle.take(handle) if len(by_handle) else np.zeros(len(handle), by_handle.dtype)
-
-
-def _pick(column: npt.NDArray[Any], order: npt.NDArray[np.intp] | None) -> npt.NDArray[Any]:
-    return column if order is None else column.take(order)
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and Infinity are Python's, not RFC 8259's

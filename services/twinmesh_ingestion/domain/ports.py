@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.observations import SeriesKey
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow
 
@@ -71,6 +75,23 @@ class NewSeries:
     expected_interval_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LatestValues:
+    """The newest durable values of n series of numbers.
+
+    Attributes:
+        series_id: int64 [n], the series; each once.
+        time_unix_us: int64 [n], event time.
+        value: float64 [n], in the canonical unit.
+        quality: uint8 [n], as stored.
+    """
+
+    series_id: npt.NDArray[np.int64]
+    time_unix_us: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float64]
+    quality: npt.NDArray[np.uint8]
+
+
 class Log(Protocol):
     """The log of storage. Every method raises `Unavailable` when storage does not answer in time."""
 
@@ -90,6 +111,10 @@ class Log(Protocol):
 
     async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
         """Return the durable ids, in order; new series get new ones."""
+        ...
+
+    async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:
+        """Return the newest values of series of numbers, by name; those without a value are left out."""
         ...
 
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from twinmesh_core import wire
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.ids import entity_id_violation, name_violation, quoted
-from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.observations import HANDLE, SeriesKey
 from twinmesh_core.quality import FlagReason
-from twinmesh_core.registry import ChannelSpec
+from twinmesh_core.registry import DEFAULT_MAX_SILENCE_US, ChannelSpec
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_core.units import Conversion, canonical, conversion
 from twinmesh_ingestion.domain.ports import NewSeries
@@ -126,7 +126,11 @@ class SeriesTable:
         max_rate: float64 [n], highest change per second; infinite where off.
         stuck_us: int64 [n], longest time unchanged; the greatest number where off.
         spike: float64 [n], Hampel threshold; infinite where off.
-        ranged, rated, sticky, spiky: whether any entry has such a check.
+        band: float64 [n], deadband in the channel's unit; negative where off.
+        silence_us: int64 [n], longest time that a deadband may keep a value from being stored.
+        untimed: bool [n], event times are not judged by the receive time.
+        unmerged: bool [n], repetitions are kept.
+        ranged, rated, sticky, spiky, banded, lax, repeats: whether any entry has such a check, or does without it.
         landed_handle: uint32 [n], index into `landed`; `NOWHERE` where refused.
         lands_as_sent: whether every handle stays what it is.
         landed: the dictionary that lands: each series once.
@@ -150,6 +154,13 @@ class SeriesTable:
     sticky: bool
     spike: npt.NDArray[np.float64]
     spiky: bool
+    band: npt.NDArray[np.float64]
+    silence_us: npt.NDArray[np.int64]
+    banded: bool
+    untimed: npt.NDArray[np.bool_]
+    lax: bool
+    unmerged: npt.NDArray[np.bool_]
+    repeats: bool
     landed_handle: npt.NDArray[np.uint32]
     lands_as_sent: bool
     landed: tuple[SeriesKey, ...]
@@ -158,7 +169,7 @@ class SeriesTable:
     @property
     def remembers(self) -> bool:
         """Whether any check looks at what came before."""
-        return self.rated or self.sticky or self.spiky
+        return self.rated or self.sticky or self.spiky or self.banded
 
 
 def build_table(
@@ -176,11 +187,16 @@ def build_table(
     specs = [r.spec if isinstance(r, Resolved) else None for r in resolutions]
     changes = [r.conversion if isinstance(r, Resolved) else None for r in resolutions]
     inf = np.inf
-    low = np.array([-inf if s is None or s.min_value is None else s.min_value for s in specs], np.float64)
-    high = np.array([inf if s is None or s.max_value is None else s.max_value for s in specs], np.float64)
-    rate = np.array([inf if s is None or s.max_rate_per_s is None else s.max_rate_per_s for s in specs], np.float64)
-    stuck = np.array([(s.stuck_after_us if s is not None else 0) or NO_STUCK for s in specs], np.int64)
+    ranges = [None if _off(s, PipelineStage.RANGE) else s for s in specs]
+    low = np.array([-inf if s is None or s.min_value is None else s.min_value for s in ranges], np.float64)
+    high = np.array([inf if s is None or s.max_value is None else s.max_value for s in ranges], np.float64)
+    rate = np.array([_rate(s) for s in specs], np.float64)
+    stuck = np.array([_stuck_us(s) for s in specs], np.int64)
     spike = np.array([_spike(s) for s in specs], np.float64)
+    band = np.array([_band(s) for s in specs], np.float64)
+    silence = np.array([(s.max_silence_us if s else 0) or DEFAULT_MAX_SILENCE_US for s in specs], np.int64)
+    untimed = np.array([_off(s, PipelineStage.TIME) for s in specs], np.bool_)
+    unmerged = np.array([_off(s, PipelineStage.REPETITION) for s in specs], np.bool_)
     scale = np.array([1.0 if c is None else c.scale for c in changes], np.float64)
     offset = np.array([0.0 if c is None else c.offset for c in changes], np.float64)
     return SeriesTable(
@@ -201,6 +217,13 @@ def build_table(
         sticky=bool((stuck != NO_STUCK).any()),
         spike=spike,
         spiky=bool(np.isfinite(spike).any()),
+        band=band,
+        silence_us=silence,
+        banded=bool((band >= 0).any()),
+        untimed=untimed,
+        lax=bool(untimed.any()),
+        unmerged=unmerged,
+        repeats=bool(unmerged.any()),
         landed_handle=np.array(handles, HANDLE),
         lands_as_sent=handles == list(range(len(keys))),
         landed=tuple(index),
@@ -208,7 +231,26 @@ def build_table(
     )
 
 
+def _off(spec: ChannelSpec | None, stage: PipelineStage) -> bool:
+    return spec is not None and stage in spec.disabled_stages
+
+
+def _rate(spec: ChannelSpec | None) -> float:
+    if spec is None or spec.max_rate_per_s is None or _off(spec, PipelineStage.RATE):
+        return float(np.inf)
+    return spec.max_rate_per_s
+
+
+def _stuck_us(spec: ChannelSpec | None) -> int:
+    return NO_STUCK if spec is None or _off(spec, PipelineStage.STUCK) else spec.stuck_after_us or NO_STUCK
+
+
 def _spike(spec: ChannelSpec | None) -> float:
-    if spec is None or spec.kind != ChannelKind.GAUGE or not spec.spike_threshold:
+    if spec is None or spec.kind != ChannelKind.GAUGE or not spec.spike_threshold or _off(spec, PipelineStage.SPIKE):
         return float(np.inf)
     return spec.spike_threshold
+
+
+def _band(spec: ChannelSpec | None) -> float:
+    band = spec.band() if spec is not None else None
+    return -1.0 if band is None else band

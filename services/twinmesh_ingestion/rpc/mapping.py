@@ -7,7 +7,12 @@ from dataclasses import replace
 
 from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh.type.v1 import observation_pb2
-from twinmesh_client.registry_mapping import time_from_message, time_to_message
+from twinmesh_client.registry_mapping import (
+    duration_from_message,
+    duration_to_message,
+    time_from_message,
+    time_to_message,
+)
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import FlagReason, Quality
@@ -31,6 +36,7 @@ class WriteAckReceipts:
 
 def ack_to_message(ack: Ack) -> ingestion_pb2.WriteAck:
     """Return the acknowledgement as its message."""
+    skew = ack.clock_skew_us
     return ingestion_pb2.WriteAck(
         accepted_count=ack.accepted_count,
         flagged_count=ack.flagged_count,
@@ -48,6 +54,8 @@ def ack_to_message(ack: Ack) -> ingestion_pb2.WriteAck:
             for o in ack.outcomes
         ),
         replayed=ack.replayed,
+        deadbanded_count=ack.deadbanded_count,
+        clock_skew=duration_to_message(skew) if skew is not None else None,
     )
 
 
@@ -65,6 +73,8 @@ def ack_from_message(message: ingestion_pb2.WriteAck) -> Ack:
             for o in message.outcomes
         ),
         replayed=message.replayed,
+        deadbanded_count=message.deadbanded_count,
+        clock_skew_us=duration_from_message(message.clock_skew) if message.HasField("clock_skew") else None,
     )
 
 

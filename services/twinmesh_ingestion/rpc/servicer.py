@@ -63,6 +63,9 @@ class IngestionServicer:
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
         self._points = counter("ingestion", "points", "Rows acknowledged, by outcome.", ("outcome",))
+        self._verdicts = counter("ingestion", "verdicts", "Rows flagged or quarantined, by reason.", ("reason",))
+        skew = gauge("ingestion", "clock_skew_worst_s", "Greatest distance of a producer's clock from ours, estimated.")
+        skew.set_function(intake.skews.worst_s)
         in_flight = gauge("ingestion", "points_in_flight", "Rows on their way to storage.")
         in_flight.set_function(lambda: self._budget.in_flight)
         sessions = gauge("ingestion", "producer_sessions", "Producer sessions that are open.")
@@ -219,6 +222,9 @@ class IngestionServicer:
             self._points.labels("flagged").inc(ack.flagged_count)
             self._points.labels("quarantined").inc(ack.quarantined_count)
             self._points.labels("duplicate").inc(ack.duplicate_count)
+            self._points.labels("deadbanded").inc(ack.deadbanded_count)
+            for verdict in ack.outcomes:
+                self._verdicts.labels(verdict.reason.name).inc(verdict.count)
 
 
 Answer = asyncio.Future[SequencedAck] | Exception | None

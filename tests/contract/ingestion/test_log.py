@@ -8,7 +8,7 @@ from tests.integration.storage.mesh import storage
 from twinmesh_core import wire
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section
+from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section, int64_section
 from twinmesh_core.quality import FlagReason
 from twinmesh_ingestion.adapters.memory import MemoryLog
 from twinmesh_ingestion.adapters.storage import StorageLog
@@ -105,3 +105,25 @@ async def submission_elsewhere(log):
     key = SeriesKey(twin_id="P1", channel="t", unit="Cel", series_id=series_id, kind=ChannelKind.GAUGE)
     body = wire.encode(ObservationBatch(series=(key,), doubles=double_section([0], [1], [1.0], [1])))
     return Submission(body=body, content_hash=b"h" * 16, receipt=b"", quarantine=[], request_id="r1")
+
+
+async def test_the_newest_values_of_numbers_are_told_by_series(log):
+    other = NewSeries(twin_id="P1", channel="u", unit="1", kind=ChannelKind.STATE, expected_interval_us=0)
+    never = NewSeries(twin_id="P2", channel="t", unit="Cel", kind=ChannelKind.GAUGE, expected_interval_us=0)
+    ids = await log.resolve_series("default", [GAUGE, other, never])
+    keys = tuple(
+        SeriesKey(twin_id=s.twin_id, channel=s.channel, unit=s.unit, series_id=i, kind=s.kind)
+        for i, s in zip(ids, (GAUGE, other, never), strict=True)
+    )
+    batch = ObservationBatch(
+        series=keys[:2],
+        doubles=double_section([0, 0], [2_000_000, 1_000_000], [5.5, 4.5], [2, 1]),
+        int64s=int64_section([1], [7], [-3], [1]),
+    )
+    await log.append("default", Submission(body=wire.encode(batch), content_hash=b"h" * 16, receipt=b"", quarantine=[]))
+    found = await log.latest("default", keys)
+    rows = zip(found.series_id, found.time_unix_us, found.value, found.quality, strict=True)
+    assert sorted((int(a), int(b), float(c), int(d)) for a, b, c, d in rows) == sorted(
+        [(ids[0], 2_000_000, 5.5, 2), (ids[1], 7, -3.0, 1)]
+    )
+    assert len((await log.latest("default", [])).series_id) == 0

@@ -18,6 +18,7 @@ from twinmesh_client.registry_mapping import (
 )
 from twinmesh_core.errors import InvalidArgument, NotFound
 from twinmesh_core.kinds import ChannelKind as K
+from twinmesh_core.kinds import PipelineStage as Stage
 from twinmesh_core.registry import (
     ChannelSpec,
     CommandSpec,
@@ -158,6 +159,39 @@ def test_a_type_that_breaks_a_rule_is_refused_by_its_field(field, change):
 
 
 @pytest.mark.parametrize(
+    ("field", "channel"),
+    [
+        ("deadband", {"deadband": -1.0}),
+        ("deadband", {"deadband": float("inf")}),
+        ("deadband", {"kind": K.TEXT, "deadband": 0.0}),
+        ("deadband", {"kind": K.BOOL, "deadband": 1.0}),
+        ("deadband_percent", {"deadband_percent": float("nan"), "min_value": 0, "max_value": 1}),
+        ("deadband_percent", {"deadband_percent": 1.0}),
+        ("deadband_percent", {"deadband_percent": 1.0, "min_value": 3, "max_value": 3}),
+        ("deadband_percent", {"deadband_percent": 0.0, "min_value": 0, "max_value": 1}),
+        ("deadband_percent", {"deadband_percent": 100.1, "min_value": 0, "max_value": 1}),
+        ("deadband_percent", {"deadband_percent": 1.0, "deadband": 1.0, "min_value": 0, "max_value": 1}),
+        ("max_silence", {"deadband": 1.0, "max_silence_us": -1}),
+        ("max_silence", {"max_silence_us": 1}),
+        ("disabled_stages[0]", {"disabled_stages": (Stage.UNSPECIFIED,)}),
+        ("disabled_stages[1]", {"disabled_stages": (Stage.RATE, Stage.RATE)}),
+    ],
+)
+def test_a_deadband_or_switch_that_cannot_be_is_refused_by_its_field(field, channel):
+    with pytest.raises(InvalidArgument) as refused:
+        check_twin_type(replace(PUMP, channels=(ChannelSpec(**{"name": "a", "kind": K.GAUGE, **channel}),)))
+    assert refused.value.field_violations[0].field == f"twin_type.channels[0].{field}"
+
+
+def test_a_deadband_is_in_the_channel_s_unit_or_a_part_of_its_range():
+    gauge = ChannelSpec(name="a", kind=K.GAUGE, min_value=-50, max_value=150)
+    assert gauge.band() is None
+    assert replace(gauge, deadband=0.0).band() == 0.0
+    assert replace(gauge, deadband_percent=0.5).band() == 1.0
+    assert replace(gauge, deadband=2.0, disabled_stages=(Stage.DEADBAND,)).band() is None
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("twin.twin_id", replace(P1, twin_id="-")),
@@ -231,7 +265,8 @@ def test_values_and_messages_turn_into_each_other():
         channels=(
             replace(
                 CHANNELS[0], min_value=0.0, max_value=3_000.0, max_rate_per_s=5.0, expected_interval_us=1_500_000,
-                stuck_after_us=60_000_000, spike_threshold=4.0, upper_limit=2_500.0, description="shaft",
+                stuck_after_us=60_000_000, spike_threshold=4.0, upper_limit=2_500.0, deadband=0.5,
+                max_silence_us=90_000_000, disabled_stages=(Stage.TIME, Stage.SPIKE), description="shaft",
             ),
             CHANNELS[1],
         ),

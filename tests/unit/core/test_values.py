@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinmesh.type.v1 import observation_pb2
+from twinmesh.type.v1 import observation_pb2, twin_pb2
 from twinmesh_core import ids, observations
 from twinmesh_core import time as times
 from twinmesh_core.calendar import calendar_features, local_time_us, require_time_zone
 from twinmesh_core.errors import InvalidArgument
-from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.observations import ObservationBatch, SeriesKey, bool_section, double_section, text_section
 from twinmesh_core.quality import FlagReason, Quality
 
@@ -31,6 +31,7 @@ ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australi
         (ChannelKind, observation_pb2.ChannelKind, "CHANNEL_KIND_"),
         (Quality, observation_pb2.Quality, "QUALITY_"),
         (FlagReason, observation_pb2.FlagReason, "FLAG_REASON_"),
+        (PipelineStage, twin_pb2.PipelineStage, "PIPELINE_STAGE_"),
     ],
 )
 def test_numbers_equal_those_of_the_contract(ours, theirs, prefix):

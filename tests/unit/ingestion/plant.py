@@ -51,14 +51,16 @@ def registry(*, visible: bool = True) -> MemoryRegistry:
     return found
 
 
-def intake(log: MemoryLog, known: MemoryRegistry | None = None, *, patience_s: float = 5.0) -> Intake:
+def intake(
+    log: MemoryLog, known: MemoryRegistry | None = None, *, patience_s: float = 5.0, remembered_series: int = 100
+) -> Intake:
     return Intake(
         log=log,
         registry=known or registry(),
         receipts=WriteAckReceipts(),
         clock=Monotonic(),
         patience_s=patience_s,
-        remembered_series=100,
+        remembered_series=remembered_series,
     )
 
 

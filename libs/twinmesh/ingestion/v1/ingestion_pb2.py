@@ -22,39 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/ingestion/v1/ingestion.proto\x12\x15twinmesh.ingestion.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xc1\x01\n\x0bObservation\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12&\n\x05value\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12*\n\x07quality\x18\x06 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\"\xa1\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x38\n\x0cobservations\x18\x03 \x03(\x0b\x32\".twinmesh.ingestion.v1.Observation\x12\x10\n\x08\x62\x61\x63kfill\x18\x04 \x01(\x08\"\x88\x01\n\x0cOutcomeCount\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.twinmesh.type.v1.FlagReason\x12*\n\x07quality\x18\x02 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\"\xdb\x01\n\x08WriteAck\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x15\n\rflagged_count\x18\x02 \x01(\x03\x12\x19\n\x11quarantined_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x35\n\x08outcomes\x18\x07 \x03(\x0b\x32#.twinmesh.ingestion.v1.OutcomeCount\x12\x10\n\x08replayed\x18\x08 \x01(\x08\"=\n\rWriteResponse\x12,\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"$\n\rProducerHello\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\"f\n\rProducerBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x10\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x08\"\x8d\x01\n\x12WriteStreamRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerHelloH\x00\x12\x35\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerBatchH\x00\x42\t\n\x07message\"\x9b\x01\n\x0fProducerWelcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x1c\n\x14max_in_flight_points\x18\x04 \x01(\x03\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0bProducerAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"\x8e\x01\n\x13WriteStreamResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32&.twinmesh.ingestion.v1.ProducerWelcomeH\x00\x12\x31\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\".twinmesh.ingestion.v1.ProducerAckH\x00\x42\t\n\x07message2\xd0\x01\n\x10IngestionService\x12R\n\x05Write\x12#.twinmesh.ingestion.v1.WriteRequest\x1a$.twinmesh.ingestion.v1.WriteResponse\x12h\n\x0bWriteStream\x12).twinmesh.ingestion.v1.WriteStreamRequest\x1a*.twinmesh.ingestion.v1.WriteStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/ingestion/v1/ingestion.proto\x12\x15twinmesh.ingestion.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xc1\x01\n\x0bObservation\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12&\n\x05value\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12*\n\x07quality\x18\x06 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\"\xa1\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x38\n\x0cobservations\x18\x03 \x03(\x0b\x32\".twinmesh.ingestion.v1.Observation\x12\x10\n\x08\x62\x61\x63kfill\x18\x04 \x01(\x08\"\x88\x01\n\x0cOutcomeCount\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.twinmesh.type.v1.FlagReason\x12*\n\x07quality\x18\x02 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\"\xa4\x02\n\x08WriteAck\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x15\n\rflagged_count\x18\x02 \x01(\x03\x12\x19\n\x11quarantined_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x35\n\x08outcomes\x18\x07 \x03(\x0b\x32#.twinmesh.ingestion.v1.OutcomeCount\x12\x10\n\x08replayed\x18\x08 \x01(\x08\x12\x18\n\x10\x64\x65\x61\x64\x62\x61nded_count\x18\t \x01(\x03\x12-\n\nclock_skew\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\rWriteResponse\x12,\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"$\n\rProducerHello\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\"f\n\rProducerBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x10\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x08\"\x8d\x01\n\x12WriteStreamRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerHelloH\x00\x12\x35\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerBatchH\x00\x42\t\n\x07message\"\x9b\x01\n\x0fProducerWelcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x1c\n\x14max_in_flight_points\x18\x04 \x01(\x03\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0bProducerAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"\x8e\x01\n\x13WriteStreamResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32&.twinmesh.ingestion.v1.ProducerWelcomeH\x00\x12\x31\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\".twinmesh.ingestion.v1.ProducerAckH\x00\x42\t\n\x07message2\xd0\x01\n\x10IngestionService\x12R\n\x05Write\x12#.twinmesh.ingestion.v1.WriteRequest\x1a$.twinmesh.ingestion.v1.WriteResponse\x12h\n\x0bWriteStream\x12).twinmesh.ingestion.v1.WriteStreamRequest\x1a*.twinmesh.ingestion.v1.WriteStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.ingestion.v1.ingestion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBSERVATION']._serialized_start=134
-  _globals['_OBSERVATION']._serialized_end=327
-  _globals['_WRITEREQUEST']._serialized_start=330
-  _globals['_WRITEREQUEST']._serialized_end=491
-  _globals['_OUTCOMECOUNT']._serialized_start=494
-  _globals['_OUTCOMECOUNT']._serialized_end=630
-  _globals['_WRITEACK']._serialized_start=633
-  _globals['_WRITEACK']._serialized_end=852
-  _globals['_WRITERESPONSE']._serialized_start=854
-  _globals['_WRITERESPONSE']._serialized_end=915
-  _globals['_PRODUCERHELLO']._serialized_start=917
-  _globals['_PRODUCERHELLO']._serialized_end=953
-  _globals['_PRODUCERBATCH']._serialized_start=955
-  _globals['_PRODUCERBATCH']._serialized_end=1057
-  _globals['_WRITESTREAMREQUEST']._serialized_start=1060
-  _globals['_WRITESTREAMREQUEST']._serialized_end=1201
-  _globals['_PRODUCERWELCOME']._serialized_start=1204
-  _globals['_PRODUCERWELCOME']._serialized_end=1359
-  _globals['_PRODUCERACK']._serialized_start=1361
-  _globals['_PRODUCERACK']._serialized_end=1438
-  _globals['_WRITESTREAMRESPONSE']._serialized_start=1441
-  _globals['_WRITESTREAMRESPONSE']._serialized_end=1583
-  _globals['_INGESTIONSERVICE']._serialized_start=1586
-  _globals['_INGESTIONSERVICE']._serialized_end=1794
+  _globals['_OBSERVATION']._serialized_start=166
+  _globals['_OBSERVATION']._serialized_end=359
+  _globals['_WRITEREQUEST']._serialized_start=362
+  _globals['_WRITEREQUEST']._serialized_end=523
+  _globals['_OUTCOMECOUNT']._serialized_start=526
+  _globals['_OUTCOMECOUNT']._serialized_end=662
+  _globals['_WRITEACK']._serialized_start=665
+  _globals['_WRITEACK']._serialized_end=957
+  _globals['_WRITERESPONSE']._serialized_start=959
+  _globals['_WRITERESPONSE']._serialized_end=1020
+  _globals['_PRODUCERHELLO']._serialized_start=1022
+  _globals['_PRODUCERHELLO']._serialized_end=1058
+  _globals['_PRODUCERBATCH']._serialized_start=1060
+  _globals['_PRODUCERBATCH']._serialized_end=1162
+  _globals['_WRITESTREAMREQUEST']._serialized_start=1165
+  _globals['_WRITESTREAMREQUEST']._serialized_end=1306
+  _globals['_PRODUCERWELCOME']._serialized_start=1309
+  _globals['_PRODUCERWELCOME']._serialized_end=1464
+  _globals['_PRODUCERACK']._serialized_start=1466
+  _globals['_PRODUCERACK']._serialized_end=1543
+  _globals['_WRITESTREAMRESPONSE']._serialized_start=1546
+  _globals['_WRITESTREAMRESPONSE']._serialized_end=1688
+  _globals['_INGESTIONSERVICE']._serialized_start=1691
+  _globals['_INGESTIONSERVICE']._serialized_end=1899
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Takes measurements: validates, converts, flags, quarantines, and loses nothing."
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -140,7 +141,7 @@ Global___OutcomeCount: _TypeAlias = OutcomeCount  # noqa: Y015
 
 @_typing.final
 class WriteAck(_message.Message):
-    """What became of a batch. accepted + quarantined + duplicate = rows sent."""
+    """What became of a batch. accepted + quarantined + duplicate + deadbanded = rows sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,6 +153,8 @@ class WriteAck(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    DEADBANDED_COUNT_FIELD_NUMBER: _builtins.int
+    CLOCK_SKEW_FIELD_NUMBER: _builtins.int
     accepted_count: _builtins.int
     """Rows stored (flagged ones included)."""
     flagged_count: _builtins.int
@@ -159,16 +162,24 @@ class WriteAck(_message.Message):
     quarantined_count: _builtins.int
     """Rows kept aside with their reason; see StorageService.ListQuarantine."""
     duplicate_count: _builtins.int
-    """Rows dropped as repetitions within the batch: same series, event time and value."""
+    """Rows dropped as repetitions: same series, event time, value and quality as a row of the batch or, for channels whose newest value is
+    remembered, as the newest stored.
+    """
     offset: _builtins.int
     """Log offset of the entry: use it as min_offset to read your write."""
     incarnation: _builtins.str
     """The log's incarnation."""
     replayed: _builtins.bool
     """The answer to an earlier delivery of the same batch, given again."""
+    deadbanded_count: _builtins.int
+    """Rows that the channel's deadband kept from being stored: close to the value stored before them."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeCount]:
         """Flags and quarantine by reason."""
+
+    @_builtins.property
+    def clock_skew(self) -> _duration_pb2.Duration:
+        """Producer sessions: the sender's clock minus the server's, a median over its last live batches; absent = not known. It changes no data."""
 
     def __init__(
         self,
@@ -181,10 +192,12 @@ class WriteAck(_message.Message):
         incarnation: _builtins.str = ...,
         outcomes: _abc.Iterable[Global___OutcomeCount] | None = ...,
         replayed: _builtins.bool = ...,
+        deadbanded_count: _builtins.int = ...,
+        clock_skew: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "duplicate_count", b"duplicate_count", "flagged_count", b"flagged_count", "incarnation", b"incarnation", "offset", b"offset", "outcomes", b"outcomes", "quarantined_count", b"quarantined_count", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "clock_skew", b"clock_skew", "deadbanded_count", b"deadbanded_count", "duplicate_count", b"duplicate_count", "flagged_count", b"flagged_count", "incarnation", b"incarnation", "offset", b"offset", "outcomes", b"outcomes", "quarantined_count", b"quarantined_count", "replayed", b"replayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btwinmesh/type/v1/twin.proto\x12\x10twinmesh.type.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xe7\x03\n\x0b\x43hannelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.twinmesh.type.v1.ChannelKind\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x16\n\tmin_value\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0emax_rate_per_s\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x34\n\x11\x65xpected_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstuck_after\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x0fspike_threshold\x18\n \x01(\x01H\x03\x88\x01\x01\x12\x11\n\ttolerance\x18\x0b \x01(\x01\x12\x14\n\x0c\x63ontrollable\x18\x0c \x01(\x08\x12\x13\n\x0bset_command\x18\r \x01(\t\x12\x18\n\x0bupper_limit\x18\x0e \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_min_valueB\x0c\n\n_max_valueB\x11\n\x0f_max_rate_per_sB\x12\n\x10_spike_thresholdB\x0e\n\x0c_upper_limit\"C\n\x0cPropertySpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\"G\n\x0b\x43ommandSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x15\n\rrequired_args\x18\x03 \x03(\t\"\xf4\x01\n\x08TwinType\x12\x14\n\x0ctwin_type_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x08\x63hannels\x18\x04 \x03(\x0b\x32\x1d.twinmesh.type.v1.ChannelSpec\x12\x32\n\nproperties\x18\x05 \x03(\x0b\x32\x1e.twinmesh.type.v1.PropertySpec\x12/\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x1d.twinmesh.type.v1.CommandSpec\x12\x15\n\rcreate_offset\x18\x07 \x01(\x03\"4\n\x0cRelationship\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0etarget_twin_id\x18\x02 \x01(\t\"\xdf\x02\n\x04Twin\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x14\n\x0ctwin_type_id\x18\x02 \x01(\t\x12\x19\n\x11twin_type_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12:\n\nattributes\x18\x06 \x03(\x0b\x32&.twinmesh.type.v1.Twin.AttributesEntry\x12\x35\n\rrelationships\x18\x07 \x03(\x0b\x32\x1e.twinmesh.type.v1.Relationship\x12\x15\n\rcreate_offset\x18\x08 \x01(\x03\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btwinmesh/type/v1/twin.proto\x12\x10twinmesh.type.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xa9\x05\n\x0b\x43hannelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.twinmesh.type.v1.ChannelKind\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x16\n\tmin_value\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0emax_rate_per_s\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x34\n\x11\x65xpected_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstuck_after\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x0fspike_threshold\x18\n \x01(\x01H\x03\x88\x01\x01\x12\x11\n\ttolerance\x18\x0b \x01(\x01\x12\x14\n\x0c\x63ontrollable\x18\x0c \x01(\x08\x12\x13\n\x0bset_command\x18\r \x01(\t\x12\x18\n\x0bupper_limit\x18\x0e \x01(\x01H\x04\x88\x01\x01\x12\x15\n\x08\x64\x65\x61\x64\x62\x61nd\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10\x64\x65\x61\x64\x62\x61nd_percent\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12.\n\x0bmax_silence\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0f\x64isabled_stages\x18\x12 \x03(\x0e\x32\x1f.twinmesh.type.v1.PipelineStageB\x0c\n\n_min_valueB\x0c\n\n_max_valueB\x11\n\x0f_max_rate_per_sB\x12\n\x10_spike_thresholdB\x0e\n\x0c_upper_limitB\x0b\n\t_deadbandB\x13\n\x11_deadband_percent\"C\n\x0cPropertySpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\"G\n\x0b\x43ommandSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x15\n\rrequired_args\x18\x03 \x03(\t\"\xf4\x01\n\x08TwinType\x12\x14\n\x0ctwin_type_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x08\x63hannels\x18\x04 \x03(\x0b\x32\x1d.twinmesh.type.v1.ChannelSpec\x12\x32\n\nproperties\x18\x05 \x03(\x0b\x32\x1e.twinmesh.type.v1.PropertySpec\x12/\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x1d.twinmesh.type.v1.CommandSpec\x12\x15\n\rcreate_offset\x18\x07 \x01(\x03\"4\n\x0cRelationship\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0etarget_twin_id\x18\x02 \x01(\t\"\xdf\x02\n\x04Twin\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x14\n\x0ctwin_type_id\x18\x02 \x01(\t\x12\x19\n\x11twin_type_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12:\n\nattributes\x18\x06 \x03(\x0b\x32&.twinmesh.type.v1.Twin.AttributesEntry\x12\x35\n\rrelationships\x18\x07 \x03(\x0b\x32\x1e.twinmesh.type.v1.Relationship\x12\x15\n\rcreate_offset\x18\x08 \x01(\x03\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xeb\x01\n\rPipelineStage\x12\x1e\n\x1aPIPELINE_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13PIPELINE_STAGE_TIME\x10\x01\x12\x1d\n\x19PIPELINE_STAGE_REPETITION\x10\x02\x12\x18\n\x14PIPELINE_STAGE_RANGE\x10\x03\x12\x17\n\x13PIPELINE_STAGE_RATE\x10\x04\x12\x18\n\x14PIPELINE_STAGE_SPIKE\x10\x05\x12\x18\n\x14PIPELINE_STAGE_STUCK\x10\x06\x12\x1b\n\x17PIPELINE_STAGE_DEADBAND\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TWIN_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_TWIN_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_PIPELINESTAGE']._serialized_start=1632
+  _globals['_PIPELINESTAGE']._serialized_end=1867
   _globals['_CHANNELSPEC']._serialized_start=151
-  _globals['_CHANNELSPEC']._serialized_end=638
-  _globals['_PROPERTYSPEC']._serialized_start=640
-  _globals['_PROPERTYSPEC']._serialized_end=707
-  _globals['_COMMANDSPEC']._serialized_start=709
-  _globals['_COMMANDSPEC']._serialized_end=780
-  _globals['_TWINTYPE']._serialized_start=783
-  _globals['_TWINTYPE']._serialized_end=1027
-  _globals['_RELATIONSHIP']._serialized_start=1029
-  _globals['_RELATIONSHIP']._serialized_end=1081
-  _globals['_TWIN']._serialized_start=1084
-  _globals['_TWIN']._serialized_end=1435
-  _globals['_TWIN_ATTRIBUTESENTRY']._serialized_start=1386
-  _globals['_TWIN_ATTRIBUTESENTRY']._serialized_end=1435
+  _globals['_CHANNELSPEC']._serialized_end=832
+  _globals['_PROPERTYSPEC']._serialized_start=834
+  _globals['_PROPERTYSPEC']._serialized_end=901
+  _globals['_COMMANDSPEC']._serialized_start=903
+  _globals['_COMMANDSPEC']._serialized_end=974
+  _globals['_TWINTYPE']._serialized_start=977
+  _globals['_TWINTYPE']._serialized_end=1221
+  _globals['_RELATIONSHIP']._serialized_start=1223
+  _globals['_RELATIONSHIP']._serialized_end=1275
+  _globals['_TWIN']._serialized_start=1278
+  _globals['_TWIN']._serialized_end=1629
+  _globals['_TWIN_ATTRIBUTESENTRY']._serialized_start=1580
+  _globals['_TWIN_ATTRIBUTESENTRY']._serialized_end=1629
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,50 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PipelineStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PipelineStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PipelineStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIPELINE_STAGE_UNSPECIFIED: _PipelineStage.ValueType  # 0
+    """Invalid in a twin type."""
+    PIPELINE_STAGE_TIME: _PipelineStage.ValueType  # 1
+    """Event times far from the receive time are quarantined. Without it (forecasts, plans): from 1970 to ten years ahead of the receive time."""
+    PIPELINE_STAGE_REPETITION: _PipelineStage.ValueType  # 2
+    """Repetitions are dropped."""
+    PIPELINE_STAGE_RANGE: _PipelineStage.ValueType  # 3
+    """min_value and max_value."""
+    PIPELINE_STAGE_RATE: _PipelineStage.ValueType  # 4
+    """max_rate_per_s."""
+    PIPELINE_STAGE_SPIKE: _PipelineStage.ValueType  # 5
+    """spike_threshold."""
+    PIPELINE_STAGE_STUCK: _PipelineStage.ValueType  # 6
+    """stuck_after."""
+    PIPELINE_STAGE_DEADBAND: _PipelineStage.ValueType  # 7
+    """deadband and deadband_percent."""
+
+class PipelineStage(_PipelineStage, metaclass=_PipelineStageEnumTypeWrapper):
+    """A stage of ingestion's pipeline that a channel may do without. Identity, unit, kind and what cannot be stored are always checked."""
+
+PIPELINE_STAGE_UNSPECIFIED: PipelineStage.ValueType  # 0
+"""Invalid in a twin type."""
+PIPELINE_STAGE_TIME: PipelineStage.ValueType  # 1
+"""Event times far from the receive time are quarantined. Without it (forecasts, plans): from 1970 to ten years ahead of the receive time."""
+PIPELINE_STAGE_REPETITION: PipelineStage.ValueType  # 2
+"""Repetitions are dropped."""
+PIPELINE_STAGE_RANGE: PipelineStage.ValueType  # 3
+"""min_value and max_value."""
+PIPELINE_STAGE_RATE: PipelineStage.ValueType  # 4
+"""max_rate_per_s."""
+PIPELINE_STAGE_SPIKE: PipelineStage.ValueType  # 5
+"""spike_threshold."""
+PIPELINE_STAGE_STUCK: PipelineStage.ValueType  # 6
+"""stuck_after."""
+PIPELINE_STAGE_DEADBAND: PipelineStage.ValueType  # 7
+"""deadband and deadband_percent."""
+Global___PipelineStage: _TypeAlias = PipelineStage  # noqa: Y015
 
 @_typing.final
 class ChannelSpec(_message.Message):
@@ -41,6 +86,10 @@ class ChannelSpec(_message.Message):
     CONTROLLABLE_FIELD_NUMBER: _builtins.int
     SET_COMMAND_FIELD_NUMBER: _builtins.int
     UPPER_LIMIT_FIELD_NUMBER: _builtins.int
+    DEADBAND_FIELD_NUMBER: _builtins.int
+    DEADBAND_PERCENT_FIELD_NUMBER: _builtins.int
+    MAX_SILENCE_FIELD_NUMBER: _builtins.int
+    DISABLED_STAGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name, [a-z][a-z0-9_]{0,62}, unique in the type."""
     kind: _observation_pb2.ChannelKind.ValueType
@@ -65,6 +114,12 @@ class ChannelSpec(_message.Message):
     """Optional, controllable channels only. The command that carries a desired value to the device with the argument "value"; empty = the device watches."""
     upper_limit: _builtins.float
     """Optional. Alarm and planning limit, in the channel's unit, shown in forecasts (not a validity bound). Absent = none."""
+    deadband: _builtins.float
+    """Optional, numbers only. A GOOD value within this distance of the value stored before it, in the channel's unit, is not stored; 0 = only
+    unchanged values are not. Flagged values, a change of quality and a counter's reset are always stored. Absent = off. Excludes deadband_percent.
+    """
+    deadband_percent: _builtins.float
+    """Optional, GAUGE, COUNTER and STATE. The same, in percent of max_value - min_value (both required); above 0, at most 100. Absent = off."""
     @_builtins.property
     def expected_interval(self) -> _duration_pb2.Duration:
         """Optional. How often a value is expected; 0 or absent = not known. Storage's block span and connectivity follow it."""
@@ -72,6 +127,14 @@ class ChannelSpec(_message.Message):
     @_builtins.property
     def stuck_after(self) -> _duration_pb2.Duration:
         """Optional. A value unchanged for longer is flagged UNCERTAIN as stuck. Absent = off."""
+
+    @_builtins.property
+    def max_silence(self) -> _duration_pb2.Duration:
+        """Optional, with a deadband. A value is stored at least this often in event time, however steady; 0 or absent = 10 min."""
+
+    @_builtins.property
+    def disabled_stages(self) -> _containers.RepeatedScalarFieldContainer[Global___PipelineStage.ValueType]:
+        """Optional. Stages that this channel does without, even where their bounds are set (for charts, say)."""
 
     def __init__(
         self,
@@ -90,11 +153,19 @@ class ChannelSpec(_message.Message):
         controllable: _builtins.bool = ...,
         set_command: _builtins.str = ...,
         upper_limit: _builtins.float | None = ...,
+        deadband: _builtins.float | None = ...,
+        deadband_percent: _builtins.float | None = ...,
+        max_silence: _duration_pb2.Duration | None = ...,
+        disabled_stages: _abc.Iterable[Global___PipelineStage.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "expected_interval", b"expected_interval", "max_rate_per_s", b"max_rate_per_s", "max_value", b"max_value", "min_value", b"min_value", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "upper_limit", b"upper_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "expected_interval", b"expected_interval", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "upper_limit", b"upper_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "description", b"description", "expected_interval", b"expected_interval", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "description", b"description", "disabled_stages", b"disabled_stages", "expected_interval", b"expected_interval", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadband: _TypeAlias = _typing.Literal["deadband"]  # noqa: Y015
+    _WhichOneofArgType__deadband: _TypeAlias = _typing.Literal["_deadband", b"_deadband"]  # noqa: Y015
+    _WhichOneofReturnType__deadband_percent: _TypeAlias = _typing.Literal["deadband_percent"]  # noqa: Y015
+    _WhichOneofArgType__deadband_percent: _TypeAlias = _typing.Literal["_deadband_percent", b"_deadband_percent"]  # noqa: Y015
     _WhichOneofReturnType__max_rate_per_s: _TypeAlias = _typing.Literal["max_rate_per_s"]  # noqa: Y015
     _WhichOneofArgType__max_rate_per_s: _TypeAlias = _typing.Literal["_max_rate_per_s", b"_max_rate_per_s"]  # noqa: Y015
     _WhichOneofReturnType__max_value: _TypeAlias = _typing.Literal["max_value"]  # noqa: Y015
@@ -105,6 +176,10 @@ class ChannelSpec(_message.Message):
     _WhichOneofArgType__spike_threshold: _TypeAlias = _typing.Literal["_spike_threshold", b"_spike_threshold"]  # noqa: Y015
     _WhichOneofReturnType__upper_limit: _TypeAlias = _typing.Literal["upper_limit"]  # noqa: Y015
     _WhichOneofArgType__upper_limit: _TypeAlias = _typing.Literal["_upper_limit", b"_upper_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadband) -> _WhichOneofReturnType__deadband | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadband_percent) -> _WhichOneofReturnType__deadband_percent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rate_per_s) -> _WhichOneofReturnType__max_rate_per_s | None: ...
     @_typing.overload
