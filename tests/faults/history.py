@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,7 @@ class History:
     Attributes:
         resent: how often a batch was sent again.
         acks: how many acknowledgements there were.
+        reasons: why calls ended without telling, by reason.
         newest: producer to its newest acknowledged sequence and the offset it was given.
     """
 
@@ -32,6 +34,7 @@ class History:
         self.path = path
         self.plan = plan
         self.resent = self.acks = 0
+        self.reasons: Counter[str] = Counter()
         self.newest: dict[str, tuple[int, int]] = {}
         self._sent: set[Batch] = set()
         self._file = path.open("a", buffering=1)
@@ -45,6 +48,8 @@ class History:
         elif op == "ok":
             self.acks += 1
             self.newest[producer] = (sequence, fields["offset"])
+        elif op == "info":
+            self.reasons[fields["reason"]] += 1
         self._line({"t": round(time.monotonic(), 6), "op": op, "p": producer, "n": sequence, **fields})
 
     def close(self) -> None:

@@ -155,7 +155,8 @@ async def end_and_start(world: World, server: PostgresServer, number: signal.Sig
     """Send the postmaster a signal that ends it, and start it again on its port."""
     assert server.pid is not None
     port, pid = server.port, server.pid
-    os.kill(pid, number)
+    if world.guardian.exit_of(pid) is None:
+        os.kill(pid, number)
     await _gone(world, pid)
     for attempt in range(_START_ATTEMPTS):
         try:

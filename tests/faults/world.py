@@ -32,7 +32,7 @@ from twinmesh_client.transport import open_channel
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_local.processes import Guardian, ProcessSpec
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[2]
 _names = itertools.count(1)
 
 
@@ -75,7 +75,7 @@ class Service:
     def start(self) -> None:
         """Start it; returns before it serves."""
         self.pid = self._guardian.spawn(
-            ProcessSpec(name=self._name, argv=self._argv, log=self.log, env=self._env, cwd=_ROOT)
+            ProcessSpec(name=self._name, argv=self._argv, log=self.log, env=self._env, cwd=ROOT)
         )
 
     @property
