@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,15 +40,19 @@ async def test_poison_moves_the_sequence_and_stalls_nobody(
             async with ingestion_client(w.ingestion.port) as stub:
                 await w.make_twins(list(producers(3)))
                 every = [SessionProducer(stub, name, ledger) for name in producers(3)]
-                found = await load(w, every, ledger, until=lambda: ledger.acks >= 90, nemesis=lambda: malformed(stub))
+                found = await load(
+                    w, every, ledger, until=lambda: ledger.acks >= 90, nemesis=lambda: malformed(stub, ledger)
+                )
                 outcome = judged(w, found, note=f"{len(found.quarantine)} rows in quarantine")
     report(outcome, run_dir)
     assert outcome.violations == 0, outcome.note
     assert len({reason for *_, reason, _ in found.quarantine}) == 6
 
 
-async def malformed(stub: Any) -> None:
+async def malformed(stub: Any, ledger: History) -> None:
     """Batches that are no batches are refused as such, while the producers go on."""
+    while not ledger.acks:  # noqa: ASYNC110 -- plain data
+        await asyncio.sleep(0.02)
     keys = (SeriesKey(twin_id="p0", channel=CHANNEL),)
     good = wire.encode(ObservationBatch(series=keys, doubles=double_section([0], [T0 - S], [1.0])))
     empty = ingestion_pb2.WriteRequest(backfill=True)
