@@ -23,7 +23,7 @@ from twinmesh_storage.domain.series import Series
 MAX_BLOCK_ROWS: Final = 4096
 """Most rows of one block: what a read of a single value has to unpack."""
 SMALL_BLOCK_ROWS: Final = 1024
-"""A block with fewer rows is merged with rows that follow it, so that live series grow full blocks."""
+"""A block with fewer rows is to be merged with its neighbours, sooner or later (see `merging`)."""
 
 SeriesOf = Callable[[int], Series]
 """Finds the series of an id."""
@@ -84,13 +84,22 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSpan:
-    """Where new rows of a series fall within one cell: first and last event time, both included."""
+    """Where new rows of a series fall within one cell.
+
+    Attributes:
+        first: first event time.
+        last: last event time, included.
+        n: number of rows.
+        small: blocks right before the span with fewer rows than this are merged with it.
+    """
 
     tenant: str
     series_id: int
     cell_start: int
     first: int
     last: int
+    n: int
+    small: int = 0
 
 
 def spans_of(rows: Rows, series_of: SeriesOf) -> list[BlockSpan]:
@@ -99,19 +108,19 @@ def spans_of(rows: Rows, series_of: SeriesOf) -> list[BlockSpan]:
         return []
     cells, edges = _cut(rows, series_of, max_rows=None)
     firsts, lasts = rows.ts[edges[:-1]].tolist(), rows.ts[edges[1:] - 1].tolist()
+    starts = edges[:-1]
+    columns = (rows.series[starts].tolist(), cells[starts].tolist(), firsts, lasts, np.diff(edges).tolist())
     return [
-        BlockSpan(tenant=series_of(series_id).tenant, series_id=series_id, cell_start=cell, first=first, last=last)
-        for series_id, cell, first, last in zip(
-            rows.series[edges[:-1]].tolist(), cells[edges[:-1]].tolist(), firsts, lasts, strict=True
-        )
+        BlockSpan(tenant=series_of(series_id).tenant, series_id=series_id, cell_start=cell, first=first, last=last, n=n)
+        for series_id, cell, first, last, n in zip(*columns, strict=True)
     ]
 
 
-def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf) -> list[Block]:
+def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf, max_rows: int = MAX_BLOCK_ROWS) -> list[Block]:
     """Pack readable rows, sorted by (series, event time) and without doubles, into blocks."""
     if not len(rows):
         return []
-    _, edges = _cut(rows, series_of, max_rows=MAX_BLOCK_ROWS)
+    _, edges = _cut(rows, series_of, max_rows=max_rows)
     starts = edges[:-1]
     counts = np.stack([_count(rows.quality == q, starts) for q in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)])
     max_offsets = np.maximum.reduceat(rows.offset, starts).tolist()

@@ -14,6 +14,7 @@ tag   form     payload
 5     FRAME    i8 smallest, u1 width, n unsigned: value - smallest
 6     DECIMAL  u1 exponent e, then as FRAME of the integers value * 10**e
 7     TEXT     n u4 end offsets, heap
+8     SLOPE    u1 exponent e, then as DELTA of the integers value * 10**e
 ====  =======  ==================================================================================
 """
 
@@ -27,7 +28,7 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
-RAW, CONST, RUNS, STEP, DELTA, FRAME, DECIMAL, TEXT = range(8)
+RAW, CONST, RUNS, STEP, DELTA, FRAME, DECIMAL, TEXT, SLOPE = range(9)
 
 _WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _MAX_EXPONENT: Final = 6
@@ -45,16 +46,13 @@ def encode_times(ts: Int64s) -> bytes:
     low, high = int(steps.min()), int(steps.max())
     if low == high:
         return struct.pack("<Bqq", STEP, int(ts[0]), low)
-    width = _width(high - low)
-    if width is None:
-        return bytes([RAW]) + ts.astype(_I8, copy=False).tobytes()
-    packed = (steps - low).astype(_WIDTHS[width]).tobytes()
-    return struct.pack("<BqqB", DELTA, int(ts[0]), low, width) + packed
+    return _encode_delta(ts) or bytes([RAW]) + ts.astype(_I8, copy=False).tobytes()
 
 
 def encode_ints(values: Int64s) -> bytes:
     """Pack any integers, int64 [n >= 1]."""
-    return _encode_runs(values, _I8) or _encode_frame(values) or bytes([RAW]) + values.astype(_I8, copy=False).tobytes()
+    packed = _encode_runs(values, _I8) or _shorter(_encode_frame(values), _encode_delta(values))
+    return packed or bytes([RAW]) + values.astype(_I8, copy=False).tobytes()
 
 
 def encode_doubles(bits: Int64s) -> bytes:
@@ -87,16 +85,13 @@ def decode_ints(data: bytes, n: int) -> Int64s:
         evenly: Int64s = start + step * np.arange(n, dtype=np.int64)
         return evenly
     if tag == DELTA:
-        start, low, width = struct.unpack_from("<qqB", data, 1)
-        out = np.empty(n, np.int64)
-        out[0] = start
-        np.cumsum(np.frombuffer(data, _WIDTHS[width], n - 1, 18).astype(np.int64) + low, out=out[1:])
-        out[1:] += start
-        return out
+        return _decode_delta(data, 1, n)
     if tag == FRAME:
         return _decode_frame(data, 1, n)
     if tag == DECIMAL:
         return (_decode_frame(data, 2, n) / 10.0 ** data[1]).view(np.int64)
+    if tag == SLOPE:
+        return (_decode_delta(data, 2, n) / 10.0 ** data[1]).view(np.int64)
     raise ValueError(f"column tag {tag} is not known")
 
 
@@ -159,6 +154,32 @@ def _decode_frame(data: bytes, at: int, n: int) -> Int64s:
     return values
 
 
+def _encode_delta(values: Int64s) -> bytes | None:
+    """Pack values by the differences of neighbours; differences that do not fit 64 bits wrap, there and back."""
+    steps = np.diff(values)
+    low, high = int(steps.min()), int(steps.max())
+    width = _width(high - low)
+    if width is None:
+        return None
+    packed = (steps - low).astype(_WIDTHS[width]).tobytes()
+    return struct.pack("<BqqB", DELTA, int(values[0]), low, width) + packed
+
+
+def _decode_delta(data: bytes, at: int, n: int) -> Int64s:
+    start, low, width = struct.unpack_from("<qqB", data, at)
+    out = np.empty(n, np.int64)
+    out[0] = start
+    np.cumsum(np.frombuffer(data, _WIDTHS[width], n - 1, at + 17).astype(np.int64) + low, out=out[1:])
+    out[1:] += start
+    return out
+
+
+def _shorter(one: bytes | None, other: bytes | None) -> bytes | None:
+    if one is None or other is None:
+        return one or other
+    return one if len(one) <= len(other) else other
+
+
 def _encode_decimal(bits: Int64s) -> bytes | None:
     """Pack values that a sensor rounded to a few decimals; the division restores each one to the bit."""
     values = bits.view(np.float64)
@@ -169,8 +190,12 @@ def _encode_decimal(bits: Int64s) -> bytes | None:
         scale = 10.0**exponent
         if not _is_decimal(values[sample], bits[sample], scale) or not _is_decimal(values, bits, scale):
             continue
-        frame = _encode_frame(np.rint(values * scale).astype(np.int64))
-        return None if frame is None else bytes([DECIMAL, exponent]) + frame[1:]
+        scaled = np.rint(values * scale).astype(np.int64)
+        frame, delta = _encode_frame(scaled), _encode_delta(scaled)
+        chosen = _shorter(frame, delta)
+        if chosen is None:
+            return None
+        return bytes([DECIMAL if chosen is frame else SLOPE, exponent]) + chosen[1:]
     return None
 
 

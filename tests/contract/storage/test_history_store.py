@@ -129,7 +129,7 @@ def stored(series: Series, *rows: Row) -> list[Row]:
     return [(ts, bits(value) if series.kind.has_unit else value, q, o) for ts, value, q, o in rows]
 
 
-@pytest.fixture(params=["fake", "blocks"])
+@pytest.fixture(params=["fake", "blocks", "small blocks"])
 async def world(request: Any) -> AsyncIterator[World]:
     catalogue = Catalogue()
     if request.param == "fake":
@@ -149,7 +149,8 @@ async def world(request: Any) -> AsyncIterator[World]:
         stack.push_async_callback(log.close)
         lease = await log.acquire("me")
         assert lease is not None
-        store = BlockHistory(pool=pool, timeout_s=5, series_of=catalogue.require)
+        sizes = {"small_rows": 8, "max_rows": 32} if request.param == "small blocks" else {}
+        store = BlockHistory(pool=pool, timeout_s=5, series_of=catalogue.require, **sizes)
         yield World(store, log, PostgresSeries(pool=pool, timeout_s=5), catalogue, lease)
 
 
@@ -172,7 +173,7 @@ async def test_rows_come_back_of_every_kind_page_by_page(world: World) -> None:
     middle = (await world.read(series[0], start=T0 + 60 * S, end=T0 + 70 * S))[0]
     assert middle == stored(series[0], *rows[series[0]][60:70])
     page = await world.store.read("default", series, LOW, HIGH, 10_000)
-    assert [p.series_id for p in page.parts] == [s.series_id for s in series]
+    assert list(dict.fromkeys(p.series_id for p in page.parts)) == [s.series_id for s in series]
     assert page.done == len(series)
     assert (await world.store.read("other", series, LOW, HIGH, 10_000)).parts == []
     counts = await world.store.counts("default", "")
@@ -192,7 +193,7 @@ async def test_pages_hold_whole_series_while_they_fit(world: World) -> None:
     assert {p.series_id for p in page.parts} == {s.series_id for s in series[: page.done]}
     assert sum(p.n for p in page.parts) == 40 * page.done
     backwards = await world.store.read("default", series[::-1], LOW, HIGH, 1_000)
-    assert [p.series_id for p in backwards.parts] == [s.series_id for s in series[::-1]]
+    assert list(dict.fromkeys(p.series_id for p in backwards.parts)) == [s.series_id for s in series[::-1]]
 
 
 async def test_the_newest_rows_and_those_before_a_moment(world: World) -> None:

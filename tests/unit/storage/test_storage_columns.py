@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain import columns
 from twinmesh_storage.domain.aggregate import Function, Partials, add_page, bucket_edges
-from twinmesh_storage.domain.blocks import Block, build_blocks, spans_of
+from twinmesh_storage.domain.blocks import Block, build_blocks
 from twinmesh_storage.domain.folding import settle
 from twinmesh_storage.domain.history import Page, merge_page
+from twinmesh_storage.domain.merging import Merging
 from twinmesh_storage.domain.rows import Lane, Rows, as_float64, merge, no_rows
 from twinmesh_storage.domain.series import Series, cell_us
 from twinmesh_storage.domain.tail import Run, TailView
@@ -66,7 +68,7 @@ def test_texts_and_qualities_come_back(texts: list[bytes], qualities: list[int])
     ("values", "bytes_each"),
     [
         (np.full(2000, 21.5), 0.01),
-        (np.round(20 + np.sin(np.arange(2000) / 50), 2), 2.01),
+        (np.round(20 + np.sin(np.arange(2000) / 50), 2), 1.02),
         (np.random.default_rng(1).normal(size=2000), 8.01),
     ],
 )
@@ -106,27 +108,27 @@ def model(points: list[tuple[int, int, int, int]]) -> dict[tuple[int, int], tupl
     return as_dict(rows_of(points, 1))
 
 
-def folded(batches: list[list[tuple[int, int, int, int]]], small: int = 4) -> list[Block]:
+def folded(batches: list[list[tuple[int, int, int, int]]], small: int = 4, most: int = 9) -> list[Block]:
     """Fold batches one after the other, as the compactor does with the database."""
     blocks: dict[tuple[str, int, int], Block] = {}
+    merging = Merging(series_of=series_of, small_rows=small)
     offset = 1
     for batch in batches:
-        run = Run.of(Lane.NUMERIC, merge([rows_of(batch, offset)])) if batch else None
+        fresh = {Lane.NUMERIC: merge([rows_of(batch, offset)])} if batch else {}
         offset += len(batch)
-        if run is None:
-            continue
-        touched = {
-            block.key: block
-            for span in spans_of(run.rows, series_of)
-            for block in blocks.values()
-            if block.series_id == span.series_id
-            and span.cell_start <= block.t0 <= span.last
-            and (block.t1 >= span.first or block.n < small)
-        }
+        touched = {}
+        for span in merging.spans(fresh):
+            cell = [
+                b for b in blocks.values() if b.series_id == span.series_id and span.cell_start <= b.t0 <= span.last
+            ]
+            wall = max((b.t0 for b in cell if b.t1 < span.first and b.n >= span.small), default=span.cell_start - 1)
+            for block in cell:
+                if block.t1 >= span.first or (block.n < span.small and block.t0 > wall):
+                    touched[block.key] = block
         for key in touched:
             del blocks[key]
-        settled = settle([*(b.rows() for b in touched.values()), run.rows], ())
-        for block in build_blocks(settled.readable, Lane.NUMERIC, series_of):
+        settled = settle([*(b.rows() for b in touched.values()), *fresh.values()] or [no_rows(Lane.NUMERIC)], ())
+        for block in build_blocks(settled.readable, Lane.NUMERIC, series_of, most):
             assert block.key not in blocks
             blocks[block.key] = block
     return sorted(blocks.values(), key=lambda b: (b.series_id, b.t0))
@@ -203,3 +205,28 @@ def test_statistics_of_a_block_are_those_of_its_good_values() -> None:
         [block.statistics.sum, block.statistics.m2, block.statistics.first, block.statistics.last],
         [good.sum(), ((good - good.mean()) ** 2).sum(), good[0], good[-1]],
     )
+
+
+def test_a_live_series_is_written_once_per_tier_and_leaves_few_small_blocks() -> None:
+    """What a fold merges is chosen by size: 1 Hz, folded every 5 s over 3 hours of 1 h cells."""
+    hourly = replace(SERIES[1], expected_interval_us=1_000_000)
+    blocks: dict[int, int] = {}
+    merging = Merging(series_of=lambda _: hourly)
+    written = most_small = 0
+    for fold in range(3 * 720):
+        ts = np.arange(fold * 5, fold * 5 + 5) * 1_000_000
+        rows = replace(rows_of([(1, 0, 0, 1)] * 5, 1), ts=ts)
+        for span in merging.spans({Lane.NUMERIC: rows}):
+            n, start = span.n, span.first
+            for t0 in sorted((t for t in blocks if span.cell_start <= t <= span.last), reverse=True):
+                if blocks[t0] >= span.small:
+                    break
+                n += blocks.pop(t0)
+                start = t0
+            if n:
+                blocks[start] = n
+                written += n
+        most_small = max(most_small, sum(n < 1024 for n in blocks.values()))
+    assert sum(blocks.values()) == 3 * 3600
+    assert written / (3 * 3600) < 7
+    assert most_small <= 20

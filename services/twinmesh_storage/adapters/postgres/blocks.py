@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,19 +11,11 @@ from typing import Any, Final
 import numpy as np
 from psycopg import AsyncConnection
 
+from twinmesh_core.errors import Unavailable
 from twinmesh_core.time import to_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.adapters.postgres import blocks_sql as sql
-from twinmesh_storage.adapters.postgres.copying import (
-    NULL,
-    bytea_head,
-    copy_rows,
-    float8,
-    int4,
-    int8,
-    row_head,
-    text,
-)
+from twinmesh_storage.adapters.postgres.block_rows import copy_blocks, to_block
 from twinmesh_storage.adapters.postgres.folds import (
     MOVE_FOLD,
     Moved,
@@ -30,24 +23,28 @@ from twinmesh_storage.adapters.postgres.folds import (
     fold_state,
     lock_fold,
 )
+from twinmesh_storage.adapters.postgres.partitions import Partitions
 from twinmesh_storage.domain import columns
 from twinmesh_storage.domain.blocks import (
+    MAX_BLOCK_ROWS,
     SMALL_BLOCK_ROWS,
     Block,
     BlockSpan,
     SeriesOf,
     build_blocks,
-    spans_of,
 )
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
-from twinmesh_storage.domain.parts import Part, PartPage, Statistics, page_of
+from twinmesh_storage.domain.merging import Merging
+from twinmesh_storage.domain.partitions import REST, WIDTHS, Partition, partition_of, width_of
+from twinmesh_storage.domain.parts import Part, PartPage, page_of
 from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
 
 _PAGE_BLOCKS: Final = 2_048
 _FOLD_ATTEMPTS: Final = 5
+_NO_TIME: Final = (1 << 63) - 1
 
 
 class BlockHistory:
@@ -56,15 +53,28 @@ class BlockHistory:
     Args:
         timeout_s: bound of each read; folding and dropping may take ten times as long.
         series_of: finds the series of rows to be folded.
+        small_rows: blocks with fewer rows are merged with what follows (tests choose small ones).
+        max_rows: most rows of a block.
     """
 
     form: Final = "blocks"
 
-    def __init__(self, *, pool: Pool, timeout_s: float, series_of: SeriesOf) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        timeout_s: float,
+        series_of: SeriesOf,
+        small_rows: int = SMALL_BLOCK_ROWS,
+        max_rows: int = MAX_BLOCK_ROWS,
+    ) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self._series_of = series_of
+        self._max_rows = max_rows
         self._superseded = SupersededRows(pool=pool, timeout_s=timeout_s, series_of=series_of)
+        self._merging = Merging(series_of=series_of, small_rows=small_rows)
+        self._partitions = Partitions()
 
     # --- reads ---
 
@@ -78,19 +88,27 @@ class BlockHistory:
             "max_rows": max_rows,
             "limit": _PAGE_BLOCKS,
         }
-        found = await self._fetch(sql.READ, arguments, self._timeout_s)
+        found = await self._fetch(sql.READ, arguments | _lows(series, start), self._timeout_s)
         truncated = len(found) > 1 and (len(found) >= _PAGE_BLOCKS or found[-1][-1] >= max_rows)
-        return page_of([_block(row) for row in found], series, truncated=truncated)
+        return page_of([to_block(row) for row in found], series, truncated=truncated)
 
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """See `HistoryStore.read_last`."""
-        arguments = {"tenant": tenant, "series": _ids(series)}
-        return [_block(row) for row in await self._fetch(sql.READ_LAST, arguments, self._timeout_s)]
+        found: list[Part] = []
+        for width, some in _by_width(series).items():
+            arguments = {"tenant": tenant, "series": _ids(some), "width": width}
+            found += [to_block(row) for row in await self._fetch(sql.READ_LAST, arguments, self._timeout_s)]
+        return found
 
     async def read_before(self, tenant: str, series: Sequence[Series], before: Sequence[int]) -> list[Part]:
         """See `HistoryStore.read_before`."""
-        arguments = {"tenant": tenant, "series": _ids(series), "before": list(before)}
-        return [_block(row) for row in await self._fetch(sql.READ_BEFORE, arguments, self._timeout_s)]
+        moments = dict(zip(_ids(series), before, strict=True))
+        found: list[Part] = []
+        for width, some in _by_width(series).items():
+            mine = [moments[s.series_id] for s in some]
+            arguments = {"tenant": tenant, "series": _ids(some), "before": mine, "most": max(mine), "width": width}
+            found += [to_block(row) for row in await self._fetch(sql.READ_BEFORE, arguments, self._timeout_s)]
+        return found
 
     async def read_superseded(
         self, tenant: str, series: Sequence[Series], start: int, end: int, as_of_offset: int, max_rows: int
@@ -134,12 +152,15 @@ class BlockHistory:
 
     async def fold(self, lease: Lease, work: FoldWork) -> FoldResult:
         """See `HistoryStore.fold`."""
-        for _ in range(_FOLD_ATTEMPTS):
+        for attempt in range(_FOLD_ATTEMPTS + 1):
             try:
                 return await self._fold(lease, work)
             except Moved:
-                continue  # rows were erased or dropped between reading and writing: look again
-        return await self._fold(lease, work)
+                # Rows were erased or dropped between reading and writing: look again.
+                self._partitions.forget()
+                if attempt == _FOLD_ATTEMPTS:
+                    raise Unavailable("History is being changed too fast; the fold is repeated.") from None
+        raise AssertionError
 
     async def _fold(self, lease: Lease, work: FoldWork) -> FoldResult:
         hides = sorted(work.hides, key=lambda hide: hide.offset)
@@ -148,17 +169,21 @@ class BlockHistory:
             if work.fold_offset <= folded:
                 return FoldResult(repeated=True)
             fresh = {lane: rows.take(rows.offset > folded) for lane, rows in work.fresh.items()}
-            spans = await asyncio.to_thread(_spans, fresh, self._series_of)
-            touched = await _touched(conn, spans, hides)
-        written = await asyncio.to_thread(_rewrite, fresh, touched, hides, self._series_of)
+            spans = await asyncio.to_thread(self._merging.spans, fresh)
+            touched = await self._touched(conn, spans, hides)
+        rewrite = functools.partial(_rewrite, fresh, touched, hides, self._series_of, self._max_rows)
+        written = await asyncio.to_thread(rewrite)
+        wanted = [self._partition(block) for block in written.blocks]
+        async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
+            there = await self._partitions.ensure(conn, wanted)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn, lease, folded)
-            if touched:
-                await _delete(conn, touched)
+            await self._delete(conn, touched)
+            hidden = 0
             for hide in hides:
-                await conn.execute(sql.MOVE_HIDDEN, _hidden(hide, work))
-            if written.blocks:
-                await _copy_blocks(conn, written.blocks)
+                row = await (await conn.execute(sql.MOVE_HIDDEN, _hidden(hide, work))).fetchone()
+                hidden += int(row[0]) if row else 0
+            await copy_blocks(conn, written.blocks, [p.width if p in there else REST for p in wanted])
             for aside in written.superseded:
                 await self._superseded.write(conn, aside, work.commit_times)
             await conn.execute(MOVE_FOLD, (work.fold_offset,))
@@ -166,8 +191,63 @@ class BlockHistory:
             parts=len(written.blocks),
             rows_written=sum(block.n for block in written.blocks),
             bytes_written=sum(block.size for block in written.blocks),
-            superseded=sum(len(aside) for aside in written.superseded),
+            superseded=hidden + sum(len(aside) for aside in written.superseded),
         )
+
+    def _partition(self, block: Block) -> Partition:
+        return partition_of(self._series_of(block.series_id).cell_us, block.t0)
+
+    async def _touched(
+        self, conn: AsyncConnection[Any], spans: Sequence[BlockSpan], hides: Sequence[Hide]
+    ) -> list[Block]:
+        """Return the blocks that must be merged with fresh rows, or that a hide cuts in two."""
+        touched: dict[tuple[str, int, int], Block] = {}
+        by_width: dict[int, list[BlockSpan]] = {}
+        for span in spans:
+            by_width.setdefault(width_of(self._series_of(span.series_id).cell_us).number, []).append(span)
+        async with conn.cursor(binary=True) as cursor:
+            for width, some in by_width.items():
+                arguments = {
+                    "tenant": [s.tenant for s in some],
+                    "series": [s.series_id for s in some],
+                    "cell": [s.cell_start for s in some],
+                    "first": [s.first for s in some],
+                    "last": [s.last for s in some],
+                    "small": [s.small for s in some],
+                    "width": width,
+                    "low": min(s.cell_start for s in some),
+                    "high": max(s.last for s in some),
+                }
+                await cursor.execute(sql.READ_TOUCHED, arguments)
+                touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
+            _leave_lone(touched, spans)
+            for hide in hides:
+                cut = {"tenant": hide.tenant, "series": sorted(hide.series_ids), "start": hide.start, "end": hide.end}
+                lows = _lows([self._series_of(i) for i in hide.series_ids], hide.start)
+                await cursor.execute(sql.READ_CUT, cut | lows)
+                touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
+        return list(touched.values())
+
+    async def _delete(self, conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
+        """Delete blocks by key.
+
+        Raises:
+            Moved: some are not there any more. Whoever changes a block deletes its key, so the others are as read.
+        """
+        by_width: dict[int, list[Block]] = {}
+        for block in blocks:
+            by_width.setdefault(self._partition(block).width, []).append(block)
+        for width, some in by_width.items():
+            arguments = {
+                "tenant": [b.tenant for b in some],
+                "series": [b.series_id for b in some],
+                "t0": [b.t0 for b in some],
+                "width": width,
+                "low": min(b.t0 for b in some),
+                "high": max(b.t0 for b in some),
+            }
+            if (await conn.execute(sql.DELETE, arguments)).rowcount != len(some):
+                raise Moved
 
     async def prune_superseded(self, before_unix_us: int, limit: int) -> int:
         """See `HistoryStore.prune_superseded`."""
@@ -184,18 +264,18 @@ class BlockHistory:
 
     async def drop_before(self, tenant: str, series: Sequence[Series], time_unix_us: int) -> int:
         """See `HistoryStore.drop_before`."""
-        arguments = {"tenant": tenant, "series": _ids(series), "time": time_unix_us}
+        arguments = {"tenant": tenant, "series": _ids(series), "time": time_unix_us} | _lows(series, time_unix_us)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn)
             await self._superseded.drop_before(conn, tenant, _ids(series), time_unix_us)
+            gone = await self._partitions.drop_before(conn, tenant, _ids(series), time_unix_us)
             row = await (await conn.execute(sql.DROP_BEFORE, arguments)).fetchone()
             async with conn.cursor(binary=True) as cursor:
                 await cursor.execute(sql.DROP_STRADDLING, arguments)
-                cut = [_block(found) for found in await cursor.fetchall()]
+                cut = [to_block(found) for found in await cursor.fetchall()]
             kept = await asyncio.to_thread(_since, cut, time_unix_us, self._series_of)
-            if kept:
-                await _copy_blocks(conn, kept)
-        return int(row[0] if row else 0) + sum(block.n for block in cut) - sum(block.n for block in kept)
+            await copy_blocks(conn, kept, [REST] * len(kept))
+        return gone + int(row[0] if row else 0) + sum(block.n for block in cut) - sum(block.n for block in kept)
 
 
 def _ids(series: Sequence[Series]) -> list[int]:
@@ -210,33 +290,38 @@ class _Written:
     superseded: list[Superseded]
 
 
-def _spans(fresh: dict[Lane, Rows], series_of: SeriesOf) -> list[BlockSpan]:
-    return [span for rows in fresh.values() for span in spans_of(rows, series_of)]
+def _by_width(series: Sequence[Series]) -> dict[int, list[Series]]:
+    """Return the series by width class."""
+    found: dict[int, list[Series]] = {}
+    for one in series:
+        found.setdefault(width_of(one.cell_us).number, []).append(one)
+    return found
 
 
-async def _touched(conn: AsyncConnection[Any], spans: Sequence[BlockSpan], hides: Sequence[Hide]) -> list[Block]:
-    """Return the blocks that must be merged with fresh rows, or that a hide cuts in two."""
-    touched: dict[tuple[str, int, int], Block] = {}
-    async with conn.cursor(binary=True) as cursor:
-        if spans:
-            arguments = {
-                "tenant": [s.tenant for s in spans],
-                "series": [s.series_id for s in spans],
-                "cell": [s.cell_start for s in spans],
-                "first": [s.first for s in spans],
-                "last": [s.last for s in spans],
-                "small": SMALL_BLOCK_ROWS,
-            }
-            await cursor.execute(sql.READ_TOUCHED, arguments)
-            touched = {block.key: block for block in map(_block, await cursor.fetchall())}
-        for hide in hides:
-            cut = {"tenant": hide.tenant, "series": sorted(hide.series_ids), "start": hide.start, "end": hide.end}
-            await cursor.execute(sql.READ_CUT, cut)
-            touched |= {block.key: block for block in map(_block, await cursor.fetchall())}
-    return list(touched.values())
+def _lows(series: Sequence[Series], start: int) -> dict[str, int]:
+    """Return, per width class, before what time no block of these series begins that reaches a start."""
+    lows = {f"low{width.number}": _NO_TIME for width in WIDTHS}
+    for number, some in _by_width(series).items():
+        lows[f"low{number}"] = start - max(s.cell_us for s in some)
+    return lows
 
 
-def _rewrite(fresh: dict[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide], series_of: SeriesOf) -> _Written:
+def _leave_lone(touched: dict[tuple[str, int, int], Block], spans: Sequence[BlockSpan]) -> None:
+    """Leave blocks as they are that the end of a cell found nothing to merge with."""
+    ends = {(s.tenant, s.series_id): s for s in spans if s.n == 0}
+    found: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
+    for key in touched:
+        end = ends.get(key[:2])
+        if end is not None and end.cell_start <= key[2] <= end.last:
+            found.setdefault(key[:2], []).append(key)
+    for keys in found.values():
+        if len(keys) == 1:
+            del touched[keys[0]]
+
+
+def _rewrite(
+    fresh: dict[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide], series_of: SeriesOf, max_rows: int
+) -> _Written:
     written = _Written(blocks=[], superseded=[])
     for lane in Lane:
         parts = [block.rows() for block in touched if block.lane is lane]
@@ -245,7 +330,7 @@ def _rewrite(fresh: dict[Lane, Rows], touched: Sequence[Block], hides: Sequence[
         if not parts:
             continue
         settled = settle(parts, hides)
-        written.blocks.extend(build_blocks(settled.readable, lane, series_of))
+        written.blocks.extend(build_blocks(settled.readable, lane, series_of, max_rows))
         if len(settled.superseded):
             written.superseded.append(settled.superseded)
     return written
@@ -271,60 +356,3 @@ def _since(blocks: Sequence[Block], time_unix_us: int, series_of: SeriesOf) -> l
         rows = block.rows()
         kept.extend(build_blocks(rows.take(rows.ts >= time_unix_us), block.lane, series_of))
     return kept
-
-
-async def _delete(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
-    """Delete blocks by key.
-
-    Raises:
-        Moved: some are not there any more. Whoever changes a block deletes its key, so the others are as read.
-    """
-    keys = [block.key for block in blocks]
-    cursor = await conn.execute(sql.DELETE, ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]))
-    if cursor.rowcount != len(keys):
-        raise Moved
-
-
-async def _copy_blocks(conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
-    await copy_rows(conn, sql.COPY_BLOCKS, (_piece(block) for block in blocks))
-
-
-def _piece(block: Block) -> bytes:
-    s = block.statistics
-    numbers = (
-        NULL * 6 if s is None else b"".join(float8(v) for v in (s.minimum, s.maximum, s.sum, s.m2, s.first, s.last))
-    )
-    columns = (block.ts, block.val, block.quality, block.log_offset)
-    return b"".join(
-        (
-            row_head(len(sql.COLUMNS)),
-            text(block.tenant),
-            int8(block.series_id),
-            int8(block.t0),
-            int8(block.t1),
-            int4(block.n),
-            *(int4(count) for count in block.counts),
-            int8(block.max_offset),
-            numbers,
-            *(part for column in columns for part in (bytea_head(len(column)), column)),
-        )
-    )
-
-
-def _block(row: tuple[Any, ...]) -> Block:
-    return Block(
-        tenant=row[0],
-        series_id=row[1],
-        t0=row[2],
-        t1=row[3],
-        n=row[4],
-        counts=(row[5], row[6], row[7]),
-        max_offset=row[8],
-        statistics=None
-        if row[9] is None
-        else Statistics(minimum=row[9], maximum=row[10], sum=row[11], m2=row[12], first=row[13], last=row[14]),
-        ts=row[15],
-        val=row[16],
-        quality=row[17],
-        log_offset=row[18],
-    )

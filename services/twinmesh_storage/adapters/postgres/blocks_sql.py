@@ -27,11 +27,18 @@ COLUMNS: Final = (
     "val",
     "quality",
     "log_offset",
+    "width",
 )
 COPY_BLOCKS: Final = copy_statement("block", COLUMNS)
 _B: Final = ", ".join(f"b.{column}" for column in COLUMNS)
 
-# Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
+# Parameters and constants, not columns of other tables: so partitions are left out while planning already, of which
+# there may be hundreds. A block never leaves its cell, which bounds where one that reaches into a range can begin.
+_WITHIN: Final = """
+(width = 0 or (width = 1 and t0 >= %(low1)s) or (width = 2 and t0 >= %(low2)s)
+ or (width = 3 and t0 >= %(low3)s) or (width = 4 and t0 >= %(low4)s))
+"""
+
 # Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
 READ: Final = f"""
 select {_B}, b.total from (
@@ -39,9 +46,10 @@ select {_B}, b.total from (
         select s.rank, b.* from unnest(%(series)s::bigint[]) with ordinality as s (id, rank)
         cross join lateral (
             select * from block
-            where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s
+            where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s and {_WITHIN}
               and t0 >= coalesce((select max(t0) from block
-                                  where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s), %(start)s)
+                                  where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s and {_WITHIN}),
+                                 %(start)s)
             order by t0 limit %(limit)s) b
         order by s.rank, b.t0 limit %(limit)s) first_ones
     window in_order as (order by rank, t0)) b
@@ -52,45 +60,58 @@ order by b.total
 READ_LAST: Final = f"""
 select {_B} from unnest(%(series)s::bigint[]) as s (id)
 cross join lateral (
-    select * from block where tenant = %(tenant)s and series_id = s.id order by t0 desc limit 1) b
+    select * from block where tenant = %(tenant)s and series_id = s.id and width in (0, %(width)s)
+    order by t0 desc limit 1) b
 """  # noqa: S608 -- constants of this module
 
 READ_BEFORE: Final = f"""
 select {_B} from unnest(%(series)s::bigint[], %(before)s::bigint[]) as s (id, before)
 cross join lateral (
-    select * from block where tenant = %(tenant)s and series_id = s.id and t0 < s.before order by t0 desc limit 1) b
+    select * from block
+    where tenant = %(tenant)s and series_id = s.id and width in (0, %(width)s) and t0 < s.before and t0 < %(most)s
+    order by t0 desc limit 1) b
 """  # noqa: S608 -- constants of this module
 
+# Blocks that overlap the span, and small ones before it with no bigger one between: merged, these overlap nothing.
 READ_TOUCHED: Final = f"""
 select {_B} from unnest(%(tenant)s::text[], %(series)s::bigint[], %(cell)s::bigint[], %(first)s::bigint[],
-                        %(last)s::bigint[]) as s (tenant, id, cell, first, last)
+                        %(last)s::bigint[], %(small)s::int[]) as s (tenant, id, cell, first, last, small)
 cross join lateral (
     select * from block
     where tenant = s.tenant and series_id = s.id and t0 >= s.cell and t0 <= s.last
-      and (t1 >= s.first or n < %(small)s)) b
+      and width in (0, %(width)s) and t0 between %(low)s and %(high)s
+      and (t1 >= s.first or (n < s.small and t0 > coalesce(
+          (select max(x.t0) from block x
+           where x.tenant = s.tenant and x.series_id = s.id and x.t0 >= s.cell and x.t1 < s.first and x.n >= s.small
+             and x.width in (0, %(width)s) and x.t0 between %(low)s and %(high)s), s.cell - 1)))) b
 """  # noqa: S608 -- constants of this module
 
 # A block that an edge of a hide cuts in two has to be unpacked; those wholly inside are moved as they are.
 READ_CUT: Final = f"""
 select {_B} from block b
 where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(end)s and t1 >= %(start)s
-  and (t0 < %(start)s or t1 >= %(end)s)
+  and (t0 < %(start)s or t1 >= %(end)s) and {_WITHIN}
 """  # noqa: S608 -- constants of this module
 
 MOVE_HIDDEN: Final = """
 with gone as (
     delete from block
-    where tenant = %(tenant)s and series_id = any(%(series)s) and t0 >= %(start)s and t1 < %(end)s
+    where tenant = %(tenant)s and series_id = any(%(series)s) and t0 >= %(start)s and t0 < %(end)s and t1 < %(end)s
       and max_offset < %(offset)s
-    returning *)
-insert into superseded (tenant, series_id, t0, t1, n, min_offset, max_by_offset, superseded_time,
-                        ts, val, quality, log_offset, by_offset)
-select tenant, series_id, t0, t1, n, 0, %(offset)s, %(time)s, ts, val, quality, log_offset, %(by)b from gone
+    returning *),
+moved as (
+    insert into superseded (tenant, series_id, t0, t1, n, min_offset, max_by_offset, superseded_time,
+                            ts, val, quality, log_offset, by_offset)
+    select tenant, series_id, t0, t1, n, 0, %(offset)s, %(time)s, ts, val, quality, log_offset, %(by)b from gone
+    returning n)
+select coalesce(sum(n), 0) from moved
 """
 
 DELETE: Final = """
-delete from block b using unnest(%s::text[], %s::bigint[], %s::bigint[]) as k (tenant, series_id, t0)
+delete from block b
+using unnest(%(tenant)s::text[], %(series)s::bigint[], %(t0)s::bigint[]) as k (tenant, series_id, t0)
 where b.tenant = k.tenant and b.series_id = k.series_id and b.t0 = k.t0
+  and b.width in (0, %(width)s) and b.t0 between %(low)s and %(high)s
 """
 
 ERASE: Final = """
@@ -99,11 +120,13 @@ select coalesce(sum(n), 0) from gone
 """
 DROP_BEFORE: Final = """
 with gone as (
-    delete from block where tenant = %(tenant)s and series_id = any(%(series)s) and t1 < %(time)s returning n)
+    delete from block
+    where tenant = %(tenant)s and series_id = any(%(series)s) and t1 < %(time)s and t0 < %(time)s returning n)
 select coalesce(sum(n), 0) from gone
 """
 DROP_STRADDLING: Final = f"""
-delete from block b where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(time)s and t1 >= %(time)s
+delete from block b
+where tenant = %(tenant)s and series_id = any(%(series)s) and t0 < %(time)s and t1 >= %(time)s and {_WITHIN}
 returning {_B}
 """  # noqa: S608 -- constants of this module
 
