@@ -1,5 +1,7 @@
 """Health as gRPC defines it, under two names: ``live`` (the process runs) and ``ready`` (send it calls).
 
+A service may add names for parts of it that can fail while the rest serves (``storage.append`` on a full disk).
+
 The empty name and the names of the service's protos say the same as ``ready``. Clients opened by
 `twinmesh_client.transport.open_channel` watch ``ready`` and send nothing to a server that is not.
 """
@@ -28,9 +30,10 @@ class Health(health_pb2_grpc.HealthServicer):
     one ends them when it is closed.
     """
 
-    def __init__(self, service_names: Iterable[str]) -> None:
+    def __init__(self, service_names: Iterable[str], capabilities: Iterable[str] = ()) -> None:
         self._names = frozenset({"", "ready", HEALTH_SERVICE, *service_names})
         self._ready = False
+        self._capable = dict.fromkeys(capabilities, False)
         self._closed = False
         self._changed = asyncio.Event()
 
@@ -43,6 +46,12 @@ class Health(health_pb2_grpc.HealthServicer):
         """Tell every watcher, if this is news."""
         if ready != self._ready:
             self._ready = ready
+            self._announce()
+
+    def set_capable(self, name: str, capable: bool) -> None:
+        """Tell every watcher of a capability, if this is news."""
+        if capable != self._capable[name]:
+            self._capable[name] = capable
             self._announce()
 
     async def until_ready(self) -> None:
@@ -87,6 +96,8 @@ class Health(health_pb2_grpc.HealthServicer):
             return _SERVING
         if name in self._names:
             return _SERVING if self._ready else _NOT_SERVING
+        if name in self._capable:
+            return _SERVING if self._ready and self._capable[name] else _NOT_SERVING
         return _UNKNOWN
 
     def _announce(self) -> None:

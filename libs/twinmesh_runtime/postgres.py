@@ -166,8 +166,13 @@ class _own_errors:  # noqa: N801  reads as the word it is in a with statement
                 metadata={"dependency": "postgres"},
                 retry_after_s=5.0,
             ) from error
-        if isinstance(error, psycopg.OperationalError):
+        if isinstance(error, psycopg.OperationalError) and not _exceeds_limit(error):
             raise _unavailable("The database cannot be reached; try again.") from error
+
+
+def _exceeds_limit(error: psycopg.Error) -> bool:
+    """Whether the statement is too much for any database (class 54): trying again would not help it."""
+    return (error.sqlstate or "").startswith("54")
 
 
 def _unavailable(message: str) -> Unavailable:

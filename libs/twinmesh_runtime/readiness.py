@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_runtime.logs import log
@@ -18,9 +18,14 @@ Check = Callable[[], Awaitable[None]]
 
 
 async def keep_readiness(
-    checks: Mapping[str, Check], set_ready: Callable[[bool], None], *, interval_s: float = INTERVAL_S
+    checks: Mapping[str, Check],
+    set_ready: Callable[[bool], None],
+    *,
+    interval_s: float = INTERVAL_S,
+    capability: str = "",
 ) -> None:
     """Run `checks` every `interval_s` and tell `set_ready`; runs until cancelled, and logs changes only."""
+    named: dict[str, Any] = {"capability": capability} if capability else {}
     ready = False
     failures = 0
     told: str | None = None
@@ -30,12 +35,12 @@ async def keep_readiness(
         if failed is None and not ready:
             ready = True
             set_ready(True)
-            log("ready")
+            log("ready", **named)
         elif failed is not None and failures >= FAILURES and ready:
             ready = False
             set_ready(False)
         if failed is not None and failed != told and not ready:
-            log("not_ready", level="warning", check=failed)
+            log("not_ready", level="warning", check=failed, **named)
         told = failed
         await asyncio.sleep(interval_s)
 

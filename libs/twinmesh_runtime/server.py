@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from functools import partial
 from typing import Final
 
 import grpc.aio
@@ -29,7 +30,7 @@ class ServiceServer:
         refuse_open_bind(token, settings)
         self._settings = settings
         self._service = service
-        self.health = Health((*service.service_names, MESH_SERVICE))
+        self.health = Health((*service.service_names, MESH_SERVICE), service.capabilities)
         self._server = grpc.aio.server(
             interceptors=(
                 ServiceInterceptor(
@@ -70,7 +71,11 @@ class ServiceServer:
 
     async def keep_ready(self) -> None:
         """Follow the service's own checks with the health; runs until cancelled."""
-        await keep_readiness(self._service.checks, self.health.set_ready)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_readiness(self._service.checks, self.health.set_ready))
+            for name, check in self._service.capabilities.items():
+                follow = partial(self.health.set_capable, name)
+                group.create_task(keep_readiness({name: check}, follow, capability=name))
 
     async def drain(self) -> None:
         """Stop without failing a call: not ready, a pause, streams ended, calls in flight served, closed."""

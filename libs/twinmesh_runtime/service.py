@@ -24,6 +24,8 @@ class Service:
         register: adds servicers or generic handlers to the server.
         service_names: full proto names, for reflection and health.
         checks: readiness of its own pools, by name; asked every second, raising means not ready.
+        capabilities: the same for parts of the service, by the name under which health tells of them; while one fails
+            the service stays ready.
         background: long-lived coroutines; they run before the first call and until after the last, and one that raises
             ends the process with a non-zero code.
         drain: called on SIGTERM after balancers have heard and before the server stops: ends streams with a position
@@ -35,6 +37,7 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
     service_names: tuple[str, ...]
     checks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    capabilities: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     background: tuple[Callable[[], Awaitable[None]], ...] = ()
     drain: Callable[[], Awaitable[None]] | None = None
     max_request_bytes: Mapping[str, int] = field(default_factory=dict)

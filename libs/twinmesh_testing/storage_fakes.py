@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from twinmesh_core.errors import TwinmeshError, Unavailable
+from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
 from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, RowKey, admit
 from twinmesh_storage.domain.entries import (
@@ -82,6 +82,7 @@ class FakeLog:
         drop_commits: so many next commits do not happen, and their answer is lost.
         poison: request ids whose entry the database refuses.
         available: False = every call raises `Unavailable`.
+        full: True = commits raise `ResourceExhausted`, as on a full disk.
     """
 
     def __init__(self, database: FakeDatabase, clock: Clock, *, request_keep_s: float = 86_400.0) -> None:
@@ -92,6 +93,7 @@ class FakeLog:
         self.drop_commits = 0
         self.poison: set[str] = set()
         self.available = True
+        self.full = False
 
     async def acquire(self, holder: str) -> Lease | None:
         """See `LogStore.acquire`."""
@@ -114,6 +116,8 @@ class FakeLog:
     async def commit(self, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> GroupOutcome:
         """See `LogStore.commit`."""
         self._check_available()
+        if self.full:
+            raise ResourceExhausted("There is no room.", retry_after_s=5.0)
         db = self._db
         if lease.epoch != db.epoch or head != len(db.entries):
             raise LeaseLost

@@ -15,7 +15,7 @@ from twinmesh_runtime.logs import log
 from twinmesh_runtime.observation_codec import decode_batch
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
-from twinmesh_runtime.telemetry import counter, histogram
+from twinmesh_runtime.telemetry import counter, gauge, histogram
 from twinmesh_storage.adapters.memory import NoRecords
 from twinmesh_storage.adapters.peer import Peer
 from twinmesh_storage.adapters.postgres.blocks import BlockHistory
@@ -103,12 +103,17 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
             queue_bytes=settings.queue_bytes,
             group_bytes=settings.group_bytes,
             tail_rows=settings.tail_rows,
+            tail_age_s=settings.tail_age_s,
             renew_s=settings.lease_s / 4,
         ),
         report=_report,
         address=address,
         taken=peer.close,
     )
+    gauge("storage", "tail_points", "Observations that are not in history yet.").set_function(
+        lambda: view.tail.row_count
+    )
+    gauge("storage", "tail_seconds", "How long the oldest of them have waited.").set_function(view.uncompacted_s)
     records = _records(settings, stack)
     latest = LatestReader(
         view=view,
@@ -189,6 +194,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         ),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
+        capabilities={"storage.append": sequencer.check},
         background=(sequencer.run, compactor.run, trimmer.run, prune),
         drain=drain,
     )

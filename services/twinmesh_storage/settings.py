@@ -68,6 +68,9 @@ class StorageSettings(ServiceSettings):
     tail_rows: int = setting(
         16_000_000, help="Uncompacted observations beyond which appends are shed.", unit="rows", minimum=10_000
     )
+    tail_age_s: float = setting(
+        60.0, help="Age of the oldest uncompacted observations beyond which appends are shed.", unit="s", minimum=1
+    )
     fold_rows: int = setting(
         400_000, help="Observations that are folded into blocks without waiting.", unit="rows", minimum=1
     )

@@ -88,6 +88,11 @@ class LogView:
         self._indexing = asyncio.Lock()
         self._closed = False
 
+    def uncompacted_s(self) -> float:
+        """Return how long the oldest rows that are not in history have been here, in seconds; 0 = there are none."""
+        oldest = self.tail.oldest()
+        return 0.0 if oldest is None else self._clock.monotonic_s() - oldest.opened_s
+
     @property
     def head(self) -> int:
         """Offset of the newest durable entry that this process has."""

@@ -28,6 +28,8 @@ from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import ContentRefused, GroupOutcome, LeaseLost, LogStore, OutcomeUnknown
 
 _RETRY_S: Final = 0.2
+_TROUBLE_S: Final = 5.0
+"""How long appends count as impossible after the database had no room: as long as callers are told to wait."""
 _LOOKS_PER_ATTEMPT: Final = 10
 
 
@@ -49,6 +51,7 @@ class SequencerLimits:
         group_entries: entries of one commit.
         group_bytes: bytes of one commit (one entry always fits).
         tail_rows: uncompacted rows beyond which appends are shed.
+        tail_age_s: seconds that the oldest uncompacted rows may have waited before appends are shed.
         renew_s: seconds between renewals of the lease.
         poll_s: seconds between looks at the log while standing by.
     """
@@ -58,6 +61,7 @@ class SequencerLimits:
     group_entries: int = 1_000
     group_bytes: int = 8 << 20
     tail_rows: int = 16_000_000
+    tail_age_s: float = 60.0
     renew_s: float = 1.0
     poll_s: float = 0.05
 
@@ -107,6 +111,19 @@ class Sequencer:
         self._lease: Lease | None = None
         self._elsewhere = False
         self._look = asyncio.Event()
+        self._trouble: tuple[float, TwinmeshError] | None = None
+
+    async def check(self) -> None:
+        """Return if appends may succeed: the check of a capability.
+
+        Raises:
+            ResourceExhausted: the database had no room for the last ones, a moment ago.
+        """
+        if self._trouble is not None:
+            since_s, error = self._trouble
+            if asyncio.get_running_loop().time() - since_s < max(error.retry_after_s or 0.0, _TROUBLE_S):
+                raise error
+            self._trouble = None
 
     @property
     def leader(self) -> str:
@@ -142,8 +159,12 @@ class Sequencer:
     def _check_room(self, entry: NewEntry) -> None:
         if self._elsewhere:
             raise _not_sequencer()
-        if self._view.tail.row_count > self._limits.tail_rows:
-            raise ResourceExhausted("Compaction lags behind; send again later.", retry_after_s=1.0)
+        tail = self._view.tail
+        if tail.row_count > self._limits.tail_rows or self._view.uncompacted_s() > self._limits.tail_age_s:
+            raise ResourceExhausted(
+                f"Compaction lags behind: {tail.row_count} observations wait for it; send again later.",
+                retry_after_s=1.0,
+            )
         full = self._queue_bytes + entry.weight > self._limits.queue_bytes and self._queue
         if full or len(self._queue) >= self._limits.queue_entries:
             raise ResourceExhausted("The append queue is full; send again later.", retry_after_s=0.1)
@@ -158,6 +179,8 @@ class Sequencer:
                     self._report("lease_lost")
                 except (Unavailable, ResourceExhausted) as error:
                     self._report("log_unavailable", reason=error.reason)
+                    if isinstance(error, ResourceExhausted):
+                        self._trouble = asyncio.get_running_loop().time(), error
                     self._fail_waiting(error)
                     await asyncio.sleep(_RETRY_S)
                 finally:

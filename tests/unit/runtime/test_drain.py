@@ -13,7 +13,7 @@ from tests.unit.runtime.echo import EchoStub, echo_service, text
 
 from twinmesh.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from twinmesh_client.transport import call, open_channel, stream
-from twinmesh_core.errors import NotFound, TwinmeshError, Unavailable
+from twinmesh_core.errors import NotFound, ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_runtime.readiness import keep_readiness
 from twinmesh_runtime.settings import ServiceSettings, SettingsError
 from twinmesh_testing.inprocess import serve, serve_server
@@ -34,6 +34,25 @@ async def test_health_has_its_names() -> None:
             assert await check(channel, name) == SERVING
         with pytest.raises(NotFound, match="live, ready"):
             await check(channel, "nothing")
+
+
+async def test_a_capability_may_fail_while_the_service_stays_ready() -> None:
+    able = True
+
+    async def capable() -> None:
+        if not able:
+            raise ResourceExhausted("There is no room.")
+
+    service = echo_service(capabilities={"echo.append": capable})
+    async with serve(service) as target, open_channel(target) as channel:
+        async with asyncio.timeout(5):
+            while await check(channel, "echo.append") != SERVING:  # noqa: ASYNC110 -- asked over the wire
+                await asyncio.sleep(0.02)
+        able = False
+        async with asyncio.timeout(20):
+            while await check(channel, "echo.append") != NOT_SERVING:  # noqa: ASYNC110 -- likewise
+                await asyncio.sleep(0.05)
+        assert await check(channel, "ready") == SERVING
 
 
 async def test_reflection_lists_the_services() -> None:

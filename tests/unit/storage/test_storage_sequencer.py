@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, Produ
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
+from twinmesh_storage.domain.rows import Lane, Segment
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
 from twinmesh_storage.domain.series import Catalogue
 from twinmesh_testing.storage_fakes import FakeDatabase, FakeLog, FakeSeries
@@ -131,6 +133,38 @@ async def test_an_environment_error_is_not_poison() -> None:
                     assert (await rig.append(entry("a"))).offset == 1
                     break
                 except Unavailable:
+                    await asyncio.sleep(0.01)
+
+
+async def test_appends_are_shed_while_compaction_lags_in_rows_or_in_age() -> None:
+    column = np.arange(4)
+    rows = Segment(lane=Lane.NUMERIC, series=column, ts=column, value=column, quality=column.astype(np.uint8))
+    new = NewEntry(tenant="default", kind=EntryKind.OBSERVATIONS, body=b"", content_hash=bytes(16), segments=(rows,))
+    for limits in (SequencerLimits(tail_rows=3), SequencerLimits(tail_age_s=0.0)):
+        async with Rig(FakeDatabase(), limits=limits).running() as rig:
+            await rig.append(new)
+            with pytest.raises(ResourceExhausted) as shed:
+                await rig.append(new)
+            assert shed.value.retry_after_s == 1.0
+            await rig.view.folded_elsewhere(1)
+            assert (await rig.append(entry("later"))).offset == 2
+
+
+async def test_a_full_disk_is_told_for_as_long_as_callers_are_told_to_wait() -> None:
+    async with Rig(FakeDatabase()).running() as rig:
+        await rig.sequencer.check()
+        rig.log.full = True
+        with pytest.raises(ResourceExhausted):
+            await rig.append(entry("a"))
+        with pytest.raises(ResourceExhausted):
+            await rig.sequencer.check()
+        rig.log.full = False
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    assert (await rig.append(entry("a"))).offset == 1
+                    break
+                except ResourceExhausted:
                     await asyncio.sleep(0.01)
 
 

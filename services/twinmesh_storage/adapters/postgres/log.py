@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
-from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.errors import Reason, ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.time import from_datetime, to_datetime
 from twinmesh_runtime.postgres import Pool, connection, deadline
 from twinmesh_storage.adapters.postgres import log_sql as sql
@@ -50,6 +50,8 @@ from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import ContentRefused, GroupOutcome, LeaseLost, LogPage, OutcomeUnknown
 
 _PAGE_ENTRIES: Final = 2_000
+_OF_CONTENT: Final = ("22", "23", "54")
+"""SQLSTATE classes that a row's values cause: data exception, integrity violation, program limit."""
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
@@ -156,11 +158,12 @@ class PostgresLog:
         try:
             async with deadline(line, self._timeout_s):
                 outcome, closing = await self._write(line, lease, head, group_id, group)
-        except (LeaseLost, psycopg.Error) as error:
+        except LeaseLost:
             await self._roll_back(line)
-            if isinstance(error, psycopg.Error):
-                raise ContentRefused from error
             raise
+        except psycopg.Error as error:
+            await self._roll_back(line)
+            raise _refused(error) from error
         except (Unavailable, ResourceExhausted):
             # COMMIT was not sent, so nothing was written, however the connection ended.
             await self.close()
@@ -170,7 +173,7 @@ class PostgresLog:
                 await closing.run(line)
         except psycopg.Error as error:
             await self._roll_back(line)
-            raise ContentRefused from error
+            raise _refused(error) from error
         except (Unavailable, ResourceExhausted) as error:
             await self.close()
             raise OutcomeUnknown(outcome) from error
@@ -365,6 +368,18 @@ class _Closing:
                 await line.execute(sql.INSERT_REQUESTS, self._requests)
             await line.execute(sql.MOVE_HEAD, self._move)
             await line.execute("commit")
+
+
+def _refused(error: psycopg.Error) -> ContentRefused | Unavailable:
+    """Tell content that cannot be stored from everything else that can be wrong, which no entry is to blame for."""
+    if (error.sqlstate or "").startswith(_OF_CONTENT):
+        return ContentRefused()
+    return Unavailable(
+        "The database refused to append; an operator must look at it.",
+        reason=Reason.DEPENDENCY_UNAVAILABLE,
+        metadata={"dependency": "postgres", "sqlstate": error.sqlstate or ""},
+        retry_after_s=1.0,
+    )
 
 
 async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key] | Sequence[RowKey]) -> Any:
