@@ -34,6 +34,8 @@ from twinmesh_core.ids import entity_id_violation
 
 KINDS: Final = {
     "host": ("twinmesh_connectors.host", "host"),
+    "mqtt": ("twinmesh_connectors.mqtt", "mqtt"),
+    "opcua": ("twinmesh_connectors.opcua", "opcua"),
 }
 """Kind to the module whose ``from_config(name, table)`` builds it, and the extra that installs what it needs."""
 
@@ -52,7 +54,8 @@ class Table:
         return f"{self.path}.{name}" if self.path else name
 
     def has(self, name: str) -> bool:
-        """Return whether the key is there."""
+        """Return whether the key is there; it counts as asked for."""
+        self._asked.append(name)
         return name in self._values
 
     def text(self, name: str, default: str | None = None, *, example: str = "") -> str:
