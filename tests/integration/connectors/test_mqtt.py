@@ -101,8 +101,10 @@ async def test_messages_become_observations_and_what_cannot_be_read_is_counted(p
     assert "broken" not in runner.status.line()
 
 
-def _published(device: Publisher, body: str) -> None:
+def _published(device: Publisher, body: str) -> bool:
+    """Publish; False, so that an `or` goes on to look for the outcome."""
     device.publish("plants/P1", body)
+    return False
 
 
 async def rows(plant: Mesh, *, at_least: int = 1) -> dict[str, list] | None:
@@ -171,7 +173,12 @@ async def test_sparkplug_is_followed_and_asked_for_births(plant: Mesh, broker: M
         async with running(reader, plant.channel) as runner:
             await until(lambda: runner.status.state == "running")
             data = payload(metric(value=61.5, alias=1, ms=MS + 1), seq=5, ms=MS)
-            await until(lambda: edge.publish("spBv1.0/G/DDATA/E/P1", data) or edge.heard)
+
+            def heard() -> list[paho.MQTTMessage]:
+                edge.publish("spBv1.0/G/DDATA/E/P1", data)
+                return edge.heard
+
+            await until(heard)
             asked = Payload.FromString(edge.heard[0].payload)
             assert (asked.metrics[0].name, asked.metrics[0].boolean_value) == ("Node Control/Rebirth", True)
 

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from asyncua import Server as UaServer
 from asyncua import ua
+from asyncua.server.server import Server as UaServer
+from asyncua.ua.status_codes import StatusCodes
 from tests.faults.storage.process import free_port
 from tests.integration.connectors.conftest import history, running, until
 from tests.integration.ingestion.mesh import Mesh
@@ -21,8 +23,8 @@ from twinmesh_core.kinds import ChannelKind
 
 # A server takes three seconds of CPU to build its address space, so the default run has few of them.
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
-BAD = ua.StatusCodes.BadSensorFailure
-UNCERTAIN = ua.StatusCodes.UncertainSensorNotAccurate
+BAD = StatusCodes.BadSensorFailure
+UNCERTAIN = StatusCodes.UncertainSensorNotAccurate
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Plc:
             (self.pump, "note", "hello"),
             (motor, "speed", 1500.0),
         ):
-            node_id = ua.NodeId(f"P1.{name}", space)
+            node_id = ua.NodeId.from_string(f"ns={space};s=P1.{name}")
             self.nodes[name] = await parent.add_variable(node_id, name, value)
         unit = ua.EUInformation(DisplayName=ua.LocalizedText("degF"))
         await self.nodes["temperature"].add_property(0, "EngineeringUnits", unit)
@@ -64,7 +66,7 @@ class Plc:
 
     async def write(self, name: str, value: Any, seconds: float, status: int = 0) -> None:
         variant = None if value is None else ua.Variant(value, await self.nodes[name].read_data_type_as_variant_type())
-        stamp = T0 + timedelta(seconds=seconds)
+        stamp: Any = T0 + timedelta(seconds=seconds)
         await self.nodes[name].write_value(
             ua.DataValue(variant, ua.StatusCode(ua.UInt32(status)), SourceTimestamp=stamp, ServerTimestamp=stamp)
         )
@@ -116,7 +118,7 @@ async def test_values_come_with_their_kind_unit_quality_and_source_time(plant: M
                 )
             ):
                 await plc.write(name, value, second, status)
-                await until(lambda n=name, s=second: stored(plant, n, s))
+                await until(partial(stored, plant, name, second))
             temperature = await stored(plant, "temperature", 0, 4, 5)
             others = [await stored(plant, n, t) for n, t in (("stage", 1), ("running", 2), ("note", 3))]
         assert temperature is not None

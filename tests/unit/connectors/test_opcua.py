@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 from asyncua import ua
+from asyncua.ua.status_codes import StatusCodes
 
 from twinmesh_client import InvalidArgument
 from twinmesh_connectors.config import read_config
@@ -80,7 +81,7 @@ def test_what_is_wrong_is_named(read, keys, key, remedy):
 
 
 def test_the_severity_of_a_status_is_the_quality():
-    codes = ua.StatusCodes
+    codes = StatusCodes
     assert quality_of_status(codes.Good) == Quality.GOOD
     assert quality_of_status(codes.GoodLocalOverride) == Quality.GOOD
     assert quality_of_status(codes.UncertainLastUsableValue) == Quality.UNCERTAIN
@@ -91,7 +92,7 @@ def test_the_severity_of_a_status_is_the_quality():
 
 
 def test_a_bad_value_without_a_number_before_any_is_told():
-    bad = ua.DataValue(None, ua.StatusCode(ua.UInt32(ua.StatusCodes.BadNoCommunication)))
+    bad = ua.DataValue(None, ua.StatusCode(ua.UInt32(StatusCodes.BadNoCommunication)))
     with pytest.raises(Unreadable, match="before any value"):
         reading_of(ITEM, bad, 1, None)
 
@@ -100,4 +101,4 @@ def test_arrays_are_documents_and_unknown_types_are_told():
     found = reading_of(ITEM, ua.DataValue(ua.Variant([1.5, 2.5], ua.VariantType.Double)), 1, None)
     assert (found.kind, found.value, found.unit) == (ChannelKind.JSON, "[1.5, 2.5]", "")
     with pytest.raises(Unreadable, match="NodeId"):
-        reading_of(ITEM, ua.DataValue(ua.Variant(ua.NodeId(1, 2), ua.VariantType.NodeId)), 1, None)
+        reading_of(ITEM, ua.DataValue(ua.Variant(ua.NodeId.from_string("ns=2;i=1"), ua.VariantType.NodeId)), 1, None)
