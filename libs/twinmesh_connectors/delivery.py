@@ -5,7 +5,7 @@ from __future__ import annotations
 from twinmesh_client.aio.writer import Writer
 
 
-async def until_safe(writer: Writer) -> None:
-    """Wait until everything that the writer took survives us: durable in the mesh, or on the disk of its spool."""
-    if not getattr(writer, "spooled", False):
-        await writer.flush()
+async def until_safe(writer: Writer, number: int) -> None:
+    """Wait until a batch survives us: durable in the mesh, or on the disk of a spool, where it was before it had a number."""
+    if not writer.spooled:
+        await writer.until_durable(number)

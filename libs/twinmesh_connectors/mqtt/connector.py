@@ -69,10 +69,10 @@ class MqttConnector:
                 messages = await session.gather(BATCH_MESSAGES, GATHER_S)
                 readings = self._read(messages, session, status)
                 if readings:
-                    await writer.write(to_batch(readings))
+                    number = await writer.write(to_batch(readings))
                     status.rows_read += len(readings)
                     if any(message.qos for message in messages):
-                        await until_safe(writer)
+                        await until_safe(writer, number)
                 session.acknowledge(messages)
                 if session.dropped > dropped:
                     status.drop("of QoS 0, faster than the mesh takes", session.dropped - dropped)

@@ -13,13 +13,13 @@ import pytest
 from asyncua import ua
 from asyncua.server.server import Server as UaServer
 from asyncua.ua.status_codes import StatusCodes
-from tests.faults.storage.process import free_port
 from tests.integration.connectors.conftest import history, running, until
 from tests.integration.ingestion.mesh import Mesh
 
 from twinmesh_connectors.opcua.connector import Object, OpcUaConnector, Server
 from twinmesh_connectors.opcua.values import Item
 from twinmesh_core.kinds import ChannelKind
+from twinmesh_local.ports import free_port
 
 # A server takes three seconds of CPU to build its address space, so the default run has few of them.
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
