@@ -6,6 +6,6 @@ from twinmesh_client.aio.writer import Writer
 
 
 async def until_safe(writer: Writer, number: int) -> None:
-    """Wait until a batch survives us: durable in the mesh, or on the disk of a spool, where it was before it had a number."""
+    """Wait until a batch survives us: durable in the mesh, or, where there is a spool, on its disk already."""
     if not writer.spooled:
         await writer.until_durable(number)
