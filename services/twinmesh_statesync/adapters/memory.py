@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
+import numpy as np
+
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, OutOfRange, Reason
-from twinmesh_core.observations import ObservationBatch
+from twinmesh_core.observations import ObservationBatch, concat
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
@@ -26,6 +28,7 @@ class MemoryLog:
         self.incarnation = "memory-1"
         self.entries: list[LogEntry] = []
         self.covered: Position | None = None
+        self.trim_offset = 0
         self._clock = clock
         self._frame_size = frame_size
         self._requests: dict[tuple[str, str], tuple[bytes, int]] = {}
@@ -46,8 +49,28 @@ class MemoryLog:
         """Append observations as ingestion would; return the offset."""
         return self._add(tenant, batch)
 
-    async def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+    def trim(self, offset: int) -> None:
+        """Let the observations up to here leave the log, as storage does."""
+        self.trim_offset = offset
+
+    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
+        """Return newest observations; see the port."""
+        batches = [entry.body for entry in self.entries if entry.tenant == tenant]
+        whole = concat([body for body in batches if isinstance(body, ObservationBatch)])
+        newest: dict[int, int] = {}
+        doubles = whole.doubles
+        for row, (handle, time) in enumerate(zip(doubles.series.tolist(), doubles.time_unix_us.tolist(), strict=True)):
+            if whole.series[handle].twin_id in twin_ids:
+                best = newest.get(handle)
+                if best is None or time >= int(doubles.time_unix_us[best]):
+                    newest[handle] = row
+        rows = np.array(sorted(newest.values()), np.intp)
+        return ObservationBatch(series=whole.series, doubles=doubles.select(rows))
+
+    async def follow(self, after: Position, *, control_only: bool = False) -> AsyncGenerator[LogFrame, None]:
         """Yield frames after a position; see the port."""
+        if after.offset < self.trim_offset and not control_only:
+            raise OutOfRange("left the log", reason=Reason.COMPACTED, metadata={"trim_offset": str(self.trim_offset)})
         if after.incarnation and after.incarnation != self.incarnation:
             raise FailedPrecondition("the log was restored", reason=Reason.LOG_REWOUND)
         if after.offset > len(self.entries):
@@ -60,7 +83,7 @@ class MemoryLog:
             entries = tuple(self.entries[at : at + self._frame_size])
             at += len(entries)
             yield LogFrame(
-                entries=entries,
+                entries=tuple(e for e in entries if not control_only or isinstance(e.body, ControlEntry)),
                 through=Position(incarnation=self.incarnation, offset=at),
                 head_offset=len(self.entries),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -58,9 +58,10 @@ class StorageLog:
         answer = await call(self._stub.Append, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant))
         return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
 
-    async def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+    async def follow(self, after: Position, *, control_only: bool = False) -> AsyncGenerator[LogFrame, None]:
         """Yield frames after a position; see the port."""
         request = storage_pb2.FollowRequest(
+            kinds=[storage_pb2.ENTRY_KIND_CONTROL] if control_only else [],
             after=position_pb2.LogPosition(incarnation=after.incarnation, offset=after.offset),
             bookmark_interval=_BOOKMARK,
         )
@@ -77,6 +78,12 @@ class StorageLog:
                     through=Position(incarnation=frame.through.incarnation, offset=frame.through.offset),
                     head_offset=frame.head_offset,
                 )
+
+    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
+        """Return newest observations; see the port."""
+        request = storage_pb2.ReadLatestRequest(twin_ids=twin_ids)
+        answer = await call(self._stub.ReadLatest, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant))
+        return decode_batch(answer.batch.SerializeToString())
 
     async def register_checkpoint(self, covered: Position) -> None:
         """State that a checkpoint is durable; see the port."""

@@ -45,16 +45,13 @@ from twinmesh_statesync.domain.entries import (
 from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.reduce import newest_facts
 from twinmesh_statesync.domain.replica import NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
+from twinmesh_statesync.domain.room import check_room, forget_old_commands
 from twinmesh_statesync.domain.targets import expire_desired, follow_command, require_channel, set_desired
 from twinmesh_statesync.domain.twin_state import Draft, TwinState
 
 MAX_VERDICTS: Final = 100_000
 """Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
 beyond this number only the wording of an old answer is lost, never its effect."""
-MAX_ENDED_COMMANDS: Final = 1_000
-"""Commands that ended, remembered per twin; older ones are forgotten."""
-MAX_OPEN_COMMANDS: Final = 1_000
-"""Commands that may wait for one twin."""
 MAX_EVENTS: Final = 100_000
 """Events of one twin."""
 
@@ -113,6 +110,15 @@ class Fold:
         if isinstance(entry.body, ControlEntry):
             return self._decide(entry, entry.body)
         return _NOTHING
+
+    def seed(self, tenant: str, batch: ObservationBatch) -> None:
+        """Take newest facts in place of observations up to `offset` that cannot be folded any more.
+
+        They count as arrived when they were measured. Nobody is told of changes: who follows starts with a snapshot.
+        """
+        times = [int(section.time_unix_us.max()) for _, section in batch.sections() if len(section)]
+        entry = LogEntry(offset=self.offset, tenant=tenant, commit_time_unix_us=max(times, default=0), body=batch)
+        self._observe(entry, batch)
 
     def take_unsaved(self) -> Unsaved:
         """Return what changed since the last call, and begin anew."""
@@ -213,18 +219,18 @@ class Fold:
             return Outcome.NO_OP, (), ids
         self.unsaved.events.extend((entry.tenant, event) for event in change.events)
         self.unsaved.twins.add((entry.tenant, state.twin.twin_id))
-        _forget_old_commands(state)
+        forget_old_commands(state)
         return Outcome.ACCEPTED, (change,), ids
 
     def _draft(self, draft: Draft, action: Action, commit_time_unix_us: int) -> tuple[str, ...]:
         match action:
             case SetDesired():
-                _check_room(draft.state)
+                check_room(draft.state)
                 return set_desired(draft, action, commit_time_unix_us)
             case RecordPrediction():
                 _predict(draft, action)
             case QueueCommand():
-                _check_room(draft.state)
+                check_room(draft.state)
                 draft.put_command(_queued(draft.state, action, draft.offset, commit_time_unix_us))
                 return (action.command_id,)
             case UpdateCommand():
@@ -304,22 +310,6 @@ def _effect(verdict: RegistryVerdict) -> RegistryVerdict:
     if verdict.error is not None:
         raise verdict.error
     return verdict
-
-
-def _check_room(state: TwinState) -> None:
-    if sum(not command.state.ended for command in state.commands.values()) >= MAX_OPEN_COMMANDS:
-        raise ResourceExhausted(
-            f"{quoted(state.twin.twin_id)} has {MAX_OPEN_COMMANDS} commands waiting; cancel some, or let the device "
-            "acknowledge them."
-        )
-
-
-def _forget_old_commands(state: TwinState) -> None:
-    if len(state.commands) <= MAX_ENDED_COMMANDS + MAX_OPEN_COMMANDS:
-        return
-    ended = sorted((c for c in state.commands.values() if c.state.ended), key=Command.order)
-    for command in ended[: len(ended) - MAX_ENDED_COMMANDS]:
-        del state.commands[command.command_id]
 
 
 def _predict(draft: Draft, action: RecordPrediction) -> None:

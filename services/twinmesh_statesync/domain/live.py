@@ -33,6 +33,7 @@ _SLICE_S: Final = 0.002
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _RECENT: Final = 2_000
 """Newest changes per tenant that travel with a checkpoint, for watchers that were a moment behind it."""
+_SEED_TWINS: Final = 500
 _CAUGHT_UP: Final = 1_000
 """Ready means: at most so many entries behind the head."""
 
@@ -76,6 +77,7 @@ class LiveFold:
         self._report = report
         self._rings: dict[str, Ring] = {}
         self._ring_floor = 0
+        self._control_until = 0
         self._head_offset: int | None = None
         self._following = False
         self._usable = False
@@ -175,6 +177,8 @@ class LiveFold:
             except TwinmeshError as error:
                 if error.reason == Reason.LOG_REWOUND:
                     await self._reset()
+                elif error.reason == Reason.COMPACTED:
+                    await self._begin_without(int(error.metadata.get("trim_offset", "0")))
                 else:
                     self._report("log_lost", {"offset": self.fold.offset, "reason": str(error.reason)})
             finally:
@@ -252,7 +256,23 @@ class LiveFold:
             self.ring(tenant).append(kept.changes)
         self._ring_floor = position.offset
 
+    async def _begin_without(self, trim_offset: int) -> None:
+        """Begin anew without the observations up to `trim_offset`: neither the log nor a checkpoint has them."""
+        await self._reset()
+        self._control_until = trim_offset
+        self._report("fold_rebuilt", {"trim_offset": trim_offset})
+
+    async def _seed(self) -> None:
+        """Take the newest facts from history in place of the observations that are gone."""
+        for tenant in self.fold.tenants():
+            twins = [twin_id for twin_id, state in self.fold.states(tenant).items() if state.alive]
+            for at in range(0, len(twins), _SEED_TWINS):
+                batch = await self._log.latest(tenant, twins[at : at + _SEED_TWINS])
+                self.fold.seed(tenant, batch)
+
     async def _follow(self) -> None:
+        if self.fold.offset < self._control_until:
+            await self._follow_control()
         async with aclosing(self._log.follow(self.position)) as frames:
             async for frame in frames:
                 if not self.incarnation:
@@ -264,6 +284,22 @@ class LiveFold:
                     self._report("log_followed", {"offset": self.fold.offset, "head": frame.head_offset})
                 self._head_offset = max(frame.head_offset, frame.through.offset)
                 await self._fold(frame)
+
+    async def _follow_control(self) -> None:
+        """Fold control entries alone, up to where the log is whole again."""
+        async with aclosing(self._log.follow(self.position, control_only=True)) as frames:
+            async for frame in frames:
+                self.incarnation = self.incarnation or frame.through.incarnation
+                if frame.through.incarnation != self.incarnation:
+                    raise FailedPrecondition("The log began anew.", reason=Reason.LOG_REWOUND)
+                for entry in frame.entries:
+                    if entry.offset <= self._control_until:
+                        self._apply(entry)
+                if frame.through.offset >= self._control_until:
+                    break
+                self.fold.advance(frame.through.offset)
+        await self._seed()
+        self.fold.advance(self._control_until)
 
     async def _fold(self, frame: LogFrame) -> None:
         resumed = self._clock.monotonic_s()
@@ -303,6 +339,7 @@ class LiveFold:
             self._saved = None
             self._head_offset = None
             self._ring_floor = 0
+            self._control_until = 0
             self._rings.clear()
         self.pulse.touch()
         waiters, self._waiters = self._waiters, []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from twinmesh_core.observations import ObservationBatch
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
 
@@ -40,14 +41,22 @@ class Log(Protocol):
         """
         ...
 
-    def follow(self, after: Position) -> AsyncGenerator[LogFrame, None]:
+    def follow(self, after: Position, *, control_only: bool = False) -> AsyncGenerator[LogFrame, None]:
         """Yield the entries of all tenants after a position, in order, without gap or duplicate, for ever.
+
+        Args:
+            after: where to go on.
+            control_only: leave out observations; these entries stay in the log, so this never is COMPACTED.
 
         Raises:
             FailedPrecondition: LOG_REWOUND.
-            OutOfRange: COMPACTED or FUTURE_OFFSET.
+            OutOfRange: FUTURE_OFFSET, or COMPACTED, with the offset to follow from as metadata ``trim_offset``.
             Unavailable: the stream broke; go on from the last position.
         """
+        ...
+
+    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
+        """Return the newest observation of each channel of these twins; raises `Unavailable`."""
         ...
 
     async def register_checkpoint(self, covered: Position) -> None:

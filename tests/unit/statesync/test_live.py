@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.unit.statesync.worlds import T0, S, World
+from tests.unit.statesync.worlds import T0, TENANT, S, World
 
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
 from twinmesh_core.time import SystemClock
@@ -143,3 +143,22 @@ async def test_waiting_for_an_offset_that_does_not_come_ends_and_leaves_nothing_
             await live.wait_for(1_000, timeout_s=0.05)
         assert late.value.metadata["waiting_for"] == "offset 1000"
         assert live._waiters == []
+
+
+async def test_without_a_checkpoint_a_trimmed_log_is_rebuilt_from_control_entries_and_newest_facts() -> None:
+    world = history()
+    log = log_of(world)
+    log.trim(len(world.entries) - 4)
+    async with running(log, MemoryCheckpoints()) as live:
+        assert live.generation == 1
+        for twin_id in "ab":
+            facts = _facts(live.fold, twin_id)
+            assert facts == _facts(world.fold, twin_id)
+            assert facts
+        assert live.fold.offset == len(world.entries)
+
+
+def _facts(fold: Fold, twin_id: str) -> dict[str, Any]:
+    state = fold.state(TENANT, twin_id)
+    assert state is not None
+    return {c: (v.value, v.quality, v.event_time_unix_us) for c, v in state.replica.reported.values.items()}
