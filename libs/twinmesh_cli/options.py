@@ -12,6 +12,7 @@ from twinmesh_cli.commands import (
     local,
     models,
     quarantine,
+    removal,
     smoke,
     twins,
     types,
@@ -19,7 +20,7 @@ from twinmesh_cli.commands import (
     write,
 )
 
-_GROUPS = (local, smoke, types, twins, write, connect, history, watch, models, desired, quarantine)
+_GROUPS = (local, smoke, types, twins, write, connect, history, watch, models, desired, quarantine, removal)
 _MODEL_ACTIONS = ("list", "versions", "promote", "deployments")
 _EPILOG = "Where the mesh is: --target, else --context, else $TWINMESH_TARGET, else the mesh of `twinmesh up`."
 

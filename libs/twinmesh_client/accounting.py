@@ -44,6 +44,8 @@ class Statistics:
         points: distinct (series, event time) in readable history.
         by_quality: readable rows that are GOOD, UNCERTAIN, BAD.
         disk_bytes: log and history with their indexes.
+        fold_offset: entries up to here are folded into history.
+        trim_offset: observations up to here may have left the log.
     """
 
     entries: int
@@ -54,6 +56,8 @@ class Statistics:
     disk_bytes: int
     by_quality: tuple[int, int, int]
     offset: int
+    fold_offset: int
+    trim_offset: int
 
 
 def quarantine(message: storage_pb2.ListQuarantineResponse) -> Quarantine:
@@ -90,4 +94,6 @@ def statistics(message: storage_pb2.GetStatisticsResponse) -> Statistics:
         disk_bytes=message.disk_bytes,
         by_quality=(good, uncertain, bad),
         offset=message.as_of.offset,
+        fold_offset=message.fold_offset,
+        trim_offset=message.trim_offset,
     )

@@ -28,6 +28,7 @@ from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.portal import Portal
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
+from twinmesh_client.removals import Erasure
 from twinmesh_client.replicas import (
     Command,
     DesiredWrite,
@@ -387,6 +388,44 @@ class Twins:
         """Delete a twin: watchers are told, its history stays; raises `NotFound`."""
 
         self._portal.run(self._source.delete(twin_id))
+
+    def delete_range(
+        self, twin_id: str, *channels: str, start: Moment | None = None, end: Moment | None = None, request_id: str = ""
+    ) -> Position:
+        """Hide observations that arrived before from every read; later arrivals are accepted.
+
+        Args:
+            twin_id: whose.
+            channels: which; none = all.
+            start: from this event time on (included); None = from the beginning.
+            end: up to this event time (excluded); None = to the end.
+            request_id: give the same one to repeat a call whose outcome is not known.
+
+        Returns:
+            From which offset on they are hidden: reads with it as `min_offset` show them no more.
+
+        Raises:
+            NotFound: the twin, or a channel of it, was never heard from.
+        """
+
+        return self._portal.run(
+            self._source.delete_range(twin_id, *channels, start=start, end=end, request_id=request_id)
+        )
+
+    def erase(self, twin_id: str, *, request_id: str = "") -> Erasure:
+        """Remove every value of a twin that arrived before, for good; returns once no read shows them any more.
+
+        Look at ``mesh.erasure(erasure_id)`` until it has ended. It cannot be taken back.
+
+        Args:
+            twin_id: whose.
+            request_id: give the same one to repeat a call whose outcome is not known.
+
+        Raises:
+            NotFound: the twin was never heard from.
+        """
+
+        return self._portal.run(self._source.erase(twin_id, request_id=request_id))
 
     def list(self, *, type: str = "") -> list[TwinSummary]:
         """Return all twins, or those of one type, by id."""
@@ -895,6 +934,16 @@ class Mesh:
         """Return counts of everything, or of one twin."""
 
         return self._portal.run(self._source.statistics(twin_id))
+
+    def erasure(self, erasure_id: str) -> Erasure:
+        """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""
+
+        return self._portal.run(self._source.erasure(erasure_id))
+
+    def erasures(self, twin_id: str = "") -> list[Erasure]:
+        """Return all erasures, or those of one twin, by id."""
+
+        return self._portal.run(self._source.erasures(twin_id))
 
     def writer(
         self,

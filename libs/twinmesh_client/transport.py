@@ -60,6 +60,8 @@ IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "ListSeries",
         "ListQuarantine",
         "GetStatistics",
+        "GetErasure",
+        "ListErasures",
     ),
     "twinmesh.statesync.v1.TwinService": ("GetTwinType", "ListTwinTypes", "GetTwin", "ListTwins"),
     "twinmesh.statesync.v1.ReplicaService": ("GetReplica",),

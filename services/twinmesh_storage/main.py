@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 from uuid import uuid4
 
-from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_core.time import SystemClock
 from twinmesh_runtime.logs import log
 from twinmesh_runtime.observation_codec import decode_batch
@@ -20,6 +21,8 @@ from twinmesh_storage.adapters.memory import NoRecords
 from twinmesh_storage.adapters.peer import Peer
 from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
+from twinmesh_storage.adapters.postgres.erasable import PostgresErasableHistory
+from twinmesh_storage.adapters.postgres.erasures import PostgresErasures
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.adapters.postgres.retention import PostgresRetention
 from twinmesh_storage.adapters.redis import RedisRecords
@@ -28,6 +31,7 @@ from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.compactor import Compactor, Fold
 from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
+from twinmesh_storage.domain.eraser import Eraser
 from twinmesh_storage.domain.fold_cache import FoldCache
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.history import History
@@ -37,13 +41,15 @@ from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import RecordStore
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
-from twinmesh_storage.domain.series import Catalogue
+from twinmesh_storage.domain.series import Catalogue, Series
 from twinmesh_storage.domain.trimming import Trimmer
 from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_reader import WindowReader
+from twinmesh_storage.rpc.control_entries import hide_of, redact
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
+from twinmesh_storage.rpc.removal import RemovalServicer, hide_with
 from twinmesh_storage.rpc.retention import RetentionServicer
 from twinmesh_storage.rpc.serving import SERVICE_NAME, register
 from twinmesh_storage.settings import StorageSettings
@@ -89,6 +95,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         ring_bytes=settings.ring_bytes,
         hot_rows=settings.hot_rows,
         clock=clock,
+        hide_of=hide_of,
     )
     landing = Landing(decode_batch)
     # One of its own: it runs in a thread at start.
@@ -176,6 +183,30 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     )
     retention_servicer = RetentionServicer(view=view, retention=retention)
 
+    async def forget(series: Sequence[Series]) -> None:
+        ids = [s.series_id for s in series]
+        if not (await latest.forget(ids) and await window_cache.forget(ids)):
+            raise Unavailable("The cache cannot be reached; what it holds of the twin is removed when it answers.")
+
+    erasures = PostgresErasures(pool=pool, timeout_s=settings.database_timeout_s)
+    eraser = Eraser(
+        store=erasures,
+        log=store,
+        history=PostgresErasableHistory(
+            store=history_store, pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require
+        ),
+        series=series_store,
+        hide=hide_with(sequencer.append),
+        redact=redact,
+        forget=forget,
+        lease=lambda: sequencer.lease,
+        clock=clock,
+        report=_report,
+    )
+    removal_servicer = RemovalServicer(
+        view=view, directory=directory, append=sequencer.append, eraser=eraser, erasures=erasures, clock=clock
+    )
+
     async def prune() -> None:
         while True:
             try:
@@ -190,12 +221,16 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
 
     return Service(
         register=lambda server: register(
-            server, log_servicer.handlers(), read_servicer.handlers(), retention_servicer.handlers()
+            server,
+            log_servicer.handlers(),
+            read_servicer.handlers(),
+            retention_servicer.handlers(),
+            removal_servicer.handlers(),
         ),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
         capabilities={"storage.append": sequencer.check},
-        background=(sequencer.run, compactor.run, trimmer.run, prune),
+        background=(sequencer.run, compactor.run, trimmer.run, eraser.run, prune),
         drain=drain,
     )
 

@@ -127,6 +127,9 @@ async def test_the_valid_requests_are_valid(mesh: LocalMesh) -> None:
     async with asking(mesh) as ask:
         for name, request in valid.requests().items():
             ended = await ask(name, request)
+            if name == "StorageService/RegisterCheckpoint":
+                assert ended.code == "PERMISSION_DENIED"  # for services alone
+                continue
             assert ended.code == "OK" or "NOT_FOUND" in str(ended.error) or "COMPACTED" in str(ended.error), (
                 f"{name}: {ended.error}"
             )
@@ -308,7 +311,7 @@ async def test_producers_that_replay_skip_or_are_fenced(mesh: LocalMesh) -> None
 
 async def test_page_tokens_of_nothing_or_of_another_list(mesh: LocalMesh) -> None:
     lists = {name: request for name, request in valid.requests().items() if hasattr(request, "page_token")}
-    assert len(lists) == 9
+    assert len(lists) == 10
     async with asking(mesh) as ask:
         for name, request in lists.items():
             for token in ("garbage", "!!", "AAAA", "WyJhXHUwMDAwIiwiYiJd", "eyJhIjoxfQ==", "x" * 3_000):

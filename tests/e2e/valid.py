@@ -180,6 +180,14 @@ def requests() -> dict[str, Message]:
         "StorageService/Follow": storage.FollowRequest(
             after={"offset": 1}, kinds=["ENTRY_KIND_CONTROL"], bookmark_interval=Duration(nanos=50_000_000)
         ),
+        # Of a twin that nothing else looks at: what is taken away here must be missed nowhere.
+        "StorageService/DeleteRange": storage.DeleteRangeRequest(
+            request_id=uuid4().hex, twin_ids=["nobody"], series=[{"twin_id": "nobody", "channel": "temp"}],
+            start_time=_at(3_600), end_time=_at(),
+        ),
+        "StorageService/EraseTwin": storage.EraseTwinRequest(request_id=uuid4().hex, twin_id="nobody"),
+        "StorageService/GetErasure": storage.GetErasureRequest(erasure_id="none"),
+        "StorageService/ListErasures": storage.ListErasuresRequest(twin_id="nobody", page_size=1),
         "StorageService/RegisterCheckpoint": storage.RegisterCheckpointRequest(
             consumer="fuzz", covered={"offset": 1, "incarnation": "0b1c5a3c-0000-4000-8000-000000000001"},
             expire_after=Duration(seconds=60),

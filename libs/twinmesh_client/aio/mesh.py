@@ -19,6 +19,7 @@ from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
+from twinmesh_client.removals import Erasure, erasure
 from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
@@ -86,6 +87,24 @@ class Mesh:
         request = storage_pb2.GetStatisticsRequest(twin_id=twin_id)
         answer = await call(self._connection.storage.GetStatistics, request, timeout_s=self._connection.timeout_s)
         return accounting.statistics(answer)
+
+    async def erasure(self, erasure_id: str) -> Erasure:
+        """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""
+        request = storage_pb2.GetErasureRequest(erasure_id=erasure_id)
+        answer = await call(self._connection.storage.GetErasure, request, timeout_s=self._connection.timeout_s)
+        return erasure(answer.erasure)
+
+    async def erasures(self, twin_id: str = "") -> list[Erasure]:
+        """Return all erasures, or those of one twin, by id."""
+        found: list[Erasure] = []
+        token = ""
+        while True:
+            request = storage_pb2.ListErasuresRequest(twin_id=twin_id, page_token=token)
+            answer = await call(self._connection.storage.ListErasures, request, timeout_s=self._connection.timeout_s)
+            found.extend(erasure(e) for e in answer.erasures)
+            token = answer.next_page_token
+            if not token:
+                return found
 
     def writer(
         self,

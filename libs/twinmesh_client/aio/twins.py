@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
 from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.storage.v1 import storage_pb2
 from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.aio.twin import Twin
+from twinmesh_client.durations import Moment, moment_us, proto_moment
 from twinmesh_client.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
-from twinmesh_client.replicas import Position, TwinSummary, WatchEvent, twin_summary
+from twinmesh_client.removals import Erasure, erasure
+from twinmesh_client.replicas import Position, TwinSummary, WatchEvent, position, twin_summary
 from twinmesh_client.transport import call
 from twinmesh_core import registry
 from twinmesh_core.errors import invalid_field
@@ -111,6 +114,57 @@ class Twins:
         """Delete a twin: watchers are told, its history stays; raises `NotFound`."""
         request = statesync_pb2.DeleteTwinRequest(twin_id=twin_id, request_id=new_request_id())
         await call(self._connection.twins.DeleteTwin, request, timeout_s=self._connection.timeout_s)
+
+    async def delete_range(
+        self,
+        twin_id: str,
+        *channels: str,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        request_id: str = "",
+    ) -> Position:
+        """Hide observations that arrived before from every read; later arrivals are accepted.
+
+        Args:
+            twin_id: whose.
+            channels: which; none = all.
+            start: from this event time on (included); None = from the beginning.
+            end: up to this event time (excluded); None = to the end.
+            request_id: give the same one to repeat a call whose outcome is not known.
+
+        Returns:
+            From which offset on they are hidden: reads with it as `min_offset` show them no more.
+
+        Raises:
+            NotFound: the twin, or a channel of it, was never heard from.
+        """
+        request = storage_pb2.DeleteRangeRequest(request_id=request_id or new_request_id())
+        if channels:
+            request.series.extend(storage_pb2.SeriesSelector(twin_id=twin_id, channel=c) for c in channels)
+        else:
+            request.twin_ids.append(twin_id)
+        if start is not None:
+            request.start_time.CopyFrom(proto_moment(moment_us(start, "start")))
+        if end is not None:
+            request.end_time.CopyFrom(proto_moment(moment_us(end, "end")))
+        answer = await call(self._connection.storage.DeleteRange, request, timeout_s=self._connection.timeout_s)
+        return position(answer.position)
+
+    async def erase(self, twin_id: str, *, request_id: str = "") -> Erasure:
+        """Remove every value of a twin that arrived before, for good; returns once no read shows them any more.
+
+        Look at ``mesh.erasure(erasure_id)`` until it has ended. It cannot be taken back.
+
+        Args:
+            twin_id: whose.
+            request_id: give the same one to repeat a call whose outcome is not known.
+
+        Raises:
+            NotFound: the twin was never heard from.
+        """
+        request = storage_pb2.EraseTwinRequest(twin_id=twin_id, request_id=request_id or new_request_id())
+        answer = await call(self._connection.storage.EraseTwin, request, timeout_s=self._connection.timeout_s)
+        return erasure(answer.erasure)
 
     async def list(self, *, type: str = "") -> list[TwinSummary]:  # noqa: A002  as in `create`
         """Return all twins, or those of one type, by id."""

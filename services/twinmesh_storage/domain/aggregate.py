@@ -197,10 +197,11 @@ def add_page(page: Page, edges: npt.NDArray[np.int64], partials: dict[int, Parti
     for one in page.series:
         into = partials[one.series_id]
         parts = by_series.get(one.series_id, [])
-        if page.tail.select(one.series_id, page.start, page.end):
-            # Corrections may lie anywhere: merge row by row.
-            fresh = page.tail.select(one.series_id, page.start, page.end)
-            _add_rows(into, one, merge([*(cut(p.rows(), page.start, page.end) for p in parts), *fresh]), edges)
+        fresh = page.tail.select(one.series_id, page.start, page.end)
+        if fresh or (parts and page.tail.hides_of(one.series_id, page.start, page.end)):
+            # Corrections and deletions may lie anywhere: merge row by row.
+            rows = merge([*(cut(p.rows(), page.start, page.end) for p in parts), *fresh])
+            _add_rows(into, one, page.tail.visible(one.series_id, rows), edges)
             continue
         for part in parts:
             bucket = int(np.searchsorted(edges, part.t0, "right")) - 1

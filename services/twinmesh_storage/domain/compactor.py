@@ -8,7 +8,7 @@ again from the log to the same history.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ import numpy as np
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock
 from twinmesh_storage.domain.entries import Lease
-from twinmesh_storage.domain.folding import CommitTimes, FoldResult, FoldWork
+from twinmesh_storage.domain.folding import CommitTimes, FoldResult, FoldWork, Hide, uncovered
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import HistoryStore, LeaseLost
 from twinmesh_storage.domain.rows import Lane, Rows, concat, sort_rows, winners
@@ -105,6 +105,7 @@ class Compactor:
             return self._view.tail.head - self._view.tail.base >= _IDLE_ENTRIES
         return (
             oldest.closed
+            or bool(oldest.hides)  # readers look twice at what is hidden until it is folded
             or oldest.row_count >= self._fold_rows
             or self._clock.monotonic_s() - oldest.opened_s >= self._fold_after_s
         )
@@ -137,19 +138,24 @@ class Compactor:
             tail.seal()
         await self._view.tail_view()
         fresh = await asyncio.to_thread(_by_lane, generation)
-        work = FoldWork(fold_offset=generation.last, fresh=fresh, commit_times=CommitTimes.of(generation.commits))
+        hides = tuple(generation.hides)
+        work = FoldWork(
+            fold_offset=generation.last, fresh=fresh, hides=hides, commit_times=CommitTimes.of(generation.commits)
+        )
         result = await self._history.fold(lease, work)
-        runs = await asyncio.to_thread(_readable, fresh)
+        runs = await asyncio.to_thread(_readable, fresh, hides)
         # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from history.
         tail.drop_through(generation.last)
         self._view.hot.absorb(runs)
+        self._view.forget_hidden(hides)
+        hidden = sorted({series_id for hide in hides for series_id in hide.series_ids})
         fold = Fold(
             incarnation=incarnation,
             after=after,
             offset=generation.last,
             rows=generation.row_count,
             result=result,
-            series=np.concatenate([run.keys for run in runs.values()]),
+            series=np.unique(np.concatenate([np.array(hidden, np.int64), *(run.keys for run in runs.values())])),
             seconds=self._clock.monotonic_s() - started,
         )
         await self._folded(fold)
@@ -165,5 +171,5 @@ def _by_lane(generation: Generation) -> dict[Lane, Rows]:
     }
 
 
-def _readable(fresh: dict[Lane, Rows]) -> dict[Lane, Run]:
-    return {lane: Run.of(lane, winners(rows)) for lane, rows in fresh.items()}
+def _readable(fresh: dict[Lane, Rows], hides: Sequence[Hide]) -> dict[Lane, Run]:
+    return {lane: Run.of(lane, uncovered(winners(rows), hides)) for lane, rows in fresh.items()}

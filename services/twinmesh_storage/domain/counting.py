@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -16,6 +17,8 @@ from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows
 from twinmesh_storage.domain.series import Series
 
 _ATTEMPTS: Final = 20
+_HIDE_LOOKS: Final = 200
+_HIDE_LOOK_S: Final = 0.05
 _T = TypeVar("_T")
 
 
@@ -49,12 +52,22 @@ class Counting:
             Unavailable: folds never stood still; try again.
         """
         for _ in range(_ATTEMPTS):
+            await self._hides_folded()
             before = await self._log.position()
             tail = await self._view.tail_view()
+            if tail.hides:
+                continue
             result = await count()
             if (await self._log.position()).fold_offset == before.fold_offset:
                 return tail.head, result
         raise Unavailable("History moves too fast to be counted; try again.", retry_after_s=1.0)
+
+    async def _hides_folded(self) -> None:
+        """Wait for deletions to be folded, which happens at once: what they take away is counted there."""
+        for _ in range(_HIDE_LOOKS):
+            if not self._view.tail.hides():
+                return
+            await asyncio.sleep(_HIDE_LOOK_S)
 
     async def tail_delta(self, tenant: str, series: Sequence[Series]) -> dict[int, TailDelta]:
         """Return what the tail adds, for those of the series that occur in it."""

@@ -77,6 +77,12 @@ class Directory:
             self._catalogue.add(await self._store.list_twins(tenant, twin_ids))
         return [series for twin_id in twin_ids for series in self._catalogue.of_twin(tenant, twin_id)]
 
+    async def every_series(self, tenant: str, twin_ids: Sequence[str]) -> list[Series]:
+        """Return all series of these twins that the catalogue holds now, whichever process created them."""
+        series = await self._store.list_twins(tenant, twin_ids)
+        self._catalogue.add(series)
+        return series
+
     def all_series(self, tenant: str) -> list[Series]:
         """Return every series of the tenant that this process knows; those with rows in the tail are among them."""
         return [series for series in self._catalogue.all() if series.tenant == tenant]

@@ -20,13 +20,18 @@ _NEVER: Final = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hide:
-    """A deletion at `offset`: rows of these series with start <= event time < end and a lower offset disappear."""
+    """A deletion at `offset`: rows of these series with start <= event time < end and a lower offset disappear.
+
+    Attributes:
+        erases: it begins an erasure: bodies kept in memory must go as well.
+    """
 
     tenant: str
     series_ids: frozenset[int]
     start: int
     end: int
     offset: int
+    erases: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,3 +149,18 @@ def hidden_by(rows: Rows, hide: Hide) -> npt.NDArray[np.bool_]:
         & (rows.ts < hide.end)
         & (rows.offset < hide.offset)
     )
+
+
+def without(rows: Rows, hide: Hide) -> Rows:
+    """Return the rows of series that a hide names, without those that it covers."""
+    covered = (rows.ts >= hide.start) & (rows.ts < hide.end) & (rows.offset < hide.offset)
+    return rows.take(~covered) if covered.any() else rows
+
+
+def uncovered(rows: Rows, hides: Sequence[Hide]) -> Rows:
+    """Return the rows, of any series, that no hide covers."""
+    for hide in hides:
+        covered = hidden_by(rows, hide)
+        if covered.any():
+            rows = rows.take(~covered)
+    return rows

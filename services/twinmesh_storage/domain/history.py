@@ -119,7 +119,7 @@ def merge_page(page: Page) -> list[SeriesRows]:
             rows = concat(stored)  # parts do not overlap and come in order
         else:
             rows = merge([*stored, *fresh] or [no_rows(Lane.of(one.kind))])
-        merged.append(SeriesRows(series=one, rows=rows))
+        merged.append(SeriesRows(series=one, rows=page.tail.visible(one.series_id, rows)))
     return merged
 
 

@@ -15,10 +15,11 @@ from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain.cache_records import Stamp
 from twinmesh_storage.domain.compactor import Fold
 from twinmesh_storage.domain.fold_cache import Bounds, FoldCache
-from twinmesh_storage.domain.history import SeriesRows
+from twinmesh_storage.domain.folding import Hide, uncovered
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, SeriesRows, cut
 from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
 from twinmesh_storage.domain.logview import LogView
-from twinmesh_storage.domain.parts import Part
+from twinmesh_storage.domain.parts import Part, RowsPart
 from twinmesh_storage.domain.ports import HistoryStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, no_rows
 from twinmesh_storage.domain.series import Catalogue, Series
@@ -100,14 +101,18 @@ class LatestReader:
     async def _fill(self, tenant: str, ids: npt.NDArray[np.int64]) -> None:
         """Put in the bases that are missing; in vain if the table is replaced meanwhile."""
         table = self._view.latest
-        await self._ask_cache(table, table.without_base(ids))
-        if self._view.latest is not table:
-            return
+        hides = self._view.tail.hides()
+        if not hides:  # a record may hold what is hidden since
+            await self._ask_cache(table, table.without_base(ids))
+            if self._view.latest is not table:
+                return
         missing = table.without_base(ids)
         for at in range(0, len(missing), _BASES_AT_ONCE):
             part = missing[at : at + _BASES_AT_ONCE]
             series = [s for s in map(self._catalogue.by_id, part.tolist()) if s is not None]
-            parts = await self._store.read_last(tenant, series)
+            hidden = [s for s in series if any(s.series_id in hide.series_ids for hide in hides)]
+            parts = await self._store.read_last(tenant, [s for s in series if s not in hidden] if hidden else series)
+            parts += await self._newest_uncovered(tenant, hidden, hides)
             bases = await asyncio.to_thread(_last_rows, parts)
             if self._view.latest is not table:
                 return
@@ -128,6 +133,28 @@ class LatestReader:
         bounds = Bounds(incarnation=view.incarnation, oldest_fold=view.tail.base, head=view.head)
         for number, body in (await self._cache.load(bounds, chunks)).items():
             table.put_chunk(number, body)
+
+    async def _newest_uncovered(self, tenant: str, series: Sequence[Series], hides: Sequence[Hide]) -> list[Part]:
+        """Return, of each series, a part that ends with the newest folded row which no deletion covers."""
+        found: list[Part] = []
+        waiting = {s.series_id: (s, MAX_TIME) for s in series}
+        while waiting:
+            wanted = list(waiting.values())
+            older = await self._store.read_before(tenant, [s for s, _ in wanted], [before for _, before in wanted])
+            by_id = {part.series_id: part for part in older}
+            for one, before in wanted:
+                del waiting[one.series_id]
+                part = by_id.get(one.series_id)
+                if part is None:
+                    continue
+                rows = uncovered(cut(part.rows(), MIN_TIME, before), hides)
+                if len(rows):
+                    found.append(RowsPart(unpacked=rows))
+                    continue
+                # Everything folded came before these deletions, so nothing within them needs to be looked at.
+                mine = [hide for hide in hides if one.series_id in hide.series_ids and hide.start <= part.t0 < hide.end]
+                waiting[one.series_id] = (one, min([part.t0, *(hide.start for hide in mine)]))
+        return found
 
     async def store(self, fold: Fold) -> None:
         """Put the chunks that a fold touched into the cache, as of its offset."""

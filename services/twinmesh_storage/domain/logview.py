@@ -7,19 +7,24 @@ by a stand-by with what it reads from the log. Whoever waits for an offset is wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from twinmesh_core.errors import FailedPrecondition, OutOfRange, Reason
 from twinmesh_core.time import Clock
-from twinmesh_storage.domain.entries import LogEntry
+from twinmesh_storage.domain.entries import EntryKind, LogEntry
+from twinmesh_storage.domain.folding import Hide, uncovered
 from twinmesh_storage.domain.hot import HotRows
 from twinmesh_storage.domain.latest import LatestTable
-from twinmesh_storage.domain.tail import Tail, TailView, winners_by_lane
+from twinmesh_storage.domain.tail import Run, Tail, TailView, winners_by_lane
 
 _CATCH_UP_S: Final = 2.0
 """Longest wait of a read for an offset that this process has not seen yet."""
 _THREAD_ROWS: Final = 20_000  # sorting more takes over about 2 ms, too long for the event loop
+
+
+HideOf = Callable[[LogEntry], Hide | None]
+"""Tells what a control entry hides; None = nothing."""
 
 
 class Ring:
@@ -65,6 +70,12 @@ class Ring:
         return taken
 
 
+def _uncovered(run: Run, hides: Sequence[Hide]) -> Run:
+    """Return a run without the rows that a deletion covers."""
+    rows = uncovered(run.rows, hides)
+    return run if rows is run.rows else Run.of(run.lane, rows)
+
+
 class LogView:
     """Head, ring, tail and latest values; lives on the event loop.
 
@@ -73,20 +84,32 @@ class LogView:
         fold_offset: entries up to here are in blocks; the view begins after it.
         ring_bytes: bound of the ring.
         hot_rows: bound of the unpacked history.
+        hide_of: tells what a control entry hides.
     """
 
-    def __init__(self, *, incarnation: str, fold_offset: int, ring_bytes: int, hot_rows: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        incarnation: str,
+        fold_offset: int,
+        ring_bytes: int,
+        hot_rows: int,
+        clock: Clock,
+        hide_of: HideOf = lambda _: None,
+    ) -> None:
         self.incarnation = incarnation
         self.tail = Tail(fold_offset)
         self.latest = LatestTable()
         self.hot = HotRows(hot_rows)
         self._ring = Ring(ring_bytes)
+        self._hide_of = hide_of
         self._clock = clock
         self._head = fold_offset
         self._commit_time_unix_us = 0
         self._changed = asyncio.Event()
         self._indexing = asyncio.Lock()
         self._closed = False
+        self._life = 0  # counts resets: what was sorted in an earlier life is not of this log
 
     def uncompacted_s(self) -> float:
         """Return how long the oldest rows that are not in history have been here, in seconds; 0 = there are none."""
@@ -116,6 +139,7 @@ class LogView:
     def reset(self, *, incarnation: str, fold_offset: int, commit_time_unix_us: int = 0) -> None:
         """Begin anew after `fold_offset`, possibly of another incarnation."""
         self.incarnation = incarnation
+        self._life += 1
         self.tail.reset(fold_offset)
         self.latest = LatestTable()
         self.hot.clear()
@@ -132,7 +156,13 @@ class LogView:
         for entry in entries:
             if entry.offset != self._head + 1:
                 raise AssertionError(f"offset {entry.offset} does not follow {self._head}")
-            self.tail.append(entry, now_s)
+            hide = self._hide_of(entry) if entry.kind is EntryKind.CONTROL else None
+            if hide is not None and hide.erases:
+                # Followers that lie behind read from the log from now on, where the bodies are about to be rewritten.
+                self._ring.clear()
+            self.tail.append(entry, now_s, hide)
+            if hide is not None:
+                self.forget_hidden((hide,))
             self._ring.append(entry)
             self._head = entry.offset
         self._commit_time_unix_us = entries[-1].commit_time_unix_us
@@ -143,19 +173,12 @@ class LogView:
         if fold_offset <= self.tail.base:
             return
         await self.tail_view()  # sorts what leaves, and so tells the newest values of it
-        gone = self.tail.leaving(fold_offset)
-        fresh = await asyncio.to_thread(winners_by_lane, gone) if gone else {}
+        gone, hides = self.tail.leaving(fold_offset)
+        fresh = await asyncio.to_thread(winners_by_lane, gone, hides) if gone else {}
         # No await from here on: whoever reads sees the rows in the tail or in what was unpacked from blocks.
         self.tail.drop_through(fold_offset)
         self.hot.absorb(fresh)
-
-    async def forget(self, series: Sequence[int]) -> None:
-        """Forget what is known of folded rows: some of these series' were deleted. Newest values are all read again."""
-        async with self._indexing:
-            self.hot.forget(series)
-            self.latest = LatestTable()
-            for run in self.tail.view().runs:
-                self.latest.absorb(run)
+        self.forget_hidden(hides)
 
     def seed_commit_time(self, commit_time_unix_us: int) -> None:
         """State the head's commit time when no entry has been applied yet."""
@@ -218,17 +241,32 @@ class LogView:
         """Return the tail, sorted, reflecting at least the head of the moment of the call."""
         async with self._indexing:
             if self.tail.unindexed_rows():
-                latest = self.latest
+                life = self._life
                 work = self.tail.take_pending()
                 if self.tail.unindexed_rows() > _THREAD_ROWS:
                     done = await asyncio.to_thread(Tail.sort_pending, work)
                 else:
                     done = Tail.sort_pending(work)
                 self.tail.put_sorted(done)
-                for one in done:
-                    for run in one.fresh:
-                        latest.absorb(run)
+                if life == self._life:
+                    hides = self.tail.hides()
+                    for one in done:
+                        for run in one.fresh:
+                            self.latest.absorb(_uncovered(run, hides))
             return self.tail.view()
+
+    def forget_hidden(self, hides: Sequence[Hide]) -> None:
+        """Forget what is known of folded rows that deletions concern, when they arrive and again when they are folded.
+
+        Newest values are all read again.
+        """
+        if not hides:
+            return
+        self.hot.forget({series_id for hide in hides for series_id in hide.series_ids})
+        self.latest = LatestTable()
+        view = self.tail.view()
+        for run in view.runs:
+            self.latest.absorb(_uncovered(run, view.hides))
 
     def _wake(self) -> None:
         self._changed.set()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinmesh_storage.domain.entries import LogEntry
+from twinmesh_storage.domain.folding import Hide, uncovered, without
 from twinmesh_storage.domain.rows import Lane, Rows, Segment, concat, from_segments, merge, sort_rows
 
 GENERATION_ROWS: Final = 500_000
@@ -40,6 +41,8 @@ class Run:
     def of(cls, lane: Lane, rows: Rows) -> Run:
         """Sort rows into a run."""
         ordered = sort_rows(rows)
+        if not len(ordered):
+            return cls(lane=lane, rows=ordered, keys=ordered.series, starts=np.zeros(1, np.intp))
         starts = np.flatnonzero(np.concatenate(([True], ordered.series[1:] != ordered.series[:-1])))
         return cls(
             lane=lane, rows=ordered, keys=ordered.series[starts], starts=np.append(starts, len(ordered)).astype(np.intp)
@@ -68,6 +71,7 @@ class Generation:
 
     Attributes:
         commits: (first offset, commit time) of each commit that its entries came with, in order.
+        hides: its deletions, in order.
     """
 
     first: int
@@ -78,6 +82,7 @@ class Generation:
     runs: tuple[Run, ...] = ()
     pending: list[tuple[int, Segment]] = field(default_factory=list)
     commits: list[tuple[int, int]] = field(default_factory=list)
+    hides: list[Hide] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +97,28 @@ class Sorted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailView:
-    """The tail at one moment: every row with base < offset <= head is in the runs."""
+    """The tail at one moment: every row with base < offset <= head is in the runs.
+
+    Attributes:
+        hides: deletions that are not folded yet: what they cover may be in the runs and in what is folded alike, so
+            every reader passes its rows through `visible` once it has merged them.
+    """
 
     base: int
     head: int
     runs: tuple[Run, ...]
+    hides: tuple[Hide, ...] = ()
+
+    def hides_of(self, series_id: int, start: int, end: int) -> list[Hide]:
+        """Return the deletions that concern a series between two event times."""
+        return [h for h in self.hides if series_id in h.series_ids and h.start < end and h.end > start]
+
+    def visible(self, series_id: int, rows: Rows, as_of_offset: int = 0) -> Rows:
+        """Return the rows of one series that no deletion hides; as of an offset (0 = now) later ones do not count."""
+        for hide in self.hides:
+            if series_id in hide.series_ids and len(rows) and (not as_of_offset or hide.offset <= as_of_offset):
+                rows = without(rows, hide)
+        return rows
 
     def row_count(self) -> int:
         """Return how many rows it holds, superseded ones included."""
@@ -142,11 +164,11 @@ class Tail:
         self._rows = 0
         self._generations.clear()
 
-    def append(self, entry: LogEntry, now_s: float) -> None:
-        """Add the next entry; `entry.segments` must be there (none for a control entry)."""
+    def append(self, entry: LogEntry, now_s: float, hide: Hide | None = None) -> None:
+        """Add the next entry, with what it hides; `entry.segments` must be there (none for a control entry)."""
         segments = entry.segments or ()
         self._head = entry.offset
-        if not segments:
+        if not segments and hide is None:
             if self._generations and not self._generations[-1].closed:
                 self._generations[-1].last = entry.offset
             return
@@ -156,6 +178,8 @@ class Tail:
         generation.last = entry.offset
         if not generation.commits or generation.commits[-1][1] != entry.commit_time_unix_us:
             generation.commits.append((entry.offset, entry.commit_time_unix_us))
+        if hide is not None:
+            generation.hides.append(hide)
         for segment in segments:
             generation.pending.append((entry.offset, segment))
             generation.row_count += len(segment)
@@ -199,7 +223,16 @@ class Tail:
             if generation.pending:
                 head = generation.pending[0][0] - 1
                 break
-        return TailView(base=self._base, head=head, runs=tuple(run for g in self._generations for run in g.runs))
+        return TailView(
+            base=self._base,
+            head=head,
+            runs=tuple(run for g in self._generations for run in g.runs),
+            hides=self.hides(),
+        )
+
+    def hides(self) -> tuple[Hide, ...]:
+        """Return the deletions that are not folded yet."""
+        return tuple(hide for g in self._generations for hide in g.hides)
 
     def oldest(self) -> Generation | None:
         """Return the generation to be folded next, None = there is none."""
@@ -209,9 +242,10 @@ class Tail:
         """Return how many generations there are."""
         return len(self._generations)
 
-    def leaving(self, fold_offset: int) -> list[Run]:
-        """Return the sorted rows that `drop_through` would forget."""
-        return [run for g in self._generations if g.last <= fold_offset for run in g.runs]
+    def leaving(self, fold_offset: int) -> tuple[list[Run], list[Hide]]:
+        """Return the sorted rows, and the deletions, that `drop_through` would forget."""
+        gone = [g for g in self._generations if g.last <= fold_offset]
+        return [run for g in gone for run in g.runs], [hide for g in gone for hide in g.hides]
 
     def drop_through(self, fold_offset: int) -> None:
         """Forget generations that lie wholly in blocks."""
@@ -240,10 +274,10 @@ def merge_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(kept)
 
 
-def winners_by_lane(runs: Sequence[Run]) -> dict[Lane, Run]:
-    """Return the readable rows of runs, by lane: what a fold puts into blocks."""
+def winners_by_lane(runs: Sequence[Run], hides: Sequence[Hide]) -> dict[Lane, Run]:
+    """Return the readable rows of runs, by lane: what a fold puts into history."""
     return {
-        lane: Run.of(lane, merge([run.rows for run in runs if run.lane is lane]))
+        lane: Run.of(lane, uncovered(merge([run.rows for run in runs if run.lane is lane]), hides))
         for lane in Lane
         if any(run.lane is lane for run in runs)
     }

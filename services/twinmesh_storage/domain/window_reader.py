@@ -106,7 +106,7 @@ class WindowReader:
         if spec.fills and not spec.max_gap_us:
             await self._reach_back(tenant, [n for n in needs if n is not None], found, tail, spec)
 
-        in_tail = frozenset(tail.series().tolist())
+        in_tail = frozenset(tail.series().tolist()).union(*(hide.series_ids for hide in tail.hides))
 
         def build() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
             columns = [_column(need, found, tail if _is_in(need, in_tail) else _NO_TAIL, spec) for need in needs]
@@ -270,6 +270,7 @@ def _column(need: _Need | None, found: dict[int, HotSeries], tail: TailView, spe
         parts = (rows, winners(fresh[0]))
     else:
         parts = (merge([rows, *fresh]),)
+    parts = tuple(tail.visible(need.series.series_id, part, spec.as_of_offset) for part in parts)
     return Column(kind=need.series.kind, at=need.at, parts=tuple(p for p in parts if len(p)))
 
 

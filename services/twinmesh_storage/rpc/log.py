@@ -22,6 +22,7 @@ from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Sequencer
 from twinmesh_storage.rpc import mapping, raw
+from twinmesh_storage.rpc.control_entries import OWN_ACTIONS
 from twinmesh_storage.rpc.forwarding import Forward, is_forwarded
 from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
 
@@ -45,6 +46,8 @@ class LogServicer:
     async def append(self, request: storage_pb2.AppendRequest, context: Any) -> storage_pb2.AppendResponse:
         """Append one entry, here or where the lease is; answers after the commit."""
         tenant = own_tenant()
+        if request.control.WhichOneof("action") in OWN_ACTIONS:
+            raise invalid_field("control", "takes observations away; call DeleteRange or EraseTwin for that")
         elsewhere = "" if is_forwarded(context) else self.sequencer.leader
         if not elsewhere:
             try:

@@ -100,6 +100,26 @@ class StorageServiceStub:
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.DeleteRange = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/DeleteRange',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeResponse.FromString,
+                _registered_method=True)
+        self.EraseTwin = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/EraseTwin',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.FromString,
+                _registered_method=True)
+        self.GetErasure = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/GetErasure',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureResponse.FromString,
+                _registered_method=True)
+        self.ListErasures = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/ListErasures',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServiceServicer:
@@ -204,6 +224,42 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRange(self, request, context):
+        """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
+        in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
+        Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
+        or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseTwin(self, request, context):
+        """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
+        bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
+        looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
+        arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
+        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
+        storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetErasure(self, request, context):
+        """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListErasures(self, request, context):
+        """Lists erasures. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -271,6 +327,26 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.GetStatistics,
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsRequest.FromString,
                     response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'DeleteRange': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRange,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeResponse.SerializeToString,
+            ),
+            'EraseTwin': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTwin,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.SerializeToString,
+            ),
+            'GetErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetErasure,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'ListErasures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListErasures,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -625,6 +701,114 @@ class StorageService:
             '/twinmesh.storage.v1.StorageService/GetStatistics',
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsRequest.SerializeToString,
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/DeleteRange',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.DeleteRangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTwin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/EraseTwin',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/GetErasure',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListErasures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/ListErasures',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListErasuresResponse.FromString,
             options,
             channel_credentials,
             insecure,

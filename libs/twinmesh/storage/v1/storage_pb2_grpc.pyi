@@ -70,6 +70,24 @@ class StorageServiceStub:
     """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]
     """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+    DeleteRange: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRangeRequest, _storage_pb2.DeleteRangeResponse]
+    """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
+    in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
+    Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
+    or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    """
+    EraseTwin: _grpc.UnaryUnaryMultiCallable[_storage_pb2.EraseTwinRequest, _storage_pb2.EraseTwinResponse]
+    """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
+    bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
+    looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
+    arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
+    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
+    storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    """
+    GetErasure: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetErasureRequest, _storage_pb2.GetErasureResponse]
+    """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND."""
+    ListErasures: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListErasuresRequest, _storage_pb2.ListErasuresResponse]
+    """Lists erasures. Idempotent."""
 
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
@@ -113,6 +131,24 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]  # type: ignore[assignment]
     """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+    DeleteRange: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRangeRequest, _storage_pb2.DeleteRangeResponse]  # type: ignore[assignment]
+    """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
+    in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
+    Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
+    or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    """
+    EraseTwin: _aio.UnaryUnaryMultiCallable[_storage_pb2.EraseTwinRequest, _storage_pb2.EraseTwinResponse]  # type: ignore[assignment]
+    """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
+    bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
+    looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
+    arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
+    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
+    storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    """
+    GetErasure: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetErasureRequest, _storage_pb2.GetErasureResponse]  # type: ignore[assignment]
+    """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND."""
+    ListErasures: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListErasuresRequest, _storage_pb2.ListErasuresResponse]  # type: ignore[assignment]
+    """Lists erasures. Idempotent."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns the one durable, ordered log and the history folded from it."""
@@ -231,5 +267,47 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.GetStatisticsResponse, _abc.Awaitable[_storage_pb2.GetStatisticsResponse]]:
         """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def DeleteRange(
+        self,
+        request: _storage_pb2.DeleteRangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.DeleteRangeResponse, _abc.Awaitable[_storage_pb2.DeleteRangeResponse]]:
+        """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
+        in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
+        Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
+        or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseTwin(
+        self,
+        request: _storage_pb2.EraseTwinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.EraseTwinResponse, _abc.Awaitable[_storage_pb2.EraseTwinResponse]]:
+        """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
+        bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
+        looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
+        arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
+        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
+        storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetErasure(
+        self,
+        request: _storage_pb2.GetErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.GetErasureResponse, _abc.Awaitable[_storage_pb2.GetErasureResponse]]:
+        """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListErasures(
+        self,
+        request: _storage_pb2.ListErasuresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.ListErasuresResponse, _abc.Awaitable[_storage_pb2.ListErasuresResponse]]:
+        """Lists erasures. Idempotent."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -382,6 +382,76 @@ class SetConnectivityEntry(_message.Message):
 Global___SetConnectivityEntry: _TypeAlias = SetConnectivityEntry  # noqa: Y015
 
 @_typing.final
+class DeleteRangeEntry(_message.Message):
+    """Hides observations, at the entry's own offset; written by StorageService.DeleteRange alone, which names the series by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.SeriesKey]:
+        """The series; twin_id, channel, kind, unit and series_id are filled in."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From this event time on (included); absent = the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to this event time (excluded); absent = the end."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[_observation_pb2.SeriesKey] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRangeEntry: _TypeAlias = DeleteRangeEntry  # noqa: Y015
+
+@_typing.final
+class EraseTwinEntry(_message.Message):
+    """Hides every observation of a twin, at the entry's own offset, as the first step of its erasure; written by
+    StorageService.EraseTwin alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    erasure_id: _builtins.str
+    """The erasure that goes on from here."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.SeriesKey]:
+        """The twin's series as of the entry; twin_id, channel, kind, unit and series_id are filled in."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        series: _abc.Iterable[_observation_pb2.SeriesKey] | None = ...,
+        erasure_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id", "series", b"series", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseTwinEntry: _TypeAlias = EraseTwinEntry  # noqa: Y015
+
+@_typing.final
 class ControlEntry(_message.Message):
     """A control entry of the log. The fold decides its condition at the entry's own offset; a rejected entry has no effect."""
 
@@ -399,6 +469,8 @@ class ControlEntry(_message.Message):
     RECORD_EVENT_FIELD_NUMBER: _builtins.int
     EXPIRE_DESIRED_FIELD_NUMBER: _builtins.int
     SET_CONNECTIVITY_FIELD_NUMBER: _builtins.int
+    DELETE_RANGE_FIELD_NUMBER: _builtins.int
+    ERASE_TWIN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request that wrote it; the same id again has no second effect. Unique within the tenant."""
     principal: _builtins.str
@@ -443,6 +515,14 @@ class ControlEntry(_message.Message):
     def set_connectivity(self) -> Global___SetConnectivityEntry:
         """States a twin's connectivity."""
 
+    @_builtins.property
+    def delete_range(self) -> Global___DeleteRangeEntry:
+        """Hides observations."""
+
+    @_builtins.property
+    def erase_twin(self) -> Global___EraseTwinEntry:
+        """Hides all observations of a twin, which is erased."""
+
     def __init__(
         self,
         *,
@@ -458,12 +538,14 @@ class ControlEntry(_message.Message):
         record_event: Global___RecordEventEntry | None = ...,
         expire_desired: Global___ExpireDesiredEntry | None = ...,
         set_connectivity: Global___SetConnectivityEntry | None = ...,
+        delete_range: Global___DeleteRangeEntry | None = ...,
+        erase_twin: Global___EraseTwinEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_twin", b"delete_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_twin", b"delete_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 

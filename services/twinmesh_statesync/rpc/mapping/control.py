@@ -67,7 +67,7 @@ def control_from_message(message: entry_pb2.ControlEntry) -> ControlEntry:
 
 def _action(message: entry_pb2.ControlEntry) -> Action | None:
     field = message.WhichOneof("action")
-    if field is None or not _can_be_kept(message):
+    if field not in _DECODERS or not _can_be_kept(message):
         return None
     try:
         return _DECODERS[field](getattr(message, field))

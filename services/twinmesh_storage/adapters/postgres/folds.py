@@ -27,7 +27,7 @@ from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import CommitTimes, Superseded
 from twinmesh_storage.domain.parts import PartPage, RowsPart
 from twinmesh_storage.domain.ports import LeaseLost, SupersededPruned
-from twinmesh_storage.domain.rows import Rows, merge
+from twinmesh_storage.domain.rows import Int64s, Rows, merge
 from twinmesh_storage.domain.series import Series
 
 Connection = AsyncConnection[Any]
@@ -239,7 +239,7 @@ class SupersededRows:
             await cursor.execute(_READ_STRADDLING, arguments)
             straddling = await cursor.fetchall()
         for found in straddling:
-            rows, by_offset = _unpack(found)
+            rows, by_offset = unpack(found)
             stays = rows.ts >= time_unix_us
             kept = Superseded(rows=rows.take(stays), by_offset=by_offset[stays])
             time = from_datetime(found[7])
@@ -253,7 +253,7 @@ def _as_page(found: Sequence[Any], ids: Sequence[int], end: int, as_of: int, *, 
         until = end if done else found[-1][7]
     by_series: dict[int, list[Rows]] = {}
     for piece in found:
-        rows, by_offset = _unpack(piece)
+        rows, by_offset = unpack(piece)
         readable = (rows.offset <= as_of) & (by_offset > as_of)
         if truncated and not done:
             readable &= rows.ts < until
@@ -264,7 +264,8 @@ def _as_page(found: Sequence[Any], ids: Sequence[int], end: int, as_of: int, *, 
     return PartPage(parts=parts, done=done, until=until if not done else 0)
 
 
-def _unpack(piece: Sequence[Any]) -> tuple[Rows, Any]:
+def unpack(piece: Sequence[Any]) -> tuple[Rows, Int64s]:
+    """Return the rows of a piece, and the offsets that superseded them, from its columns series_id to by_offset."""
     series_id, n, ts, val, quality, log_offset, by_offset = piece[:7]
     rows = Rows(
         series=np.full(n, series_id, np.int64),

@@ -1,0 +1,92 @@
+"""What takes data away, and what counts it: `delete`, `erase`, `statistics`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from twinmesh_cli.errors import CommandFailedError, UsageError
+from twinmesh_cli.output import Output
+from twinmesh_cli.session import on_mesh
+
+if TYPE_CHECKING:
+    from twinmesh_client.aio.mesh import Mesh
+
+_LOOK_S = 0.5
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the commands."""
+    delete = commands.add_parser("delete", parents=[common], help="hide observations of a twin from every read")
+    delete.add_argument("twin")
+    delete.add_argument("channels", nargs="*", metavar="CHANNEL", help="only these (default: all)")
+    delete.add_argument("--start", metavar="TIME", help="from here on, e.g. 2026-11-23T00:00:00Z")
+    delete.add_argument("--end", metavar="TIME", help="up to here, not included")
+    delete.add_argument("--all", action="store_true", help="the whole history; instead of --start and --end")
+    delete.set_defaults(run=on_mesh(_delete))
+    erase = commands.add_parser("erase", parents=[common], help="remove a twin's values for good (privacy)")
+    erase.add_argument("twin")
+    erase.add_argument("--yes", action="store_true", help="it cannot be taken back, so it must be said")
+    erase.add_argument("--no-wait", action="store_true", help="return once the values are hidden")
+    erase.set_defaults(run=on_mesh(_erase))
+    statistics = commands.add_parser("statistics", parents=[common], help="what is stored, counted")
+    statistics.add_argument("twin", nargs="?", default="", help="only this twin (default: everything)")
+    statistics.set_defaults(run=on_mesh(_statistics))
+
+
+async def _delete(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    bounded = arguments.start is not None or arguments.end is not None
+    if bounded == arguments.all:
+        raise UsageError(
+            "say what is to be deleted: --start and --end, or --all",
+            remedy=f"twinmesh delete {arguments.twin} --start 2026-11-23T00:00:00Z --end 2026-11-24T00:00:00Z",
+        )
+    at = await mesh.twins.delete_range(arguments.twin, *arguments.channels, start=arguments.start, end=arguments.end)
+    out.line(f"hidden from offset {at.offset:,} on; reads as of an earlier offset still show it until the horizon")
+    out.document({"twin_id": arguments.twin, "channels": arguments.channels, "position": at})
+    return 0
+
+
+async def _erase(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    if not arguments.yes:
+        raise UsageError(
+            "erasing cannot be taken back", remedy=f"twinmesh erase {arguments.twin} --yes (or hide: twinmesh delete)"
+        )
+    erasure = await mesh.twins.erase(arguments.twin)
+    out.line(f"erasure {erasure.erasure_id}: hidden from offset {erasure.offset:,} on")
+    while not erasure.ended and not arguments.no_wait:
+        await asyncio.sleep(_LOOK_S)
+        erasure = await mesh.erasure(erasure.erasure_id)
+    out.document(erasure)
+    if erasure.state == "failed":
+        raise CommandFailedError(f"the erasure failed: {erasure.message}")
+    if erasure.ended:
+        out.line(
+            f"erased: {erasure.rows_erased:,} rows of history, {erasure.entries_rewritten:,} entries of the log, "
+            f"{erasure.scrubbed:,} quarantined rows and receipts"
+        )
+    return 0
+
+
+async def _statistics(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    counts = await mesh.statistics(arguments.twin)
+    good, uncertain, bad = counts.by_quality
+    out.table(
+        ("what", "count"),
+        (
+            ("observations", f"{counts.points:,}"),
+            ("  good / uncertain / bad", f"{good:,} / {uncertain:,} / {bad:,}"),
+            ("  landed, corrections counted", f"{counts.landed_points:,}"),
+            ("series", f"{counts.series:,}"),
+            ("quarantined", f"{counts.quarantined:,}"),
+            ("entries of the log", f"{counts.entries:,}"),
+            ("bytes on disk", f"{counts.disk_bytes:,}"),
+            ("as of offset", f"{counts.offset:,}"),
+            ("folded up to offset", f"{counts.fold_offset:,}"),
+            ("observations left the log up to", f"{counts.trim_offset:,}"),
+        ),
+    )
+    out.document(counts)
+    return 0

@@ -1,0 +1,198 @@
+"""Carrying erasures out, step by step, while this process leads; see `erasure` for what an erasure is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from twinmesh_core.errors import TwinmeshError, Unavailable
+from twinmesh_core.time import Clock
+from twinmesh_storage.domain.entries import Lease
+from twinmesh_storage.domain.erasure import ErasableHistory, Erasure, ErasureState, ErasureStore, HideTwin, Redact, Step
+from twinmesh_storage.domain.ports import LogStore, SeriesStore
+from twinmesh_storage.domain.sequencer import Report
+from twinmesh_storage.domain.series import Series
+
+_LOOK_S: Final = 1.0
+_WAIT_FOLD_S: Final = 0.1
+_PAGE_BYTES: Final = 4 << 20
+_MAX_ROUNDS: Final = 5
+"""So often values are found again after they were removed; then a person must look."""
+
+ForgetSeries = Callable[[Sequence[Series]], Awaitable[None]]
+"""Removes from caches what they hold of series."""
+
+
+class Eraser:
+    """Carries erasures out.
+
+    Args:
+        store: the jobs.
+        log: where bodies are found.
+        history: where rows are found.
+        series: the durable catalogue: it knows series that other processes created.
+        hide: appends the entry that hides the twin's observations.
+        redact: takes a twin out of a body.
+        forget: takes series out of caches.
+        lease: tells the lease while this process leads, else None.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ErasureStore,
+        log: LogStore,
+        history: ErasableHistory,
+        series: SeriesStore,
+        hide: HideTwin,
+        redact: Redact,
+        forget: ForgetSeries,
+        lease: Callable[[], Lease | None],
+        clock: Clock,
+        report: Report,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._history = history
+        self._series = series
+        self._hide = hide
+        self._redact = redact
+        self._forget = forget
+        self._lease = lease
+        self._clock = clock
+        self._report = report
+        self._asked = asyncio.Event()
+
+    async def start(self, erasure: Erasure) -> tuple[Erasure, bool]:
+        """Begin an erasure and hide the twin at once if this process leads; the flag says it had begun before.
+
+        Raises:
+            Unavailable: the database is away; nothing is lost, ask again with the same request.
+        """
+        kept, known = await self._store.create(erasure)
+        if kept.step is Step.HIDE and kept.state is ErasureState.RUNNING and self._lease() is not None:
+            kept = await self._advance(kept)
+        self._asked.set()
+        return kept, known
+
+    async def run(self) -> None:
+        """Carry erasures out, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._asked.wait()
+            except TimeoutError:
+                pass
+            self._asked.clear()
+            if self._lease() is None:
+                continue
+            try:
+                for erasure in await self._store.running():
+                    await self.finish(erasure)
+            except TwinmeshError as error:
+                self._report("erasure_interrupted", reason=error.reason)
+
+    async def finish(self, erasure: Erasure) -> Erasure:
+        """Carry one erasure out from where it is.
+
+        Raises:
+            Unavailable: the database is away, or this process leads no more; it goes on later.
+        """
+        while erasure.state is ErasureState.RUNNING:
+            if self._lease() is None:
+                raise Unavailable("Another process leads now and goes on with the erasure.", retry_after_s=1.0)
+            erasure = await self._advance(erasure)
+        self._report(
+            "erasure_ended",
+            tenant=erasure.tenant,
+            erasure_id=erasure.erasure_id,
+            state=erasure.state.name,
+            rounds=erasure.rounds,
+        )
+        return erasure
+
+    async def _advance(self, erasure: Erasure) -> Erasure:
+        """Do one step and note it."""
+        series = await self._series.list_twins(erasure.tenant, [erasure.twin_id])
+        match erasure.step:
+            case Step.HIDE:
+                offset = await self._hide(erasure, series)
+                moved = replace(erasure, step=Step.FOLD, offset=offset)
+            case Step.FOLD:
+                await self._wait_folded(erasure.offset)
+                moved = replace(erasure, step=Step.HISTORY)
+            case Step.HISTORY:
+                gone = await self._history.erase(erasure.tenant, series, erasure.offset)
+                moved = replace(erasure, step=Step.LOG, done_offset=0, rows_erased=erasure.rows_erased + gone)
+            case Step.LOG:
+                moved = await self._rewrite_page(erasure, series)
+            case Step.ROWS:
+                emptied = await self._store.scrub(erasure.tenant, erasure.twin_id, erasure.offset)
+                moved = replace(erasure, step=Step.CACHE, scrubbed=erasure.scrubbed + emptied)
+            case Step.CACHE:
+                await self._forget(series)
+                moved = replace(erasure, step=Step.VERIFY, done_offset=0)
+            case _:
+                moved = await self._verify_page(erasure, series)
+        await self._store.save(moved)
+        return moved
+
+    async def _wait_folded(self, offset: int) -> None:
+        while (await self._log.position()).fold_offset < offset:
+            if self._lease() is None:
+                raise Unavailable("Another process leads now and goes on with the erasure.", retry_after_s=1.0)
+            await asyncio.sleep(_WAIT_FOLD_S)
+
+    async def _rewrite_page(self, erasure: Erasure, series: Sequence[Series]) -> Erasure:
+        changed, through = await self._holding(erasure, series)
+        if changed:
+            await self._store.rewrite(erasure.tenant, changed)
+        rewritten = erasure.entries_rewritten + len(changed)
+        if through < erasure.offset:
+            return replace(erasure, done_offset=through, entries_rewritten=rewritten)
+        return replace(erasure, step=Step.ROWS, done_offset=0, entries_rewritten=rewritten)
+
+    async def _holding(self, erasure: Erasure, series: Sequence[Series]) -> tuple[list[tuple[int, bytes]], int]:
+        """Return, of the next page of the log, the bodies that hold something of the twin, as they should be."""
+        page = await self._log.read(
+            erasure.done_offset, erasure.offset, tenant=erasure.tenant, kinds=(), max_bytes=_PAGE_BYTES
+        )
+        ids = frozenset(s.series_id for s in series)
+
+        def redact() -> list[tuple[int, bytes]]:
+            bodies = ((entry.offset, self._redact(entry, erasure.twin_id, ids)) for entry in page.entries)
+            return [(offset, body) for offset, body in bodies if body is not None]
+
+        return await asyncio.to_thread(redact), page.through
+
+    async def _verify_page(self, erasure: Erasure, series: Sequence[Series]) -> Erasure:
+        """Look at the next page of the log, and at all else once the log is through."""
+        left, through = await self._holding(erasure, series)
+        if left:
+            return self._again(erasure)
+        if through < erasure.offset:
+            return replace(erasure, done_offset=through)
+        rows = await self._history.remaining(erasure.tenant, series, erasure.offset)
+        if rows or await self._store.unscrubbed(erasure.tenant, erasure.twin_id, erasure.offset):
+            return self._again(erasure)
+        return replace(
+            erasure,
+            step=Step.DONE,
+            state=ErasureState.SUCCEEDED,
+            done_offset=erasure.offset,
+            end_time_unix_us=self._clock.now_unix_us(),
+        )
+
+    def _again(self, erasure: Erasure) -> Erasure:
+        """Begin anew with another entry: a series that was not known yet may have had rows before the first."""
+        if erasure.rounds + 1 >= _MAX_ROUNDS:
+            return replace(
+                erasure,
+                state=ErasureState.FAILED,
+                message=f"Values of the twin were found again {erasure.rounds + 1} times after they had been removed; "
+                "ask for another erasure, and report it if that fails too.",
+                end_time_unix_us=self._clock.now_unix_us(),
+            )
+        return replace(erasure, step=Step.HIDE, done_offset=0, rounds=erasure.rounds + 1)
