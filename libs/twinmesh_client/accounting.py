@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import observation_pb2, quarantine_pb2
+from twinmesh_client.acks import WriteAck, total, write_ack
+from twinmesh_client.durations import Moment, moment_us, proto_moment
 from twinmesh_client.replicas import moment
-from twinmesh_client.values import Scalar, from_proto
+from twinmesh_client.values import Scalar, enum_name, from_proto
 from twinmesh_core.quality import FlagReason
 
 
@@ -25,6 +30,31 @@ class QuarantinedRow:
     message: str
     offset: int
     commit_time: datetime
+    state: str = "open"
+    """``open``, ``replayed`` or ``discarded``."""
+    resolve_offset: int = 0
+    """Offset of the entry with which it left quarantine; 0 while it is there."""
+    principal: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineReplay:
+    """What became of rows that went through the pipeline again.
+
+    Attributes:
+        examined: rows looked at.
+        left: rows that left quarantine: stored, or dropped as repetitions.
+        kept: rows that stay, for the reason found now.
+        skipped: rows that a replay leaves alone: those without a series, and, unless asked for, those of the future.
+        ack: the account of the others, all pages together.
+    """
+
+    examined: int
+    left: int
+    kept: int
+    skipped: int
+    ack: WriteAck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +105,51 @@ def quarantine(message: storage_pb2.ListQuarantineResponse) -> Quarantine:
                 message=r.message,
                 offset=r.offset,
                 commit_time=moment(r.commit_time),
+                state=quarantine_pb2.QuarantineState.Name(r.state).removeprefix("QUARANTINE_STATE_").lower(),
+                resolve_offset=r.resolve_offset,
+                principal=r.principal,
+                comment=r.comment,
             )
             for r in message.rows
         ),
         total=message.total_count,
     )
+
+
+def quarantine_filter(
+    *,
+    twin_id: str = "",
+    channel: str = "",
+    reasons: Iterable[str] = (),
+    start: Moment | None = None,
+    end: Moment | None = None,
+    start_offset: int = 0,
+    end_offset: int = 0,
+    ids: Iterable[int] = (),
+) -> quarantine_pb2.QuarantineFilter:
+    """Return which rows of quarantine are meant; raises `InvalidArgument` for reasons and moments that are none."""
+    names = observation_pb2.FlagReason.keys()
+    return quarantine_pb2.QuarantineFilter(
+        reasons=[
+            observation_pb2.FlagReason.Value(enum_name(names, "FLAG_REASON", reason, "reasons")) for reason in reasons
+        ],
+        twin_id=twin_id,
+        channel=channel,
+        start_time=proto_moment(moment_us(start, "start")) if start is not None else None,
+        end_time=proto_moment(moment_us(end, "end")) if end is not None else None,
+        start_offset=start_offset,
+        end_offset=end_offset,
+        quarantine_ids=ids,
+    )
+
+
+def replayed(pages: Iterable[ingestion_pb2.ReplayQuarantineResponse]) -> QuarantineReplay:
+    """Return what became of all pages of a replay."""
+    collected = list(pages)
+    examined, skipped = sum(p.examined_count for p in collected), sum(p.skipped_count for p in collected)
+    ack = total(write_ack(p.ack) for p in collected)
+    left = examined - skipped - ack.quarantined
+    return QuarantineReplay(examined=examined, left=left, kept=ack.quarantined, skipped=skipped, ack=ack)
 
 
 def statistics(message: storage_pb2.GetStatisticsResponse) -> Statistics:

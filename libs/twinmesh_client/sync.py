@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy.typing as npt
 
-from twinmesh_client.accounting import Quarantine, Statistics
+from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio import mesh as aio_mesh
 from twinmesh_client.aio import models as aio_models
@@ -919,16 +919,146 @@ class Mesh:
 
         return self._portal.run(self._source.position())
 
-    def quarantine(self, *, twin_id: str = "", reason: str = "", limit: int = 100) -> Quarantine:
+    def quarantine(
+        self,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reason: str = "",
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        state: str = "open",
+        limit: int = 100,
+    ) -> Quarantine:
         """Return quarantined rows, newest first.
 
         Args:
             twin_id: only those sent for this twin.
+            channel: only those sent for this channel.
             reason: only this one, e.g. ``unknown_twin``.
-            limit: most rows returned; the total is counted in any case.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            state: ``open``, or those that left: ``replayed`` or ``discarded``.
+            limit: most rows returned, at most 10,000; the total is counted in any case.
         """
 
-        return self._portal.run(self._source.quarantine(twin_id=twin_id, reason=reason, limit=limit))
+        return self._portal.run(
+            self._source.quarantine(
+                twin_id=twin_id,
+                channel=channel,
+                reason=reason,
+                start=start,
+                end=end,
+                start_offset=start_offset,
+                end_offset=end_offset,
+                state=state,
+                limit=limit,
+            )
+        )
+
+    def replay_quarantine(
+        self,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reasons: Sequence[str] = (),
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        ids: Sequence[int] = (),
+        backfill: bool = False,
+        dry_run: bool = False,
+        page_rows: int = 10000,
+        request_id: str = "",
+    ) -> QuarantineReplay:
+        """Take quarantined rows through the pipeline again, page by page, after their cause was mended.
+
+        Each row leaves quarantine in the transaction in which it lands, or stays with the reason found now. Stopped
+        anywhere, it may be run again; with the same request_id, pages that are done are not done twice.
+
+        Args:
+            twin_id: only rows sent for this twin.
+            channel: only rows sent for this channel.
+            reasons: only these; rows of ``time_in_future`` are replayed only where named.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            ids: only these rows.
+            backfill: the rows are recorded history: event times back to 1970 are accepted.
+            dry_run: only say what would become of them.
+            page_rows: rows of one page, at most 10,000.
+            request_id: makes it idempotent; given by the SDK unless you do.
+        """
+
+        return self._portal.run(
+            self._source.replay_quarantine(
+                twin_id=twin_id,
+                channel=channel,
+                reasons=reasons,
+                start=start,
+                end=end,
+                start_offset=start_offset,
+                end_offset=end_offset,
+                ids=ids,
+                backfill=backfill,
+                dry_run=dry_run,
+                page_rows=page_rows,
+                request_id=request_id,
+            )
+        )
+
+    def discard_quarantine(
+        self,
+        comment: str,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reasons: Sequence[str] = (),
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        ids: Sequence[int] = (),
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> int:
+        """Take quarantined rows out because they are not wanted; returns how many. They stay on record.
+
+        Args:
+            comment: why, for those who look later.
+            twin_id: only rows sent for this twin; at least one condition is required.
+            channel: only rows sent for this channel.
+            reasons: only these.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            ids: only these rows.
+            dry_run: only count them.
+            request_id: makes it idempotent; given by the SDK unless you do.
+        """
+
+        return self._portal.run(
+            self._source.discard_quarantine(
+                comment,
+                twin_id=twin_id,
+                channel=channel,
+                reasons=reasons,
+                start=start,
+                end=end,
+                start_offset=start_offset,
+                end_offset=end_offset,
+                ids=ids,
+                dry_run=dry_run,
+                request_id=request_id,
+            )
+        )
 
     def statistics(self, twin_id: str = "") -> Statistics:
         """Return counts of everything, or of one twin."""

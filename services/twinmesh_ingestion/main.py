@@ -9,7 +9,9 @@ from twinmesh_core.time import SystemClock
 from twinmesh_ingestion.adapters.registry import FollowedRegistry
 from twinmesh_ingestion.adapters.storage import StorageLog
 from twinmesh_ingestion.domain.intake import Intake
-from twinmesh_ingestion.rpc.mapping import WriteAckReceipts
+from twinmesh_ingestion.domain.quarantine import Quarantine
+from twinmesh_ingestion.rpc.acks import AckReceipts
+from twinmesh_ingestion.rpc.quarantine import QuarantineServicer
 from twinmesh_ingestion.rpc.servicer import SERVICE, IngestionServicer
 from twinmesh_ingestion.settings import IngestionSettings
 from twinmesh_runtime.service import Service
@@ -26,16 +28,21 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
     )
     registry = FollowedRegistry(follows, catch_up_timeout_s=settings.catch_up_timeout_s)
     clock = SystemClock()
+    storage, receipts = StorageLog(appends, append_timeout_s=settings.append_timeout_s), AckReceipts()
     intake = Intake(
-        log=StorageLog(appends, append_timeout_s=settings.append_timeout_s),
+        log=storage,
         registry=registry,
-        receipts=WriteAckReceipts(),
+        receipts=receipts,
         clock=clock,
         patience_s=settings.storage_patience_s,
         remembered_series=settings.remembered_series,
     )
     servicer = IngestionServicer(
-        intake, clock, session_points=settings.session_points, process_points=settings.process_points
+        intake,
+        clock,
+        QuarantineServicer(Quarantine(intake, storage, receipts)),
+        session_points=settings.session_points,
+        process_points=settings.process_points,
     )
     # What lands is up to a tenth larger than what was sent (quality, ids), and storage has the same bound.
     largest = settings.max_message_bytes * 3 // 4

@@ -62,7 +62,8 @@ def twin_type(name: str = "") -> twin_pb2.TwinType:
             twin_pb2.ChannelSpec(
                 name="level", kind="CHANNEL_KIND_GAUGE", unit="m", min_value=0.0, max_value=9.0, max_rate_per_s=1.0,
                 expected_interval=MINUTE, stuck_after=Duration(seconds=3_600), spike_threshold=3.0, tolerance=0.1,
-                controllable=True, set_command="set_level", upper_limit=8.0,
+                controllable=True, set_command="set_level", upper_limit=8.0, deadband=0.01, max_silence=MINUTE,
+                disabled_stages=["PIPELINE_STAGE_SPIKE"],
             )
         ],
         properties=[twin_pb2.PropertySpec(name="serial")],
@@ -164,6 +165,12 @@ def requests() -> dict[str, Message]:
         "MeshService/GetMesh": mesh.GetMeshRequest(),
         "IngestionService/Write": ingestion.WriteRequest(batch=batch()),
         "IngestionService/WriteStream": ingestion.WriteStreamRequest(hello={"producer_id": "fuzz"}),
+        "IngestionService/ReplayQuarantine": ingestion.ReplayQuarantineRequest(
+            request_id=f"r-{uuid4().hex}", filter={"twin_id": "nobody"}, max_rows=10
+        ),
+        "IngestionService/DiscardQuarantine": ingestion.DiscardQuarantineRequest(
+            request_id=f"r-{uuid4().hex}", filter={"twin_id": "nobody"}, comment="a trial", max_rows=10
+        ),
         "StorageService/Append": storage.AppendRequest(
             control=entry_pb2.ControlEntry(record_event=entry_pb2.RecordEventEntry(event=event())),
             receipt=b"x",

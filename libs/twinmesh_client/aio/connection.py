@@ -11,6 +11,7 @@ from typing import Final
 import grpc.aio
 
 from twinmesh.inference.v1 import inference_pb2_grpc
+from twinmesh.ingestion.v1 import ingestion_pb2_grpc
 from twinmesh.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from twinmesh.statesync.v1 import statesync_pb2_grpc
 from twinmesh.storage.v1 import storage_pb2_grpc
@@ -47,6 +48,7 @@ class Connection:
         self.mode = found.mode
         self.channels = channels
         self.timeout_s = timeout_s
+        self.ingestion = ingestion_pb2_grpc.IngestionServiceStub(channels["ingestion"])
         self.storage = storage_pb2_grpc.StorageServiceStub(channels["storage"])
         self.twins = statesync_pb2_grpc.TwinServiceStub(channels["statesync"])
         self.replicas = statesync_pb2_grpc.ReplicaServiceStub(channels["statesync"])

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
+from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh.type.v1 import observation_pb2
+from twinmesh.type.v1 import quarantine_pb2
 from twinmesh_client import accounting
-from twinmesh_client.accounting import Quarantine, Statistics
+from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import Connection, open_connection
 from twinmesh_client.aio.device import Device, Handler
@@ -18,6 +20,7 @@ from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
+from twinmesh_client.durations import Moment
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.removals import Erasure, erasure
 from twinmesh_client.replicas import Position, position
@@ -67,20 +70,166 @@ class Mesh:
         )
         return position(answer.position)
 
-    async def quarantine(self, *, twin_id: str = "", reason: str = "", limit: int = 100) -> Quarantine:
+    async def quarantine(
+        self,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reason: str = "",
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        state: str = "open",
+        limit: int = 100,
+    ) -> Quarantine:
         """Return quarantined rows, newest first.
 
         Args:
             twin_id: only those sent for this twin.
+            channel: only those sent for this channel.
             reason: only this one, e.g. ``unknown_twin``.
-            limit: most rows returned; the total is counted in any case.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            state: ``open``, or those that left: ``replayed`` or ``discarded``.
+            limit: most rows returned, at most 10,000; the total is counted in any case.
         """
-        request = storage_pb2.ListQuarantineRequest(twin_id=twin_id, page_size=limit)
-        if reason:
-            names = observation_pb2.FlagReason.keys()
-            request.reason = observation_pb2.FlagReason.Value(enum_name(names, "FLAG_REASON", reason, "reason"))
+        wanted = accounting.quarantine_filter(
+            twin_id=twin_id,
+            channel=channel,
+            reasons=[reason] if reason else (),
+            start=start,
+            end=end,
+            start_offset=start_offset,
+            end_offset=end_offset,
+        )
+        request = storage_pb2.ListQuarantineRequest(filter=wanted, page_size=limit)
+        names = quarantine_pb2.QuarantineState.keys()
+        request.state = quarantine_pb2.QuarantineState.Value(enum_name(names, "QUARANTINE_STATE", state, "state"))
         answer = await call(self._connection.storage.ListQuarantine, request, timeout_s=self._connection.timeout_s)
         return accounting.quarantine(answer)
+
+    async def replay_quarantine(
+        self,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reasons: Sequence[str] = (),
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        ids: Sequence[int] = (),
+        backfill: bool = False,
+        dry_run: bool = False,
+        page_rows: int = 10_000,
+        request_id: str = "",
+    ) -> QuarantineReplay:
+        """Take quarantined rows through the pipeline again, page by page, after their cause was mended.
+
+        Each row leaves quarantine in the transaction in which it lands, or stays with the reason found now. Stopped
+        anywhere, it may be run again; with the same request_id, pages that are done are not done twice.
+
+        Args:
+            twin_id: only rows sent for this twin.
+            channel: only rows sent for this channel.
+            reasons: only these; rows of ``time_in_future`` are replayed only where named.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            ids: only these rows.
+            backfill: the rows are recorded history: event times back to 1970 are accepted.
+            dry_run: only say what would become of them.
+            page_rows: rows of one page, at most 10,000.
+            request_id: makes it idempotent; given by the SDK unless you do.
+        """
+        wanted = accounting.quarantine_filter(
+            twin_id=twin_id,
+            channel=channel,
+            reasons=reasons,
+            start=start,
+            end=end,
+            start_offset=start_offset,
+            end_offset=end_offset,
+            ids=ids,
+        )
+        name, after, pages = request_id or f"replay-{uuid4().hex}", 0, []
+        while True:
+            request = ingestion_pb2.ReplayQuarantineRequest(
+                request_id=f"{name}.{after}",
+                filter=wanted,
+                after_quarantine_id=after,
+                max_rows=page_rows,
+                backfill=backfill,
+                dry_run=dry_run,
+            )
+            answer = await call(
+                self._connection.ingestion.ReplayQuarantine, request, timeout_s=self._connection.timeout_s
+            )
+            pages.append(answer)
+            after = answer.next_after_quarantine_id
+            if not after:
+                return accounting.replayed(pages)
+
+    async def discard_quarantine(
+        self,
+        comment: str,
+        *,
+        twin_id: str = "",
+        channel: str = "",
+        reasons: Sequence[str] = (),
+        start: Moment | None = None,
+        end: Moment | None = None,
+        start_offset: int = 0,
+        end_offset: int = 0,
+        ids: Sequence[int] = (),
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> int:
+        """Take quarantined rows out because they are not wanted; returns how many. They stay on record.
+
+        Args:
+            comment: why, for those who look later.
+            twin_id: only rows sent for this twin; at least one condition is required.
+            channel: only rows sent for this channel.
+            reasons: only these.
+            start: first event time.
+            end: event time after the last.
+            start_offset: first log entry that they came with.
+            end_offset: log entry after the last.
+            ids: only these rows.
+            dry_run: only count them.
+            request_id: makes it idempotent; given by the SDK unless you do.
+        """
+        wanted = accounting.quarantine_filter(
+            twin_id=twin_id,
+            channel=channel,
+            reasons=reasons,
+            start=start,
+            end=end,
+            start_offset=start_offset,
+            end_offset=end_offset,
+            ids=ids,
+        )
+        name, after, discarded = request_id or f"discard-{uuid4().hex}", 0, 0
+        while True:
+            request = ingestion_pb2.DiscardQuarantineRequest(
+                request_id=f"{name}.{after}",
+                filter=wanted,
+                comment=comment,
+                after_quarantine_id=after,
+                dry_run=dry_run,
+            )
+            answer = await call(
+                self._connection.ingestion.DiscardQuarantine, request, timeout_s=self._connection.timeout_s
+            )
+            discarded += int(answer.discarded_count)
+            after = answer.next_after_quarantine_id
+            if not after:
+                return discarded
 
     async def statistics(self, twin_id: str = "") -> Statistics:
         """Return counts of everything, or of one twin."""

@@ -17,7 +17,19 @@ from twinmesh_core.observations import SeriesKey
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_ingestion.domain.outcomes import QuarantinedRow
-from twinmesh_ingestion.domain.ports import Appended, LatestValues, NewSeries, OpenedProducer, Stamp, Submission
+from twinmesh_ingestion.domain.ports import (
+    Appended,
+    KeptPage,
+    KeptRow,
+    LatestValues,
+    NewSeries,
+    OpenedProducer,
+    QuarantineChange,
+    QuarantineFilter,
+    Stamp,
+    Submission,
+)
+from twinmesh_ingestion.domain.simple import SimpleObservation
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +76,31 @@ class MemoryLog:
         self.appends = 0
         self._producers: dict[tuple[str, str], _Producer] = {}
         self._requests: dict[tuple[str, str], tuple[bytes, Appended]] = {}
+        self._kept: dict[tuple[str, int], tuple[int, QuarantinedRow]] = {}
+        self._last_kept = 0
         self._series: dict[tuple[str, str, str], int] = {}
+
+    async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:
+        """Return rows in quarantine; see the port."""
+        self._answering()
+        found = [
+            KeptRow(
+                quarantine_id=quarantine_id,
+                observation=SimpleObservation(
+                    key=SeriesKey(twin_id=row.twin_id, channel=row.channel, unit=row.unit),
+                    time_unix_us=row.time_unix_us,
+                    value=row.raw_value or row.value,
+                    json=row.section == "jsons",
+                    quality=row.quality,
+                ),
+                reason=row.reason,
+                message=row.message,
+            )
+            for (owner, quarantine_id), (offset, row) in sorted(self._kept.items())
+            if owner == tenant and _meets(wanted, quarantine_id, offset, row)
+        ]
+        page = [row for row in found if row.quarantine_id > after]
+        return KeptPage(rows=tuple(page[:limit]), more=len(page) > limit, total=len(found))
 
     def quarantined(self) -> list[QuarantinedRow]:
         """Return every row kept aside, oldest first."""
@@ -165,8 +201,37 @@ class MemoryLog:
 
     def _commit(self, tenant: str, submission: Submission) -> Appended:
         offset = len(self.entries) + 1
+        if submission.change is not None:
+            self._change(tenant, submission.change)
+        for row in submission.quarantine:
+            self._last_kept += 1
+            self._kept[tenant, self._last_kept] = (offset, row)
         self.entries.append(Landed(offset=offset, tenant=tenant, submission=submission))
         return Appended(offset=offset, incarnation=self.incarnation, replayed=False, receipt=submission.receipt)
+
+    def _change(self, tenant: str, change: QuarantineChange) -> None:
+        named = [*change.replayed, *change.discarded, *(kept[0] for kept in change.kept)]
+        if any((tenant, quarantine_id) not in self._kept for quarantine_id in named):
+            raise FailedPrecondition("Some rows are not in quarantine any more.", reason=Reason.QUARANTINE_CHANGED)
+        for quarantine_id in (*change.replayed, *change.discarded):
+            del self._kept[tenant, quarantine_id]
+        for quarantine_id, reason, message in change.kept:
+            offset, row = self._kept[tenant, quarantine_id]
+            self._kept[tenant, quarantine_id] = (offset, replace(row, reason=reason, message=message))
+
+
+def _meets(wanted: QuarantineFilter, quarantine_id: int, offset: int, row: QuarantinedRow) -> bool:
+    start, end = wanted.start_time_unix_us, wanted.end_time_unix_us
+    return (
+        (not wanted.reasons or row.reason in wanted.reasons)
+        and wanted.twin_id in ("", row.twin_id)
+        and wanted.channel in ("", row.channel)
+        and (start is None or row.time_unix_us >= start)
+        and (end is None or row.time_unix_us < end)
+        and offset >= wanted.start_offset
+        and (not wanted.end_offset or offset < wanted.end_offset)
+        and (not wanted.quarantine_ids or quarantine_id in wanted.quarantine_ids)
+    )
 
 
 class MemoryRegistry:

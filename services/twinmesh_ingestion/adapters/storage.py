@@ -15,8 +15,16 @@ from twinmesh_client.transport import call, tenant_metadata
 from twinmesh_core.call_context import remaining_s
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
 from twinmesh_core.observations import Section, SeriesKey
-from twinmesh_ingestion.domain.outcomes import QuarantinedRow
-from twinmesh_ingestion.domain.ports import Appended, LatestValues, NewSeries, OpenedProducer, Submission
+from twinmesh_ingestion.adapters import quarantine
+from twinmesh_ingestion.domain.ports import (
+    Appended,
+    KeptPage,
+    LatestValues,
+    NewSeries,
+    OpenedProducer,
+    QuarantineFilter,
+    Submission,
+)
 from twinmesh_runtime.observation_codec import batch_from_message
 
 ResponseT = TypeVar("ResponseT")
@@ -24,7 +32,6 @@ ResponseT = TypeVar("ResponseT")
 _RESOLVE_TIMEOUT_S: Final = 10.0
 _LATEST_TIMEOUT_S: Final = 2.0
 _LATEST_AT_ONCE: Final = 10_000
-_INT64: Final = range(-(2**63), 2**63)
 
 
 class StorageLog:
@@ -46,7 +53,8 @@ class StorageLog:
             content_hash=submission.content_hash,
             receipt=submission.receipt,
             request_id=submission.request_id,
-            quarantine=map(_quarantined, submission.quarantine),
+            quarantine=map(quarantine.row_message, submission.quarantine),
+            quarantine_change=quarantine.change_message(submission.change) if submission.change is not None else None,
         )
         if submission.stamp is not None:
             request.producer.producer_id = submission.stamp.producer_id
@@ -119,6 +127,23 @@ class StorageLog:
             quality=np.concatenate([*(s.quality for s in found), np.empty(0, np.uint8)]),
         )
 
+    async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:
+        """Return rows in quarantine; see the port."""
+        request = storage_pb2.ListQuarantineRequest(
+            filter=quarantine.filter_message(wanted),
+            oldest_first=True,
+            after_quarantine_id=after,
+            page_size=limit,
+        )
+        response = await _attempt(
+            call(self._stub.ListQuarantine, request, timeout_s=_RESOLVE_TIMEOUT_S, metadata=tenant_metadata(tenant))
+        )
+        return KeptPage(
+            rows=tuple(map(quarantine.kept_row, response.rows)),
+            more=bool(response.next_page_token),
+            total=response.total_count,
+        )
+
 
 async def _attempt(answer: Awaitable[ResponseT]) -> ResponseT:
     """Tell an attempt that took too long from a call whose time is over: the former may be made again."""
@@ -132,38 +157,3 @@ async def _attempt(answer: Awaitable[ResponseT]) -> ResponseT:
             "Storage did not answer in time; the write is repeated under the same stamp.",
             metadata={"dependency": "storage"},
         ) from error
-
-
-def _quarantined(row: QuarantinedRow) -> storage_pb2.QuarantinedRow:
-    return storage_pb2.QuarantinedRow(
-        twin_id=_printable(row.twin_id),
-        channel=_printable(row.channel),
-        unit=_printable(row.unit),
-        time_unix_us=row.time_unix_us,
-        value=_value(row),
-        quality=row.quality,
-        reason=observation_pb2.FlagReason.ValueType(row.reason),
-        message=row.message,
-        raw_value=row.raw_value,
-    )
-
-
-def _value(row: QuarantinedRow) -> observation_pb2.Value:
-    value = row.value
-    if isinstance(value, bool):
-        return observation_pb2.Value(bool_value=value)
-    if isinstance(value, str):
-        # Kept as it is, NUL included: the row may be replayed.
-        return (
-            observation_pb2.Value(json_value=value)
-            if row.section == "jsons"
-            else observation_pb2.Value(text_value=value)
-        )
-    if isinstance(value, int) and value in _INT64:
-        return observation_pb2.Value(int64_value=value)
-    return observation_pb2.Value(double_value=float(value))
-
-
-def _printable(text: str) -> str:
-    """PostgreSQL's text cannot hold NUL; a sender's can."""
-    return text.replace("\0", "\\x00")

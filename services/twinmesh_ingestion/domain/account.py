@@ -147,6 +147,7 @@ class Account:
                     quality=quality,
                     reason=why,
                     message=message,
+                    row=row,
                     raw_value=_raw(section, row),
                 )
             )

@@ -28,7 +28,7 @@ from twinmesh_ingestion.domain.memory import Newest, SeriesMemory
 from twinmesh_ingestion.domain.outcomes import Ack
 from twinmesh_ingestion.domain.ports import LatestValues, Log, Receipts, Registry, Stamp, Submission
 from twinmesh_ingestion.domain.resolution import SeriesTable
-from twinmesh_ingestion.domain.simple import MAX_OBSERVATIONS, SimpleObservation, dictionary_of, to_batch
+from twinmesh_ingestion.domain.simple import MAX_OBSERVATIONS, SimpleObservation, dictionary_of, places, to_batch
 from twinmesh_ingestion.domain.skew import Skew, SkewEstimates
 
 ResultT = TypeVar("ResultT")
@@ -116,6 +116,20 @@ class Intake:
         batch = to_batch(observations, keys, [ChannelKind.of(int(kind)) for kind in table.kind])
         return await self._prepare(tenant, batch, table, content_hash, backfill)
 
+    async def prepare_again(
+        self, tenant: str, observations: list[SimpleObservation], *, backfill: bool
+    ) -> tuple[Prepared, dict[tuple[str, int], int]]:
+        """Take rows that were kept aside through the pipeline again, and say which row is which observation.
+
+        The rows that it keeps aside this time are in the submission's quarantine. Raises as `prepare`.
+        """
+        keys = dictionary_of(observations)
+        table = await self.patiently(lambda: self._directory.table(tenant, keys))
+        kinds = [ChannelKind.of(int(kind)) for kind in table.kind]
+        batch = to_batch(observations, keys, kinds)
+        prepared = await self._prepare(tenant, batch, table, b"", backfill)
+        return prepared, places(observations, keys, kinds)
+
     async def _prepare(
         self,
         tenant: str,
@@ -189,7 +203,8 @@ class Intake:
         """Forget, for the checks, a batch that will not become durable, or of which that is not known."""
         self._memory.settle(prepared.newest, durable=False, evictions=prepared.evictions)
 
-    def _settle(self, prepared: Prepared, ack: Ack) -> None:
+    def settle(self, prepared: Prepared, ack: Ack) -> None:
+        """Let the checks rely on a batch that is durable."""
         # Of a replay the first delivery's rows are durable, and another process may have chosen them.
         self._memory.settle(prepared.newest, durable=not ack.replayed, evictions=prepared.evictions)
 
@@ -213,7 +228,7 @@ class Intake:
         except BaseException:
             self.abandon(prepared)
             raise
-        self._settle(prepared, ack)
+        self.settle(prepared, ack)
         return ack
 
     async def append_stamped(
@@ -240,7 +255,7 @@ class Intake:
         except BaseException:
             self.abandon(prepared)
             raise
-        self._settle(prepared, ack)
+        self.settle(prepared, ack)
         return ack
 
     async def _append_in_order(

@@ -29,6 +29,7 @@ class QuarantinedRow:
         quality: the quality byte as sent.
         reason: why.
         message: what is wrong and what to do.
+        row: position in its section.
         raw_value: bytes of a text that is not UTF-8, which `value` shows escaped; else empty.
     """
 
@@ -41,6 +42,7 @@ class QuarantinedRow:
     quality: int
     reason: FlagReason
     message: str
+    row: int = 0
     raw_value: bytes = b""
 
 
@@ -81,3 +83,22 @@ class Ack:
     incarnation: str = ""
     replayed: bool = False
     clock_skew_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What became of one page of quarantine.
+
+    Attributes:
+        examined: rows looked at; of a discard, those that left.
+        skipped: rows that a replay leaves alone.
+        ack: what became of those that went through the pipeline; quarantined = they stay.
+        next_after: where the next page begins; 0 = there is none.
+        matched: rows that matched the filter before.
+    """
+
+    examined: int
+    skipped: int = 0
+    ack: Ack
+    next_after: int
+    matched: int

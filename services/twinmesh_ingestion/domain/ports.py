@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import SeriesKey
+from twinmesh_core.quality import FlagReason
 from twinmesh_core.registry_fold import RegistryFold
-from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow
+from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow, Sweep
+from twinmesh_ingestion.domain.simple import SimpleObservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,69 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineFilter:
+    """Which rows of quarantine are meant: those that meet every condition; empty (0, None) = no condition.
+
+    Attributes:
+        reasons: why they are there.
+        twin_id: as sent.
+        channel: as sent.
+        start_time_unix_us: first event time.
+        end_time_unix_us: event time after the last.
+        start_offset: first log entry that they came with.
+        end_offset: log entry after the last.
+        quarantine_ids: only these.
+    """
+
+    reasons: tuple[FlagReason, ...] = ()
+    twin_id: str = ""
+    channel: str = ""
+    start_time_unix_us: int | None = None
+    end_time_unix_us: int | None = None
+    start_offset: int = 0
+    end_offset: int = 0
+    quarantine_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """A row in quarantine: what was sent, why it is there, and whether a text value is a JSON document."""
+
+    quarantine_id: int
+    observation: SimpleObservation
+    reason: FlagReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPage:
+    """Rows in quarantine, oldest first; whether there are more, and how many match the filter in all."""
+
+    rows: tuple[KeptRow, ...]
+    more: bool
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineChange:
+    """What an entry does to rows in quarantine, in its own transaction.
+
+    Attributes:
+        replayed: ids of rows that leave, since they went through the pipeline.
+        discarded: ids of rows that leave, since they are not wanted.
+        kept: id, reason and message of rows that stay.
+        principal: who asked for it.
+        comment: why, for rows that are discarded.
+    """
+
+    replayed: tuple[int, ...] = ()
+    discarded: tuple[int, ...] = ()
+    kept: tuple[tuple[int, FlagReason, str], ...] = ()
+    principal: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """One entry to append: everything that must become durable together.
 
@@ -33,6 +98,7 @@ class Submission:
         content_hash: BLAKE2b-16 of the bytes as received.
         receipt: the acknowledgement, kept by storage and given back when the same entry is sent again.
         quarantine: rows kept aside.
+        change: what happens to rows in quarantine; needs a request_id.
         stamp: of a producer session; excludes request_id.
         request_id: idempotency key of a unary write.
     """
@@ -41,6 +107,7 @@ class Submission:
     content_hash: bytes
     receipt: bytes
     quarantine: Sequence[QuarantinedRow]
+    change: QuarantineChange | None = None
     stamp: Stamp | None = None
     request_id: str = ""
 
@@ -99,7 +166,8 @@ class Log(Protocol):
         """Make the entry durable; the same stamp or request_id again gives the first answer.
 
         Raises:
-            FailedPrecondition: SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER.
+            FailedPrecondition: SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER; QUARANTINE_CHANGED if a row of the
+                change is not in quarantine any more.
             InvalidArgument: SEQUENCE_REUSED, REQUEST_ID_REUSED.
             ResourceExhausted: OVERLOADED, with the pause to make.
         """
@@ -115,6 +183,14 @@ class Log(Protocol):
 
     async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:
         """Return the newest values of series of numbers, by name; those without a value are left out."""
+        ...
+
+    async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:
+        """Return rows in quarantine with ids above `after`, oldest first.
+
+        Raises:
+            InvalidArgument: a filter that cannot be met.
+        """
         ...
 
 
@@ -141,7 +217,15 @@ class Registry(Protocol):
 
 
 class Receipts(Protocol):
-    """Acknowledgements as bytes: storage keeps them, ingestion alone reads them."""
+    """Answers as bytes: storage keeps them, ingestion alone reads them."""
+
+    def encode_sweep(self, sweep: Sweep) -> bytes:
+        """Return the answer to a sweep of quarantine as bytes."""
+        ...
+
+    def decode_sweep(self, receipt: bytes) -> Sweep:
+        """Return the answer that `encode_sweep` wrote."""
+        ...
 
     def encode(self, ack: Ack) -> bytes:
         """Return the acknowledgement as bytes."""

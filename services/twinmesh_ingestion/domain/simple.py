@@ -21,7 +21,7 @@ from twinmesh_ingestion.domain.outcomes import Scalar
 MAX_OBSERVATIONS: Final = 1_000
 """Most values of one call."""
 _INT64: Final = range(-(2**63), 2**63)
-_Row = tuple[int, int, int, Scalar]
+_Row = tuple[int, int, int, Scalar | bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class SimpleObservation:
     Attributes:
         key: twin, channel and unit.
         time_unix_us: event time.
-        value: as sent.
+        value: as sent; bytes for a text that is not UTF-8.
         json: whether a text value is a JSON document.
         quality: as the sender stated it.
     """
 
     key: SeriesKey
     time_unix_us: int
-    value: Scalar
+    value: Scalar | bytes
     json: bool = False
     quality: int = Quality.UNSPECIFIED
 
@@ -81,9 +81,24 @@ def to_batch(
     )
 
 
-def _placed(o: SimpleObservation, kind: ChannelKind) -> tuple[str, Scalar]:
+def places(
+    observations: Sequence[SimpleObservation], keys: tuple[SeriesKey, ...], kinds: Sequence[ChannelKind]
+) -> dict[tuple[str, int], int]:
+    """Return which observation became which row of `to_batch`: from section and row to position."""
+    handles = {key: handle for handle, key in enumerate(keys)}
+    filled: dict[str, int] = {}
+    found = {}
+    for position, o in enumerate(observations):
+        section, _ = _placed(o, kinds[handles[o.key]])
+        row = filled.get(section, 0)
+        found[section, row] = position
+        filled[section] = row + 1
+    return found
+
+
+def _placed(o: SimpleObservation, kind: ChannelKind) -> tuple[str, Scalar | bytes]:
     value = o.value
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         return ("jsons" if o.json else "texts"), value
     if isinstance(value, bool):
         return "bools", value

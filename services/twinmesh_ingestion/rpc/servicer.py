@@ -18,6 +18,8 @@ from twinmesh_ingestion.domain.intake import Intake, Prepared
 from twinmesh_ingestion.domain.outcomes import Ack
 from twinmesh_ingestion.domain.session import PointBudget, ProducerSession, SequencedAck
 from twinmesh_ingestion.rpc import mapping
+from twinmesh_ingestion.rpc.acks import ack_to_message
+from twinmesh_ingestion.rpc.quarantine import QuarantineServicer
 from twinmesh_ingestion.rpc.requests import (
     BatchMessage,
     HelloMessage,
@@ -51,13 +53,17 @@ class IngestionServicer:
     Args:
         intake: the way in.
         clock: receive times of the simple form, and the welcome's clock.
+        quarantine: serves replay and discard.
         session_points: points of one session on their way at once.
         process_points: points of all callers on their way at once.
     """
 
-    def __init__(self, intake: Intake, clock: Clock, *, session_points: int, process_points: int) -> None:
+    def __init__(
+        self, intake: Intake, clock: Clock, quarantine: QuarantineServicer, *, session_points: int, process_points: int
+    ) -> None:
         self._intake = intake
         self._clock = clock
+        self._quarantine = quarantine
         self._session_points = session_points
         self._budget = PointBudget(process_points)
         self._readers: set[asyncio.Task[None]] = set()
@@ -79,6 +85,16 @@ class IngestionServicer:
             ),
             "WriteStream": grpc.stream_stream_rpc_method_handler(
                 self.write_stream, response_serializer=ingestion_pb2.WriteStreamResponse.SerializeToString
+            ),
+            "ReplayQuarantine": grpc.unary_unary_rpc_method_handler(
+                self._quarantine.replay,
+                request_deserializer=ingestion_pb2.ReplayQuarantineRequest.FromString,
+                response_serializer=ingestion_pb2.ReplayQuarantineResponse.SerializeToString,
+            ),
+            "DiscardQuarantine": grpc.unary_unary_rpc_method_handler(
+                self._quarantine.discard,
+                request_deserializer=ingestion_pb2.DiscardQuarantineRequest.FromString,
+                response_serializer=ingestion_pb2.DiscardQuarantineResponse.SerializeToString,
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -107,7 +123,7 @@ class IngestionServicer:
         finally:
             self._budget.give(prepared.rows)
         self._count(ack)
-        return ingestion_pb2.WriteResponse(ack=mapping.ack_to_message(ack))
+        return ingestion_pb2.WriteResponse(ack=ack_to_message(ack))
 
     async def write_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Serve one producer session until the producer ends it, it fails, or this server drains."""

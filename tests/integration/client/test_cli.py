@@ -77,6 +77,13 @@ def test_an_unknown_twin_is_mended_by_the_command_that_the_error_prints(twinmesh
     # TYPE@VERSION stands there when the mesh has several types.
     assert twinmesh(*remedy[1].replace("TYPE@VERSION", "pump@1").split())[0] == 0
     assert twinmesh("write", ghost, "flow=1")[0] == 0
+    assert "1 would leave" in twinmesh("quarantine", "replay", "--twin", ghost, "--dry-run")[1]
+    replayed = json.loads(twinmesh("quarantine", "replay", "--twin", ghost, "--reason", "unknown_twin", "--json")[1])
+    assert (replayed["replay"]["left"], replayed["replay"]["kept"]) == (1, 0)
+    assert twinmesh("write", ghost, "altitude=1")[0] == 1
+    assert "1 discarded" in twinmesh("quarantine", "discard", "--twin", ghost, "--comment", "no such sensor")[1]
+    assert "no such sensor" in twinmesh("quarantine", "list", "--twin", ghost, "--state", "discarded", "--json")[1]
+    assert json.loads(twinmesh("quarantine", "list", "--twin", ghost, "--json")[1])["total"] == 0
 
 
 def test_a_csv_with_a_broken_row_names_it_and_can_leave_it_out(twinmesh, pump, tmp_path):

@@ -12,7 +12,7 @@ from twinmesh_core.registry import ChannelSpec, Twin, TwinType
 from twinmesh_core.time import US_PER_S
 from twinmesh_ingestion.adapters.memory import MemoryLog, MemoryRegistry
 from twinmesh_ingestion.domain.intake import Intake
-from twinmesh_ingestion.rpc.mapping import WriteAckReceipts
+from twinmesh_ingestion.rpc.acks import AckReceipts
 from twinmesh_testing.clock import FakeClock
 
 NOW = FakeClock().now_unix_us()
@@ -57,7 +57,7 @@ def intake(
     return Intake(
         log=log,
         registry=known or registry(),
-        receipts=WriteAckReceipts(),
+        receipts=AckReceipts(),
         clock=Monotonic(),
         patience_s=patience_s,
         remembered_series=remembered_series,

@@ -25,37 +25,46 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
+from twinmesh.type.v1 import quarantine_pb2 as twinmesh_dot_type_dot_v1_dot_quarantine__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/ingestion/v1/ingestion.proto\x12\x15twinmesh.ingestion.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xc1\x01\n\x0bObservation\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12&\n\x05value\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12*\n\x07quality\x18\x06 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\"\xa1\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x38\n\x0cobservations\x18\x03 \x03(\x0b\x32\".twinmesh.ingestion.v1.Observation\x12\x10\n\x08\x62\x61\x63kfill\x18\x04 \x01(\x08\"\x88\x01\n\x0cOutcomeCount\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.twinmesh.type.v1.FlagReason\x12*\n\x07quality\x18\x02 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\"\xa4\x02\n\x08WriteAck\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x15\n\rflagged_count\x18\x02 \x01(\x03\x12\x19\n\x11quarantined_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x35\n\x08outcomes\x18\x07 \x03(\x0b\x32#.twinmesh.ingestion.v1.OutcomeCount\x12\x10\n\x08replayed\x18\x08 \x01(\x08\x12\x18\n\x10\x64\x65\x61\x64\x62\x61nded_count\x18\t \x01(\x03\x12-\n\nclock_skew\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\rWriteResponse\x12,\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"$\n\rProducerHello\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\"f\n\rProducerBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x10\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x08\"\x8d\x01\n\x12WriteStreamRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerHelloH\x00\x12\x35\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerBatchH\x00\x42\t\n\x07message\"\x9b\x01\n\x0fProducerWelcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x1c\n\x14max_in_flight_points\x18\x04 \x01(\x03\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0bProducerAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"\x8e\x01\n\x13WriteStreamResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32&.twinmesh.ingestion.v1.ProducerWelcomeH\x00\x12\x31\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\".twinmesh.ingestion.v1.ProducerAckH\x00\x42\t\n\x07message2\xd0\x01\n\x10IngestionService\x12R\n\x05Write\x12#.twinmesh.ingestion.v1.WriteRequest\x1a$.twinmesh.ingestion.v1.WriteResponse\x12h\n\x0bWriteStream\x12).twinmesh.ingestion.v1.WriteStreamRequest\x1a*.twinmesh.ingestion.v1.WriteStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/ingestion/v1/ingestion.proto\x12\x15twinmesh.ingestion.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\x1a!twinmesh/type/v1/quarantine.proto\"\xc1\x01\n\x0bObservation\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12&\n\x05value\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12*\n\x07quality\x18\x06 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\"\xa1\x01\n\x0cWriteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x38\n\x0cobservations\x18\x03 \x03(\x0b\x32\".twinmesh.ingestion.v1.Observation\x12\x10\n\x08\x62\x61\x63kfill\x18\x04 \x01(\x08\"\x88\x01\n\x0cOutcomeCount\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.twinmesh.type.v1.FlagReason\x12*\n\x07quality\x18\x02 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\"\xa4\x02\n\x08WriteAck\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\x03\x12\x15\n\rflagged_count\x18\x02 \x01(\x03\x12\x19\n\x11quarantined_count\x18\x03 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x35\n\x08outcomes\x18\x07 \x03(\x0b\x32#.twinmesh.ingestion.v1.OutcomeCount\x12\x10\n\x08replayed\x18\x08 \x01(\x08\x12\x18\n\x10\x64\x65\x61\x64\x62\x61nded_count\x18\t \x01(\x03\x12-\n\nclock_skew\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\rWriteResponse\x12,\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"$\n\rProducerHello\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\"f\n\rProducerBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x31\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.ObservationBatch\x12\x10\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x08\"\x8d\x01\n\x12WriteStreamRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerHelloH\x00\x12\x35\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32$.twinmesh.ingestion.v1.ProducerBatchH\x00\x42\t\n\x07message\"\x9b\x01\n\x0fProducerWelcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x1c\n\x14max_in_flight_points\x18\x04 \x01(\x03\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x0bProducerAck\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\"\x8e\x01\n\x13WriteStreamResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32&.twinmesh.ingestion.v1.ProducerWelcomeH\x00\x12\x31\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\".twinmesh.ingestion.v1.ProducerAckH\x00\x42\t\n\x07message\"\xb3\x01\n\x17ReplayQuarantineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.QuarantineFilter\x12\x1b\n\x13\x61\x66ter_quarantine_id\x18\x03 \x01(\x03\x12\x10\n\x08max_rows\x18\x04 \x01(\x05\x12\x10\n\x08\x62\x61\x63kfill\x18\x05 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"\xb0\x01\n\x18ReplayQuarantineResponse\x12\x16\n\x0e\x65xamined_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\x12,\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1f.twinmesh.ingestion.v1.WriteAck\x12 \n\x18next_after_quarantine_id\x18\x04 \x01(\x03\x12\x15\n\rmatched_count\x18\x05 \x01(\x03\"\xb3\x01\n\x18\x44iscardQuarantineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\".twinmesh.type.v1.QuarantineFilter\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\x12\x10\n\x08max_rows\x18\x04 \x01(\x05\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x1b\n\x13\x61\x66ter_quarantine_id\x18\x06 \x01(\x03\"\x8f\x01\n\x19\x44iscardQuarantineResponse\x12\x17\n\x0f\x64iscarded_count\x18\x01 \x01(\x03\x12 \n\x18next_after_quarantine_id\x18\x02 \x01(\x03\x12\x15\n\rmatched_count\x18\x03 \x01(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x10\n\x08replayed\x18\x05 \x01(\x08\x32\xbd\x03\n\x10IngestionService\x12R\n\x05Write\x12#.twinmesh.ingestion.v1.WriteRequest\x1a$.twinmesh.ingestion.v1.WriteResponse\x12h\n\x0bWriteStream\x12).twinmesh.ingestion.v1.WriteStreamRequest\x1a*.twinmesh.ingestion.v1.WriteStreamResponse(\x01\x30\x01\x12s\n\x10ReplayQuarantine\x12..twinmesh.ingestion.v1.ReplayQuarantineRequest\x1a/.twinmesh.ingestion.v1.ReplayQuarantineResponse\x12v\n\x11\x44iscardQuarantine\x12/.twinmesh.ingestion.v1.DiscardQuarantineRequest\x1a\x30.twinmesh.ingestion.v1.DiscardQuarantineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.ingestion.v1.ingestion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBSERVATION']._serialized_start=166
-  _globals['_OBSERVATION']._serialized_end=359
-  _globals['_WRITEREQUEST']._serialized_start=362
-  _globals['_WRITEREQUEST']._serialized_end=523
-  _globals['_OUTCOMECOUNT']._serialized_start=526
-  _globals['_OUTCOMECOUNT']._serialized_end=662
-  _globals['_WRITEACK']._serialized_start=665
-  _globals['_WRITEACK']._serialized_end=957
-  _globals['_WRITERESPONSE']._serialized_start=959
-  _globals['_WRITERESPONSE']._serialized_end=1020
-  _globals['_PRODUCERHELLO']._serialized_start=1022
-  _globals['_PRODUCERHELLO']._serialized_end=1058
-  _globals['_PRODUCERBATCH']._serialized_start=1060
-  _globals['_PRODUCERBATCH']._serialized_end=1162
-  _globals['_WRITESTREAMREQUEST']._serialized_start=1165
-  _globals['_WRITESTREAMREQUEST']._serialized_end=1306
-  _globals['_PRODUCERWELCOME']._serialized_start=1309
-  _globals['_PRODUCERWELCOME']._serialized_end=1464
-  _globals['_PRODUCERACK']._serialized_start=1466
-  _globals['_PRODUCERACK']._serialized_end=1543
-  _globals['_WRITESTREAMRESPONSE']._serialized_start=1546
-  _globals['_WRITESTREAMRESPONSE']._serialized_end=1688
-  _globals['_INGESTIONSERVICE']._serialized_start=1691
-  _globals['_INGESTIONSERVICE']._serialized_end=1899
+  _globals['_OBSERVATION']._serialized_start=201
+  _globals['_OBSERVATION']._serialized_end=394
+  _globals['_WRITEREQUEST']._serialized_start=397
+  _globals['_WRITEREQUEST']._serialized_end=558
+  _globals['_OUTCOMECOUNT']._serialized_start=561
+  _globals['_OUTCOMECOUNT']._serialized_end=697
+  _globals['_WRITEACK']._serialized_start=700
+  _globals['_WRITEACK']._serialized_end=992
+  _globals['_WRITERESPONSE']._serialized_start=994
+  _globals['_WRITERESPONSE']._serialized_end=1055
+  _globals['_PRODUCERHELLO']._serialized_start=1057
+  _globals['_PRODUCERHELLO']._serialized_end=1093
+  _globals['_PRODUCERBATCH']._serialized_start=1095
+  _globals['_PRODUCERBATCH']._serialized_end=1197
+  _globals['_WRITESTREAMREQUEST']._serialized_start=1200
+  _globals['_WRITESTREAMREQUEST']._serialized_end=1341
+  _globals['_PRODUCERWELCOME']._serialized_start=1344
+  _globals['_PRODUCERWELCOME']._serialized_end=1499
+  _globals['_PRODUCERACK']._serialized_start=1501
+  _globals['_PRODUCERACK']._serialized_end=1578
+  _globals['_WRITESTREAMRESPONSE']._serialized_start=1581
+  _globals['_WRITESTREAMRESPONSE']._serialized_end=1723
+  _globals['_REPLAYQUARANTINEREQUEST']._serialized_start=1726
+  _globals['_REPLAYQUARANTINEREQUEST']._serialized_end=1905
+  _globals['_REPLAYQUARANTINERESPONSE']._serialized_start=1908
+  _globals['_REPLAYQUARANTINERESPONSE']._serialized_end=2084
+  _globals['_DISCARDQUARANTINEREQUEST']._serialized_start=2087
+  _globals['_DISCARDQUARANTINEREQUEST']._serialized_end=2266
+  _globals['_DISCARDQUARANTINERESPONSE']._serialized_start=2269
+  _globals['_DISCARDQUARANTINERESPONSE']._serialized_end=2412
+  _globals['_INGESTIONSERVICE']._serialized_start=2415
+  _globals['_INGESTIONSERVICE']._serialized_end=2860
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
+from twinmesh.type.v1 import quarantine_pb2 as _quarantine_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -412,3 +413,171 @@ class WriteStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WriteStreamResponse: _TypeAlias = WriteStreamResponse  # noqa: Y015
+
+@_typing.final
+class ReplayQuarantineRequest(_message.Message):
+    """Asks to take rows of quarantine through the pipeline again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    BACKFILL_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required unless dry_run; at most 128 characters. The same id again gives the first answer; with other content it is INVALID_ARGUMENT."""
+    after_quarantine_id: _builtins.int
+    """Optional. Only rows with greater ids: next_after_quarantine_id of the page before."""
+    max_rows: _builtins.int
+    """Optional. Most rows of this page, 1 to 10,000; 0 = 10,000."""
+    backfill: _builtins.bool
+    """Optional. The rows are recorded history: event times back to 1970 are accepted."""
+    dry_run: _builtins.bool
+    """Optional. Only say what would become of the rows."""
+    @_builtins.property
+    def filter(self) -> _quarantine_pb2.QuarantineFilter:
+        """Which rows; empty = all. Rows whose time was in the future are replayed only where reasons names TIME_IN_FUTURE: their event time is
+        judged by the clock as it is now. Rows without a series (UNKNOWN_HANDLE) stay.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        filter: _quarantine_pb2.QuarantineFilter | None = ...,
+        after_quarantine_id: _builtins.int = ...,
+        max_rows: _builtins.int = ...,
+        backfill: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "backfill", b"backfill", "dry_run", b"dry_run", "filter", b"filter", "max_rows", b"max_rows", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayQuarantineRequest: _TypeAlias = ReplayQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class ReplayQuarantineResponse(_message.Message):
+    """What became of a page of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMINED_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    MATCHED_COUNT_FIELD_NUMBER: _builtins.int
+    examined_count: _builtins.int
+    """Rows looked at: accepted + quarantined + duplicate + deadbanded of ack, and skipped."""
+    skipped_count: _builtins.int
+    """Rows that a replay leaves alone; see filter."""
+    next_after_quarantine_id: _builtins.int
+    """Continue with this as after_quarantine_id; 0 = there are no more rows."""
+    matched_count: _builtins.int
+    """Rows that matched the filter before this page was replayed, those of earlier pages that stayed included."""
+    @_builtins.property
+    def ack(self) -> Global___WriteAck:
+        """What became of the others: quarantined ones are those that stay. Without offset in a dry run."""
+
+    def __init__(
+        self,
+        *,
+        examined_count: _builtins.int = ...,
+        skipped_count: _builtins.int = ...,
+        ack: Global___WriteAck | None = ...,
+        next_after_quarantine_id: _builtins.int = ...,
+        matched_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "examined_count", b"examined_count", "matched_count", b"matched_count", "next_after_quarantine_id", b"next_after_quarantine_id", "skipped_count", b"skipped_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayQuarantineResponse: _TypeAlias = ReplayQuarantineResponse  # noqa: Y015
+
+@_typing.final
+class DiscardQuarantineRequest(_message.Message):
+    """Asks to take rows out of quarantine that are not wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required unless dry_run; at most 128 characters. The same id again gives the first answer; with other content it is INVALID_ARGUMENT."""
+    comment: _builtins.str
+    """Required. Why, for those who look later; at most 1,000 characters."""
+    max_rows: _builtins.int
+    """Optional. Most rows of this page, 1 to 10,000; 0 = 10,000."""
+    dry_run: _builtins.bool
+    """Optional. Only say how many rows there are."""
+    after_quarantine_id: _builtins.int
+    """Optional. Only rows with greater ids: next_after_quarantine_id of the page before."""
+    @_builtins.property
+    def filter(self) -> _quarantine_pb2.QuarantineFilter:
+        """Required: at least one condition."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        filter: _quarantine_pb2.QuarantineFilter | None = ...,
+        comment: _builtins.str = ...,
+        max_rows: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        after_quarantine_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "comment", b"comment", "dry_run", b"dry_run", "filter", b"filter", "max_rows", b"max_rows", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardQuarantineRequest: _TypeAlias = DiscardQuarantineRequest  # noqa: Y015
+
+@_typing.final
+class DiscardQuarantineResponse(_message.Message):
+    """What became of a page of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISCARDED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    MATCHED_COUNT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    discarded_count: _builtins.int
+    """Rows that left quarantine, or would."""
+    next_after_quarantine_id: _builtins.int
+    """Continue with this as after_quarantine_id; 0 = there are no more rows."""
+    matched_count: _builtins.int
+    """Rows that matched the filter before."""
+    offset: _builtins.int
+    """Log offset of the entry with which they left; 0 in a dry run."""
+    replayed: _builtins.bool
+    """The answer to an earlier delivery of the same request, given again."""
+    def __init__(
+        self,
+        *,
+        discarded_count: _builtins.int = ...,
+        next_after_quarantine_id: _builtins.int = ...,
+        matched_count: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discarded_count", b"discarded_count", "matched_count", b"matched_count", "next_after_quarantine_id", b"next_after_quarantine_id", "offset", b"offset", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardQuarantineResponse: _TypeAlias = DiscardQuarantineResponse  # noqa: Y015

@@ -45,6 +45,16 @@ class IngestionServiceStub:
                 request_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamResponse.FromString,
                 _registered_method=True)
+        self.ReplayQuarantine = channel.unary_unary(
+                '/twinmesh.ingestion.v1.IngestionService/ReplayQuarantine',
+                request_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineResponse.FromString,
+                _registered_method=True)
+        self.DiscardQuarantine = channel.unary_unary(
+                '/twinmesh.ingestion.v1.IngestionService/DiscardQuarantine',
+                request_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class IngestionServiceServicer:
@@ -70,6 +80,23 @@ class IngestionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayQuarantine(self, request, context):
+        """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
+        Rows that pass leave quarantine in the transaction in which they land; the others stay, each with the reason found now. Idempotent by
+        request_id. A row that was sent again meanwhile is a correction of what is there: discard it instead. INVALID_ARGUMENT: no request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardQuarantine(self, request, context):
+        """Takes rows out of quarantine because they are not wanted, one page of them, oldest first. They stay on record, with who did it and why.
+        Idempotent by request_id. INVALID_ARGUMENT: no request_id, no comment, or a filter without any condition.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +109,16 @@ def add_IngestionServiceServicer_to_server(servicer, server):
                     servicer.WriteStream,
                     request_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamRequest.FromString,
                     response_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamResponse.SerializeToString,
+            ),
+            'ReplayQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayQuarantine,
+                    request_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineRequest.FromString,
+                    response_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineResponse.SerializeToString,
+            ),
+            'DiscardQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardQuarantine,
+                    request_deserializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineRequest.FromString,
+                    response_serializer=twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +176,60 @@ class IngestionService:
             '/twinmesh.ingestion.v1.IngestionService/WriteStream',
             twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamRequest.SerializeToString,
             twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.WriteStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingestion.v1.IngestionService/ReplayQuarantine',
+            twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineRequest.SerializeToString,
+            twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingestion.v1.IngestionService/DiscardQuarantine',
+            twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineRequest.SerializeToString,
+            twinmesh_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

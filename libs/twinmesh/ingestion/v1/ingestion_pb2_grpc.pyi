@@ -44,6 +44,15 @@ class IngestionServiceStub:
     SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
     stream with INVALID_ARGUMENT and does not move the sequence.
     """
+    ReplayQuarantine: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.ReplayQuarantineRequest, _ingestion_pb2.ReplayQuarantineResponse]
+    """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
+    Rows that pass leave quarantine in the transaction in which they land; the others stay, each with the reason found now. Idempotent by
+    request_id. A row that was sent again meanwhile is a correction of what is there: discard it instead. INVALID_ARGUMENT: no request_id.
+    """
+    DiscardQuarantine: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.DiscardQuarantineRequest, _ingestion_pb2.DiscardQuarantineResponse]
+    """Takes rows out of quarantine because they are not wanted, one page of them, oldest first. They stay on record, with who did it and why.
+    Idempotent by request_id. INVALID_ARGUMENT: no request_id, no comment, or a filter without any condition.
+    """
 
 @_typing.type_check_only
 class IngestionServiceAsyncStub(IngestionServiceStub):
@@ -60,6 +69,15 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
     SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
     stream with INVALID_ARGUMENT and does not move the sequence.
+    """
+    ReplayQuarantine: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.ReplayQuarantineRequest, _ingestion_pb2.ReplayQuarantineResponse]  # type: ignore[assignment]
+    """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
+    Rows that pass leave quarantine in the transaction in which they land; the others stay, each with the reason found now. Idempotent by
+    request_id. A row that was sent again meanwhile is a correction of what is there: discard it instead. INVALID_ARGUMENT: no request_id.
+    """
+    DiscardQuarantine: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.DiscardQuarantineRequest, _ingestion_pb2.DiscardQuarantineResponse]  # type: ignore[assignment]
+    """Takes rows out of quarantine because they are not wanted, one page of them, oldest first. They stay on record, with who did it and why.
+    Idempotent by request_id. INVALID_ARGUMENT: no request_id, no comment, or a filter without any condition.
     """
 
 class IngestionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -86,6 +104,27 @@ class IngestionServiceServicer(metaclass=_abc_1.ABCMeta):
         by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
         SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
         stream with INVALID_ARGUMENT and does not move the sequence.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayQuarantine(
+        self,
+        request: _ingestion_pb2.ReplayQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingestion_pb2.ReplayQuarantineResponse, _abc.Awaitable[_ingestion_pb2.ReplayQuarantineResponse]]:
+        """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
+        Rows that pass leave quarantine in the transaction in which they land; the others stay, each with the reason found now. Idempotent by
+        request_id. A row that was sent again meanwhile is a correction of what is there: discard it instead. INVALID_ARGUMENT: no request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardQuarantine(
+        self,
+        request: _ingestion_pb2.DiscardQuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingestion_pb2.DiscardQuarantineResponse, _abc.Awaitable[_ingestion_pb2.DiscardQuarantineResponse]]:
+        """Takes rows out of quarantine because they are not wanted, one page of them, oldest first. They stay on record, with who did it and why.
+        Idempotent by request_id. INVALID_ARGUMENT: no request_id, no comment, or a filter without any condition.
         """
 
 def add_IngestionServiceServicer_to_server(servicer: IngestionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
