@@ -23,6 +23,7 @@ from twinmesh_local.valkey import ValkeyServer
 
 KILLS = ("storage", "folding", "ingestion", "postmaster", "valkey")
 OTHERS = ("fast restart", "immediate restart", "storage stopped", "commit line stopped", "postgres stopped")
+LEADERS = ("leader", "leader stopped", "leader asked to end")
 _FOLD_PATIENCE_S = 3.0
 _START_ATTEMPTS = 20
 
@@ -40,6 +41,7 @@ class Nemesis:
 
     Attributes:
         done: faults by kind.
+        taken_over: how often another process appended while the leader was stopped.
         recovery_s: from the fault (of a stop: from its end) to the next acknowledgement.
     """
 
@@ -55,6 +57,7 @@ class Nemesis:
     ) -> None:
         self.done: Counter[str] = Counter()
         self.recovery_s: list[float] = []
+        self.taken_over = 0
         self._world = world
         self._ledger = ledger
         self._postgres = postgres
@@ -72,6 +75,9 @@ class Nemesis:
             "storage stopped": self._stop_storage,
             "commit line stopped": self._stop_commit_line,
             "postgres stopped": self._stop_postgres,
+            "leader": self._kill_leader,
+            "leader stopped": self._stop_leader,
+            "leader asked to end": self._end_leader,
         }
 
     def schedule(self, kinds: Iterable[str], count: int) -> list[str]:
@@ -107,6 +113,27 @@ class Nemesis:
     async def _kill_ingestion(self) -> None:
         assert self._world.ingestion is not None
         await self._kill(self._world.ingestion)
+
+    async def _kill_leader(self) -> None:
+        await self._kill(await self._world.leader())
+
+    async def _stop_leader(self) -> None:
+        """Stop it for longer than its lease: another takes over, and it wakes up as a leader of the past."""
+        leader = await self._world.leader()
+        leader.signal(signal.SIGSTOP)
+        try:
+            before = self._ledger.acks
+            async with asyncio.timeout(self._patience_s):
+                while self._ledger.acks == before or await self._world.leader() is leader:  # noqa: ASYNC110 -- data
+                    await asyncio.sleep(0.05)
+            self.taken_over += 1
+        finally:
+            leader.signal(signal.SIGCONT)
+
+    async def _end_leader(self) -> None:
+        leader = await self._world.leader()
+        assert await leader.stop() == 0
+        leader.start()
 
     async def _kill_folding(self) -> None:
         """Kill storage while it copies blocks, or between that and their commit."""
@@ -175,10 +202,10 @@ async def _gone(world: World, pid: int) -> None:
 
 
 async def backends(url: str, application: str) -> list[int]:
-    """Return the processes that serve connections of this name."""
+    """Return the processes that serve connections whose name begins like this."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         cursor = await connection.execute(
-            "select pid from pg_stat_activity where application_name = %s and datname = current_database()",
+            "select pid from pg_stat_activity where starts_with(application_name, %s) and datname = current_database()",
             (application,),
         )
         return [row[0] for row in await cursor.fetchall()]

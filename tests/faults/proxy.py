@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -72,34 +73,43 @@ class Proxy:
         self.port = 0
         self.scissors = scissors
         self._reader = reader
-        self._server: asyncio.Server | None = None
+        self._listener = socket.socket()
         self._open: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        # Not asyncio's server: that one loses sockets which it accepted in the moment of its end.
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
-        assert self._server is not None
-        self._server.close()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         self.cut_all()
-        await self._server.wait_closed()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        while self._connections:
+            await asyncio.wait(self._connections, timeout=0.1)
+            self.cut_all()  # also what was only just being connected
 
     def cut_all(self) -> None:
         """End every connection now, whatever is on its way."""
         for writer in list(self._open):
             writer.transport.abort()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            accepted, _ = self._listener.accept()
+            task = asyncio.create_task(self._pass_on(accepted))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _pass_on(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=accepted)
         try:
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -121,6 +131,9 @@ class Proxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, understands: Reader) -> None:
         with contextlib.suppress(ConnectionError):

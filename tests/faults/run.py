@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -13,7 +14,7 @@ from tests.faults.points import CHANNEL
 from tests.faults.producers import Producer
 from tests.faults.readback import Follow, Readback, read_back
 from tests.faults.report import Outcome
-from tests.faults.world import World, ready
+from tests.faults.world import World
 from tests.integration.storage.mesh import Storage
 
 from twinmesh.storage.v1 import storage_pb2
@@ -41,11 +42,13 @@ async def load(
         restart: kill storage before the reading, so that what is read is what the disk holds and nobody remembers.
         longest_s: what is not enough by then fails the run.
     """
-    watching = [Follow(world.store, dallies_s=0.2 * (number % 2)) for number in range(followers)]
+    watching = [
+        Follow(world.stores[number % len(world.stores)], dallies_s=0.2 * (number % 2)) for number in range(followers)
+    ]
     done = asyncio.Event()
     async with asyncio.timeout(longest_s), asyncio.TaskGroup() as group:
         following = [group.create_task(follow.run()) for follow in watching]
-        reading = group.create_task(read_latest(world.store, ledger))
+        reading = group.create_task(read_latest(world.stores, ledger))
         sending = [group.create_task(p.run(lambda _: not done.is_set())) for p in producers]
         if nemesis is not None:
             await nemesis()
@@ -58,26 +61,26 @@ async def load(
             await task
         for hop in world.hops:  # the reading is not under test
             hop.scissors.share.clear()
-        await ready(world.store)
+        head = await world.all_ready()
         await world.folded()
-        head = (await world.store.ask("GetHead", storage_pb2.GetHeadRequest())).position.offset
         for follow in watching:
             await follow.reached(head)
         for task in (*following, reading):
             task.cancel()
         if restart:
-            await world.storage.kill()
-            world.storage.start()
-            await ready(world.store)
-        found = await read_back(world.store, (producer.name for producer in producers))
+            for storage in world.storages:
+                await storage.kill()
+                storage.start()
+            await world.all_ready()
+        found = await read_back(world.stores[-1], (producer.name for producer in producers))
     found.followers = {f"f{number}": follow.seen for number, follow in enumerate(watching)}
     return found
 
 
-async def read_latest(store: Storage, ledger: History) -> None:
+async def read_latest(stores: Sequence[Storage], ledger: History) -> None:
     """Ask for ever for what was acknowledged a moment ago: the latest value must be that one or a newer one."""
     plan = ledger.plan
-    while True:
+    for store in itertools.cycle(stores):
         await asyncio.sleep(_READ_PAUSE_S)
         for producer, (sequence, offset) in list(ledger.newest.items()):
             selector = storage_pb2.SeriesSelector(twin_id=producer, channel=CHANNEL)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from tests.faults.history import History
-from tests.faults.nemesis import KILLS, OTHERS, Nemesis
+from tests.faults.nemesis import KILLS, OTHERS, Nemesis, end_and_start
 from tests.faults.points import Plan, producers
-from tests.faults.producers import Producer, SessionProducer, UnaryProducer
+from tests.faults.producers import Producer, SessionProducer, StampedProducer, UnaryProducer, resolve
 from tests.faults.report import Outcome
 from tests.faults.run import judged, load
-from tests.faults.world import ingestion_client, world
+from tests.faults.world import ingestion_client, ready, world
 
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian
@@ -96,3 +100,50 @@ async def test_a_long_night(
     assert outcome.violations == 0, outcome.note
     assert sum(nemesis.done[kind] for kind in KILLS) >= 20
     assert outcome.ambiguous >= 300
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_acknowledging_what_is_not_on_disk_is_caught(
+    guardian: Guardian, mortal_postgres: PostgresServer, mortal_url: str, run_dir: Path, report: Report
+) -> None:
+    """The canary for PostgreSQL's own promise: commits that do not wait for the disk are lost with the postmaster."""
+    plan = Plan(name="canary lazy_disk", seed=SEED, rows=50)
+    with History(run_dir / "history.jsonl", plan) as ledger:
+        async with world(
+            guardian, run_dir, mortal_url, seed=SEED, program=("-m", "tests.faults.broken", "lazy_disk"),
+            fold_after_s=3.0, fold_rows=1_000_000,  # a fold waits for the disk, and all before it with it
+        ) as w:  # fmt: skip
+            every = [StampedProducer(w.store, n, ledger, await resolve(w.store, n)) for n in producers(4)]
+
+            async def kill() -> None:
+                """Until the log has forgotten something that was acknowledged; mostly the first time."""
+                for _ in range(5):
+                    due = ledger.acks + 100
+                    while ledger.acks < due:  # noqa: ASYNC110 -- plain data
+                        await asyncio.sleep(0.001)
+                    await end_and_start(w, mortal_postgres, signal.SIGKILL)
+                    told = {name: sequence for name, (sequence, _) in ledger.newest.items()}
+                    await ready(w.store)
+                    if await durable(mortal_url) < sum(told.values()):
+                        return
+
+            found = await load(w, every, ledger, until=lambda: True, nemesis=kill, restart=False)
+            outcome = judged(w, found)
+    wrong = (run_dir / "violations.txt").read_text()
+    caught = "lost" in wrong or "forgot" in wrong
+    report(
+        replace(
+            outcome, violations=0, points=0, ambiguous=0, caught=int(caught), canaries=1, note=wrong.partition("\n")[0]
+        ),
+        run_dir,
+    )
+    assert caught, "the canary survived"
+
+
+async def durable(url: str) -> int:
+    """Return how many observation entries the log holds."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        row = await (await connection.execute("select count(*) from storage.log where kind = 1")).fetchone()
+    return int(row[0]) if row is not None else 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -115,35 +116,78 @@ class Service:
 
 @dataclass(slots=True)
 class World:
-    """Storage, with ingestion before it if wanted, and proxies on every hop.
+    """Storage processes, with ingestion before them if wanted, and proxies on every hop.
 
     Attributes:
         database_url: PostgreSQL itself, without a proxy.
-        store: client of storage, without a proxy.
-        ingestion_port: where producers write: through the proxy.
-        storage_port: where producers append that talk to storage: through the proxy.
+        storages: the storage processes, of which one leads.
+        stores: a client of each, without a proxy.
+        postgres_hop: between storage and PostgreSQL.
+        storage_hops: before each storage process; the others reach it there too.
+        ingestion_hop: before ingestion.
+        on_copy: told when storage begins to copy a fold.
     """
 
     guardian: Guardian
     directory: Path
     database_url: str
-    storage: Service
-    store: Storage
     postgres_hop: Proxy
-    storage_hop: Proxy
+    on_copy: list[Callable[[], None]]
+    storages: list[Service] = field(default_factory=list)
+    stores: list[Storage] = field(default_factory=list)
+    storage_hops: list[Proxy] = field(default_factory=list)
     ingestion: Service | None = None
     ingestion_hop: Proxy | None = None
-    on_copy: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def storage(self) -> Service:
+        """The first storage process."""
+        return self.storages[0]
+
+    @property
+    def store(self) -> Storage:
+        """Its client."""
+        return self.stores[0]
+
+    @property
+    def storage_hop(self) -> Proxy:
+        """The proxy before it."""
+        return self.storage_hops[0]
 
     @property
     def hops(self) -> tuple[Proxy, ...]:
         """Every proxy."""
-        return (self.postgres_hop, self.storage_hop, *((self.ingestion_hop,) if self.ingestion_hop else ()))
+        return (self.postgres_hop, *self.storage_hops, *((self.ingestion_hop,) if self.ingestion_hop else ()))
 
     @property
     def kills(self) -> int:
         """How often services were killed by `Service.kill`."""
-        return self.storage.kills + (self.ingestion.kills if self.ingestion else 0)
+        return sum(s.kills for s in self.storages) + (self.ingestion.kills if self.ingestion else 0)
+
+    async def leader(self) -> Service:
+        """Return the storage process that holds the lease."""
+        async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as connection:
+            while True:
+                cursor = await connection.execute("select lease_holder from storage.partition_state")
+                row = await cursor.fetchone()
+                for storage in self.storages:
+                    if row is not None and f"/{storage.pid}/" in row[0] and storage.runs:
+                        return storage
+                await asyncio.sleep(0.02)
+
+    async def all_ready(self) -> int:
+        """Wait until every storage process answers and knows the head; returns it."""
+        for store in self.stores:
+            await ready(store)
+        heads = [0]
+        while True:
+            found = [
+                (await store.ask("GetHead", storage_pb2.GetHeadRequest())).position.offset for store in self.stores
+            ]
+            if len(set(found)) == 1 and found[0] >= max(heads):
+                return found[0]
+            heads += found
+            await asyncio.sleep(0.05)
 
     async def folded(self) -> None:
         """Wait until every observation is in blocks; the offset of the fold has no public way to be read."""
@@ -219,6 +263,7 @@ async def world(
     with_ingestion: bool = False,
     lose: Mapping[str, float] = MappingProxyType({}),
     program: Sequence[str] = (),
+    processes: int = 1,
     **settings: object,
 ) -> AsyncIterator[World]:
     """Run storage (and ingestion) behind proxies.
@@ -227,6 +272,7 @@ async def world(
         lose: share of answers that are lost, by kind: those of `PostgresReader`; ``append`` = of storage on their way
             to ingestion, or to whoever appends; ``ack`` = of ingestion on their way to the producers.
         program: run instead of storage.
+        processes: how many storage processes.
         settings: of storage.
     """
     rng = random.Random(seed)  # noqa: S311 -- chooses faults
@@ -245,25 +291,31 @@ async def world(
         postgres_hop = await stack.enter_async_context(
             proxy(port, lambda: PostgresReader(copying), scissors(("commit", "early", "fold", "read")))
         )
+        made = World(guardian, directory, database_url, postgres_hop, on_copy)
         chosen: dict[str, object] = {"fold_after_s": 0.2, "fold_rows": 5_000, "database_timeout_s": 5.0, **settings}
         url = through(database_url, postgres_hop.port)
-        storage = Service(guardian, directory / "storage.log", "storage", program, database_url=url, **chosen)
-        stack.callback(storage.end)
-        storage.start()
-        storage_hop = await stack.enter_async_context(
-            proxy(storage.port, lambda: Http2Reader("append", streamed=False), scissors(("append",)))
-        )
-        store = await stack.enter_async_context(storage_client(storage.port))
-        made = World(guardian, directory, database_url, storage, store, postgres_hop, storage_hop, on_copy=on_copy)
+        for number in range(processes):
+            log = directory / f"storage-{number}.log"
+            storage = Service(guardian, log, "storage", program, database_url=url, **chosen)
+            reader = partial(Http2Reader, "append", streamed=False)
+            hop = await stack.enter_async_context(proxy(storage.port, reader, scissors(("append",))))
+            storage.configure(TWINMESH_STORAGE_ADVERTISE=f"127.0.0.1:{hop.port}")
+            stack.callback(storage.end)
+            storage.start()
+            made.storages.append(storage)
+            made.storage_hops.append(hop)
+            made.stores.append(await stack.enter_async_context(storage_client(storage.port)))
         if with_ingestion:
             made.ingestion = Service(
                 guardian, directory / "ingestion.log", "ingestion", append_timeout_s=3.0, storage_patience_s=20.0
             )
-            made.ingestion.configure(TWINMESH_MESH_STORAGE=f"127.0.0.1:{storage_hop.port}")
+            made.ingestion.configure(
+                TWINMESH_MESH_STORAGE=",".join(f"127.0.0.1:{hop.port}" for hop in made.storage_hops)
+            )
             stack.callback(made.ingestion.end)
             made.ingestion.start()
             made.ingestion_hop = await stack.enter_async_context(
                 proxy(made.ingestion.port, lambda: Http2Reader("ack", streamed=True), scissors(("ack",)))
             )
-        await ready(store)
+        await made.all_ready()
         yield made
