@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,10 @@ from tests.faults.points import CHANNEL, rows_digest
 from tests.integration.storage.mesh import Storage
 
 from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import position_pb2
 from twinmesh_core import wire
 from twinmesh_core.errors import Unavailable
+from twinmesh_runtime.caller import ALL_TENANTS
 
 _COUNTS = ("landed_point_count", "point_count", "quarantined_count", "entry_count")
 
@@ -132,18 +134,21 @@ def landed(entry: storage_pb2.LogEntry) -> Landed:
     )
 
 
-async def read_back(store: Storage, twins: Iterable[str]) -> Readback:
-    """Read everything through the public API."""
+async def read_back(store: Storage, twins: Iterable[str], witness: Follow | None = None) -> Readback:
+    """Read everything through the public API; what has left the log is taken from a follower that saw it."""
     head = (await store.ask("GetHead", storage_pb2.GetHeadRequest())).position.offset
     found = Readback()
-    async with aclosing(store.stream("Follow", storage_pb2.FollowRequest())) as frames:
-        async for frame in frames:
-            for entry in frame.entries:
-                found.followed.append((entry.offset, body_digest(entry)))
-                if entry.WhichOneof("body") == "observations":
-                    found.log.append(landed(entry))
-            if frame.through.offset >= head:
-                break
+    if witness is None:
+        async with aclosing(store.stream("Follow", storage_pb2.FollowRequest())) as frames:
+            async for frame in frames:
+                for entry in frame.entries:
+                    found.followed.append((entry.offset, body_digest(entry)))
+                    if entry.WhichOneof("body") == "observations":
+                        found.log.append(landed(entry))
+                if frame.through.offset >= head:
+                    break
+    else:
+        found.log, found.followed = list(witness.kept), list(witness.seen)
     found.reads = await _read(store, sorted(set(twins)), head)
     found.quarantine = await _quarantine(store)
     statistics = await store.ask("GetStatistics", storage_pb2.GetStatisticsRequest())
@@ -184,15 +189,21 @@ async def _quarantine(store: Storage) -> list[tuple[str, str, int, int, int]]:
 class Follow:
     """A follower that lives through everything: it resumes after the last entry it saw.
 
+    Args:
+        dallies_s: pause after each frame, which makes it fall behind what is in memory.
+        consumer: name under which it tells the log how far it has come, so that what it has seen may leave.
+
     Attributes:
         seen: (offset, digest) of every entry, in the order seen.
-        dallies_s: pause after each frame, which makes it fall behind what is in memory.
+        kept: what the observation entries held; only of a `consumer`.
     """
 
-    def __init__(self, store: Storage, *, dallies_s: float = 0.0) -> None:
+    def __init__(self, store: Storage, *, dallies_s: float = 0.0, consumer: str = "") -> None:
         self.seen: list[tuple[int, str]] = []
-        self._store = store
+        self.kept: list[Landed] = []
         self.dallies_s = dallies_s
+        self._store = store
+        self._consumer = consumer
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -206,12 +217,19 @@ class Follow:
                     async for frame in frames:
                         incarnation = frame.through.incarnation
                         self.seen += [(entry.offset, body_digest(entry)) for entry in frame.entries]
+                        if self._consumer:
+                            self.kept += [landed(e) for e in frame.entries if e.WhichOneof("body") == "observations"]
+                            await self._register(frame.through)
                         if self.dallies_s:
                             await asyncio.sleep(self.dallies_s)
             except Unavailable:
                 await asyncio.sleep(0.05)
 
+    async def _register(self, through: position_pb2.LogPosition) -> None:
+        request = storage_pb2.RegisterCheckpointRequest(consumer=self._consumer, covered=through)
+        await replace(self._store, tenant=ALL_TENANTS).ask("RegisterCheckpoint", request)
+
     async def reached(self, head: int) -> None:
         """Wait until it saw everything up to the head."""
-        while head and (not self.seen or self.seen[-1][0] < head):  # noqa: ASYNC110 -- plain data, and the test has a time limit
+        while head and (not self.seen or self.seen[-1][0] < head):  # noqa: ASYNC110 -- plain data
             await asyncio.sleep(0.02)

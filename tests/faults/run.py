@@ -32,6 +32,7 @@ async def load(
     until: Callable[[], bool],
     followers: int = 2,
     restart: bool = True,
+    trims: bool = False,
     nemesis: Callable[[], Awaitable[None]] | None = None,
     longest_s: float = 90.0,
 ) -> Readback:
@@ -40,10 +41,16 @@ async def load(
     Args:
         nemesis: does its worst meanwhile; the producers go on until it has ended.
         restart: kill storage before the reading, so that what is read is what the disk holds and nobody remembers.
+        trims: entries leave the log once the followers have seen them.
         longest_s: what is not enough by then fails the run.
     """
     watching = [
-        Follow(world.stores[number % len(world.stores)], dallies_s=0.2 * (number % 2)) for number in range(followers)
+        Follow(
+            world.stores[number % len(world.stores)],
+            dallies_s=0.2 * (number % 2),
+            consumer=f"f{number}" if trims else "",
+        )
+        for number in range(followers)
     ]
     done = asyncio.Event()
     async with asyncio.timeout(longest_s), asyncio.TaskGroup() as group:
@@ -72,7 +79,8 @@ async def load(
                 await storage.kill()
                 storage.start()
             await world.all_ready()
-        found = await read_back(world.stores[-1], (producer.name for producer in producers))
+        twins = [producer.name for producer in producers]
+        found = await read_back(world.stores[-1], twins, watching[0] if trims else None)
     found.followers = {f"f{number}": follow.seen for number, follow in enumerate(watching)}
     return found
 

@@ -19,6 +19,7 @@ from tests.faults.report import Outcome
 from tests.faults.run import judged, load
 from tests.faults.world import ingestion_client, ready, world
 
+from twinmesh.storage.v1 import storage_pb2
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian
 from twinmesh_local.valkey import ValkeyServer
@@ -100,6 +101,34 @@ async def test_a_long_night(
     assert outcome.violations == 0, outcome.note
     assert sum(nemesis.done[kind] for kind in KILLS) >= 20
     assert outcome.ambiguous >= 300
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_killed_while_the_log_is_trimmed(
+    guardian: Guardian, mortal_postgres: PostgresServer, mortal_url: str, run_dir: Path, report: Report
+) -> None:
+    """Entries leave the log as soon as they are folded and followed: no follower misses one, and history has them."""
+    plan = Plan(name="trimmed", seed=SEED)
+    with History(run_dir / "history.jsonl", plan) as ledger:
+        async with world(
+            guardian, run_dir, mortal_url, seed=SEED, lose={"fold": 0.05, "read": 0.01},
+            log_keep_s=0.3, log_trim_every_s=0.1,
+        ) as w:  # fmt: skip
+            every = [
+                StampedProducer(w.store, n, ledger, await resolve(w.store, n), pause_s=0.005) for n in producers(4)
+            ]
+            nemesis = Nemesis(w, ledger, seed=SEED, postgres=mortal_postgres)
+            schedule = nemesis.schedule(("storage", "folding", "postmaster"), 9)
+            found = await load(w, every, ledger, until=lambda: True, nemesis=lambda: nemesis.run(schedule), trims=True)
+            mark = (await w.store.ask("GetStatistics", storage_pb2.GetStatisticsRequest())).trim_offset
+            left = len(found.log) - await durable(mortal_url)
+            note = f"{left} of {len(found.log)} entries have left the log, up to {mark}; {nemesis.told()}"
+            outcome = judged(w, found, faults=nemesis.done["postmaster"], note=note)
+    report(outcome, run_dir)
+    assert outcome.violations == 0, outcome.note
+    assert left > len(found.log) / 2
 
 
 @pytest.mark.faults
