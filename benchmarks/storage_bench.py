@@ -35,15 +35,22 @@ S = 1_000_000
 @contextmanager
 def database() -> Iterator[str]:
     """Yield the URL of a PostgreSQL of one's own, as durable as in production."""
+    with server() as running:
+        yield running.url()
+
+
+@contextmanager
+def server() -> Iterator[PostgresServer]:
+    """Yield that PostgreSQL."""
     directory = Path(tempfile.mkdtemp(prefix="twinmesh-bench-"))
     directory.chmod(0o711)
     try:
         with Guardian(log=directory / "guardian.log") as guardian:
-            server = PostgresServer(guardian, directory, log_dir=directory)
-            server.start()
-            yield server.url()
-            server.stop()
-            server.remove_data()
+            postgres = PostgresServer(guardian, directory, log_dir=directory)
+            postgres.start()
+            yield postgres
+            postgres.stop()
+            postgres.remove_data()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -114,6 +121,7 @@ def start_service(token: str, port: int, mesh: str = "", **settings: str) -> sub
         # Keeps large messages from being given back to the kernel and faulted in again.
         "MALLOC_MMAP_THRESHOLD_": "268435456",
         "MALLOC_TRIM_THRESHOLD_": "268435456",
+        "MALLOC_ARENA_MAX": "2",
         **{f"TWINMESH_{token.upper()}_{name}": value for name, value in settings.items()},
     }
     return subprocess.Popen([sys.executable, "-m", f"twinmesh_{token}"], env=environment)

@@ -199,6 +199,7 @@ class _Dictionaries:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[SeriesKey, ...]] = OrderedDict()
         self._by_head: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes = 0
         self._lock = Lock()  # batches are read on threads too
 
     def read(self, data: bytes, start: int) -> tuple[tuple[SeriesKey, ...], int]:
@@ -223,21 +224,26 @@ class _Dictionaries:
             series = tuple(_walk_key(encoded, first, stop) for _, _, first, stop in fields(encoded))
         if len(encoded) <= _CACHED_BYTES:
             with self._lock:
-                _keep(self._known, encoded, series)
-                if len(encoded) >= _HEAD_BYTES:
-                    _keep(self._by_head, head, encoded)
+                self._keep(head, encoded, series)
         return series
 
+    def _keep(self, head: bytes, encoded: bytes, series: tuple[SeriesKey, ...]) -> None:
+        if encoded not in self._known:
+            self._bytes += len(encoded)
+        self._known[encoded] = series
+        self._known.move_to_end(encoded)
+        while len(self._known) > _MAX_DICTIONARIES or self._bytes > _CACHED_BYTES:
+            gone, _ = self._known.popitem(last=False)
+            self._bytes -= len(gone)
+        if len(encoded) >= _HEAD_BYTES:
+            self._by_head[head] = encoded
+            self._by_head.move_to_end(head)
+            if len(self._by_head) > _MAX_DICTIONARIES:
+                self._by_head.popitem(last=False)
 
-def _keep(kept: OrderedDict[bytes, Any], key: bytes, value: Any) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > _MAX_DICTIONARIES:
-        kept.popitem(last=False)
 
-
-_CACHED_BYTES: Final = 256 * 1024
-_MAX_DICTIONARIES: Final = 128
+_CACHED_BYTES: Final = 8 << 20  # of all of them; what they are read into takes some 15 times as much
+_MAX_DICTIONARIES: Final = 256
 _HEAD_BYTES: Final = 64
 _ENTRY_TAG: Final = 1 << 3 | LEN
 _ENTRY: Final = bytes([_ENTRY_TAG])

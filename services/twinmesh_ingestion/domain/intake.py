@@ -190,7 +190,7 @@ class Intake:
 
     async def _unknown(self, tenant: str, table: SeriesTable) -> LatestValues | None:
         """Ask storage for the newest values of series that this process meets for the first time; once, at most."""
-        numbers = [key for key in table.landed if key.kind.numeric]
+        numbers = table.landed_numbers
         missing = self._memory.unasked(self._memory.slots(tenant, numbers))
         if not len(missing):
             return None

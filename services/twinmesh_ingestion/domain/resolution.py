@@ -134,6 +134,7 @@ class SeriesTable:
         landed_handle: uint32 [n], index into `landed`; `NOWHERE` where refused.
         lands_as_sent: whether every handle stays what it is.
         landed: the dictionary that lands: each series once.
+        landed_numbers: those of its entries that are numbers; the same object where all are.
         landed_bytes: its encoding.
     """
 
@@ -164,6 +165,7 @@ class SeriesTable:
     landed_handle: npt.NDArray[np.uint32]
     lands_as_sent: bool
     landed: tuple[SeriesKey, ...]
+    landed_numbers: tuple[SeriesKey, ...]
     landed_bytes: bytes
 
     @property
@@ -184,6 +186,7 @@ def build_table(
     """
     index: dict[SeriesKey, int] = {}
     handles = [NOWHERE if key is None else index.setdefault(key, len(index)) for key in landed_keys]
+    landed = tuple(index)
     specs = [r.spec if isinstance(r, Resolved) else None for r in resolutions]
     changes = [r.conversion if isinstance(r, Resolved) else None for r in resolutions]
     inf = np.inf
@@ -226,8 +229,9 @@ def build_table(
         repeats=bool(unmerged.any()),
         landed_handle=np.array(handles, HANDLE),
         lands_as_sent=handles == list(range(len(keys))),
-        landed=tuple(index),
-        landed_bytes=wire.encode_dictionary(tuple(index)),
+        landed=landed,
+        landed_numbers=_numbers(landed),
+        landed_bytes=wire.encode_dictionary(landed),
     )
 
 
@@ -243,6 +247,11 @@ def _rate(spec: ChannelSpec | None) -> float:
 
 def _stuck_us(spec: ChannelSpec | None) -> int:
     return NO_STUCK if spec is None or _off(spec, PipelineStage.STUCK) else spec.stuck_after_us or NO_STUCK
+
+
+def _numbers(keys: tuple[SeriesKey, ...]) -> tuple[SeriesKey, ...]:
+    numbers = tuple(key for key in keys if key.kind.numeric)
+    return keys if len(numbers) == len(keys) else numbers
 
 
 def _spike(spec: ChannelSpec | None) -> float:

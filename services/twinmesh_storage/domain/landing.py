@@ -35,6 +35,12 @@ _KINDS_OF: Final[dict[str, tuple[ChannelKind, ...]]] = {
 }
 
 
+_MISFITS: Final = {
+    name: ~np.isin(np.arange(256), [int(kind) for kind in allowed]) for name, allowed in _KINDS_OF.items()
+}
+"""By kind, whether its rows do not belong into the section."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dictionary:
     """The series of a batch.
@@ -124,7 +130,7 @@ def check_rows(batch: ObservationBatch, dictionary: Dictionary) -> None:
         if not len(section):
             continue
         allowed = _KINDS_OF[name]
-        misfits = ~np.isin(dictionary.kinds, [int(kind) for kind in allowed])
+        misfits = _MISFITS[name].take(dictionary.kinds)
         if misfits.any() and misfits[section.series].any():
             raise invalid_field(
                 f"observations.{name}.series",
