@@ -55,9 +55,9 @@ def kill_workers() -> None:
 
 
 def workers() -> list[psutil.Process]:
-    # The children of the run's servers come and go meanwhile; one that has just gone (a zombie too) is no worker.
+    # Our own children alone: a mesh that other tests of this run share has workers too, further down.
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if "twinmesh_training.worker" in " ".join(process.cmdline()):
                 found.append(process)
