@@ -179,6 +179,20 @@ def dictionary(data: bytes) -> tuple[tuple[SeriesKey, ...], int]:
     return _DICTIONARIES.read(data, 0)
 
 
+def whole_dictionary(data: bytes) -> tuple[SeriesKey, ...] | None:
+    """Return the dictionary of a batch, its rows unread; None = only a whole decode can tell what is in it.
+
+    The tuple is the one of `dictionary`.
+    """
+    try:
+        series, end = _DICTIONARIES.read(data, 0)
+        if any(wire_type != LEN or number not in _SECTIONS for number, wire_type, _, _ in fields(data, end)):
+            return None  # entries may come after the columns
+    except NotCanonical:
+        return None
+    return series
+
+
 def _dictionary_end(data: bytes, start: int) -> int:
     position, stop = start, len(data)
     while position < stop and data[position] == _ENTRY_TAG:

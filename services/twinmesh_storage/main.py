@@ -45,6 +45,8 @@ from twinmesh_storage.domain.series import Catalogue, Series
 from twinmesh_storage.domain.trimming import Trimmer
 from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_reader import WindowReader
+from twinmesh_storage.rpc import raw
+from twinmesh_storage.rpc.concerns import twins_of
 from twinmesh_storage.rpc.control_entries import hide_of, redact
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
@@ -153,7 +155,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         view=view,
         sequencer=sequencer,
         directory=directory,
-        follower=Follower(log=store, view=view),
+        follower=Follower(log=store, view=view, twins_of=twins_of, encode=raw.frame_bytes),
         packer=Packer(),
         forward=peer,
     )

@@ -10,6 +10,7 @@ from typing import Any, Final
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh_core.errors import FailedPrecondition, PermissionDenied, Reason, invalid_field
 from twinmesh_core.ids import require_producer_id
+from twinmesh_core.shards import SHARDS
 from twinmesh_core.time import US_PER_S
 from twinmesh_runtime.caller import ALL_TENANTS, Role, current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message, time_to_message
@@ -17,11 +18,12 @@ from twinmesh_runtime.telemetry import counter
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.entries import EntryKind
 from twinmesh_storage.domain.follow import Follower
+from twinmesh_storage.domain.follow_filter import Filter
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Sequencer
-from twinmesh_storage.rpc import mapping, raw
+from twinmesh_storage.rpc import mapping
 from twinmesh_storage.rpc.control_entries import OWN_ACTIONS
 from twinmesh_storage.rpc.forwarding import Forward, is_forwarded
 from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
@@ -29,6 +31,7 @@ from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
 _MAX_BOOKMARK_S: Final = 5.0
 _LOOP_BYTES: Final = 512 << 10
 """A batch above this is packed off the event loop: about half a millisecond."""
+_MAX_TWINS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +116,14 @@ class LogServicer:
         if request.after.offset < 0:
             raise invalid_field("after.offset", "must not be negative; 0 = from the beginning")
         self.view.check_position(request.after.incarnation, request.after.offset)
-        incarnation = self.view.incarnation
-        frames = self.follower.follow(
-            after=request.after.offset,
+        wanted = Filter(
             tenant=None if caller.tenant == ALL_TENANTS else caller.tenant,
             kinds=kinds,
-            bookmark_s=bookmark_s,
+            twins=_twins(request),
+            shards=_shards(request),
         )
-        async for frame in frames:
-            yield raw.frame_bytes(frame, incarnation)
+        async for data in self.follower.follow(after=request.after.offset, wanted=wanted, bookmark_s=bookmark_s):
+            yield data
 
     def handlers(self) -> dict[str, Handler]:
         """Return the gRPC handlers of these methods, by name."""
@@ -139,3 +141,18 @@ def _entry_kind(number: int, index: int) -> EntryKind:
     if number not in (EntryKind.OBSERVATIONS, EntryKind.CONTROL):
         raise invalid_field(f"kinds[{index}]", "must be ENTRY_KIND_OBSERVATIONS or ENTRY_KIND_CONTROL")
     return EntryKind(number)
+
+
+def _twins(request: storage_pb2.FollowRequest) -> frozenset[str]:
+    if len(request.twin_ids) > _MAX_TWINS:
+        raise invalid_field("twin_ids", f"has {len(request.twin_ids)} entries; at most {_MAX_TWINS:,} can be followed")
+    for index, twin_id in enumerate(request.twin_ids):
+        mapping.require_text(twin_id, f"twin_ids[{index}]")
+    return frozenset(request.twin_ids)
+
+
+def _shards(request: storage_pb2.FollowRequest) -> frozenset[int]:
+    for index, shard in enumerate(request.shards):
+        if shard >= SHARDS:
+            raise invalid_field(f"shards[{index}]", f"is {shard}; there are shards 0 to {SHARDS - 1}")
+    return frozenset(request.shards)

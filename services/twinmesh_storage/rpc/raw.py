@@ -13,7 +13,7 @@ from twinmesh_core import wire
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.entries import EntryKind, LogEntry
-from twinmesh_storage.domain.follow import Frame
+from twinmesh_storage.domain.frame_shelf import Frame
 
 _BATCH_FIELD: Final = 1
 _AS_OF_FIELD: Final = 2

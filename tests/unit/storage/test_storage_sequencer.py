@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import blake2b
@@ -20,6 +21,8 @@ from twinmesh_storage.domain.admission import Accept, Answer, ProducerState, Ref
 from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.entries import Appended, EntryKind, NewEntry, ProducerStamp
 from twinmesh_storage.domain.follow import Follower
+from twinmesh_storage.domain.follow_filter import Filter
+from twinmesh_storage.domain.frame_shelf import Frame
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.rows import Lane, Segment
@@ -83,6 +86,11 @@ class Rig:
                 await asyncio.sleep(0.001)
             yield self
             task.cancel()
+
+
+def as_json(frame: Frame, _incarnation: str) -> bytes:
+    """Encode what matters of a frame here: the offsets of its entries, and where it leads to."""
+    return json.dumps([[e.offset for e in frame.entries], frame.through]).encode()
 
 
 async def test_waiting_entries_share_a_commit_and_become_visible_in_order() -> None:
@@ -215,11 +223,11 @@ async def test_whoever_left_before_the_commit_is_not_written() -> None:
 
 async def test_a_follower_is_told_to_go_elsewhere_when_the_process_drains() -> None:
     rig = Rig(FakeDatabase())
-    follower = Follower(log=rig.log, view=rig.view)
+    follower = Follower(log=rig.log, view=rig.view, twins_of=lambda _: None, encode=as_json)
     async with rig.running():
         await rig.append(entry("a"))
-        frames = follower.follow(after=0, tenant=None, kinds=frozenset(), bookmark_s=5.0)
-        assert [e.offset for e in (await anext(frames)).entries] == [1]
+        frames = follower.follow(after=0, bookmark_s=5.0)
+        assert json.loads(await anext(frames)) == [[1], 1]
         asyncio.get_running_loop().call_later(0.01, rig.view.close)
         with pytest.raises(Unavailable) as drained:
             await anext(frames)
@@ -228,15 +236,16 @@ async def test_a_follower_is_told_to_go_elsewhere_when_the_process_drains() -> N
 
 async def test_a_follower_that_fell_out_of_memory_goes_on_from_the_log_without_gap() -> None:
     rig = Rig(FakeDatabase(), ring_bytes=40)
-    follower = Follower(log=rig.log, view=rig.view)
+    follower = Follower(log=rig.log, view=rig.view, twins_of=lambda _: None, encode=as_json)
     async with rig.running():
         for number in range(60):
             await rig.append(entry(f"entry{number}"))
         assert rig.view.recent(0, 100) is None
         seen: list[int] = []
-        async for frame in follower.follow(after=0, tenant="default", kinds=frozenset(), bookmark_s=5.0):
-            seen += [e.offset for e in frame.entries]
-            if frame.through == 60:
+        async for data in follower.follow(after=0, wanted=Filter(tenant="default"), bookmark_s=5.0):
+            offsets, through = json.loads(data)
+            seen += offsets
+            if through == 60:
                 break
         assert seen == list(range(1, 61))
 

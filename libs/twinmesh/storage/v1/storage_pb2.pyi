@@ -634,13 +634,15 @@ Global___GetHeadResponse: _TypeAlias = GetHeadResponse  # noqa: Y015
 
 @_typing.final
 class FollowRequest(_message.Message):
-    """Asks to follow the log."""
+    """Asks to follow the log. What passes the filters together is sent; observation batches are sent whole."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
+    TWIN_IDS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def after(self) -> _position_pb2.LogPosition:
         """Entries after this position are sent; offset 0 = from the beginning."""
@@ -653,16 +655,30 @@ class FollowRequest(_message.Message):
     def bookmark_interval(self) -> _duration_pb2.Duration:
         """Longest silence before a bookmark; 0 = 1 s; at most 5 s."""
 
+    @_builtins.property
+    def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only entries that name one of these twins, at most 10,000; empty = all. A batch that names one in its dictionary is sent with all
+        of its rows. Entries of no twin (twin types) are sent always.
+        """
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only entries that name a twin of one of these shards, 0 to 63; empty = all. The shard of a twin is the 8-byte BLAKE2b digest of
+        tenant, one zero byte and twin id (UTF-8), read little-endian, modulo 64. Batches and entries of no twin: as with twin_ids.
+        """
+
     def __init__(
         self,
         *,
         after: _position_pb2.LogPosition | None = ...,
         kinds: _abc.Iterable[Global___EntryKind.ValueType] | None = ...,
         bookmark_interval: _duration_pb2.Duration | None = ...,
+        twin_ids: _abc.Iterable[_builtins.str] | None = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bookmark_interval", b"bookmark_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bookmark_interval", b"bookmark_interval", "kinds", b"kinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bookmark_interval", b"bookmark_interval", "kinds", b"kinds", "shards", b"shards", "twin_ids", b"twin_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
