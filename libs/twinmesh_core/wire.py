@@ -13,7 +13,7 @@ messages) is *not* an error: `walk` returns None, and the caller parses with the
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final
 
@@ -35,18 +35,17 @@ from twinmesh_core.observations import (
     SeriesKey,
     TextSection,
 )
-
-VARINT: Final = 0
-FIXED64: Final = 1
-LEN: Final = 2
-FIXED32: Final = 5
+from twinmesh_core.wire_fields import FIXED32 as FIXED32
+from twinmesh_core.wire_fields import FIXED64 as FIXED64
+from twinmesh_core.wire_fields import LEN as LEN
+from twinmesh_core.wire_fields import VARINT as VARINT
+from twinmesh_core.wire_fields import NotCanonical as NotCanonical
+from twinmesh_core.wire_fields import decode_varint
+from twinmesh_core.wire_fields import encode_varint as encode_varint
+from twinmesh_core.wire_fields import fields as fields
 
 Canonicalise = Callable[[bytes], bytes]
 """Parses with the typed message and serialises anew, unknown fields dropped; raises `InvalidArgument` for bad bytes."""
-
-
-class NotCanonical(Exception):  # noqa: N818 -- not a failure: a signal to take the other path
-    """The bytes are not in the form that can be walked; they may still be a valid message."""
 
 
 def decode(data: bytes, canonicalise: Canonicalise) -> ObservationBatch:
@@ -105,57 +104,6 @@ def encode_dictionary(series: tuple[SeriesKey, ...]) -> bytes:
     return b"".join(parts)
 
 
-def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (field number, wire type, value, end) for each field of a message.
-
-    For VARINT `value` is the number (0 to 2**64 - 1); for the others it is the position where the payload starts, and
-    `end` where it ends.
-
-    Raises:
-        NotCanonical: truncated, a group, a field number above 15 or zero, or an over-long varint.
-    """
-    position = start
-    stop = len(data) if end is None else end
-    while position < stop:
-        tag = data[position]
-        position += 1
-        number, wire_type = tag >> 3, tag & 7
-        if tag > 0x7F or number == 0:
-            raise NotCanonical
-        if wire_type == VARINT:
-            value, position = _varint(data, position, stop)
-            yield number, wire_type, value, position
-            continue
-        if wire_type == LEN:
-            length, position = _varint(data, position, stop)
-        elif wire_type == FIXED64:
-            length = 8
-        elif wire_type == FIXED32:
-            length = 4
-        else:
-            raise NotCanonical
-        if length > stop - position:
-            raise NotCanonical
-        yield number, wire_type, position, position + length
-        position += length
-
-
-def _varint(data: bytes, position: int, stop: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < stop:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if value > 0xFFFF_FFFF_FFFF_FFFF:
-                raise NotCanonical
-            return value, position
-        shift += 7
-        if shift >= 70:
-            raise NotCanonical
-    raise NotCanonical
-
-
 def _walk_batch(data: bytes, start: int) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     columns["series"], position = _DICTIONARIES.read(data, start)
@@ -196,7 +144,7 @@ def whole_dictionary(data: bytes) -> tuple[SeriesKey, ...] | None:
 def _dictionary_end(data: bytes, start: int) -> int:
     position, stop = start, len(data)
     while position < stop and data[position] == _ENTRY_TAG:
-        length, position = _varint(data, position + 1, stop)
+        length, position = decode_varint(data, position + 1, stop)
         position += length
     if position > stop:
         raise NotCanonical
@@ -402,13 +350,3 @@ def _put_text(parts: list[bytes], number: int, text: str) -> None:
 def _put_number(parts: list[bytes], number: int, value: int) -> None:
     if value:
         parts.append(bytes([number << 3 | VARINT]) + encode_varint(value & 0xFFFF_FFFF_FFFF_FFFF))
-
-
-def encode_varint(value: int) -> bytes:
-    """Return the base-128 varint of a number from 0 to 2**64 - 1."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
