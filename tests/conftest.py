@@ -1,3 +1,9 @@
 """What every test may use: the real servers as fixtures, started only when asked for."""
 
+from hypothesis import settings
+
 pytest_plugins = ("twinmesh_testing.servers",)
+
+# A busy machine stalls any example for longer than a deadline of its own would allow; each test has a time limit.
+settings.register_profile("twinmesh", deadline=None)
+settings.load_profile("twinmesh")

@@ -27,9 +27,7 @@ def canonical_bytes(data: bytes) -> bytes:
     Raises:
         InvalidArgument: MALFORMED_MESSAGE.
     """
-    counter(
-        "wire", "slow_path_batches", "Batches in a legal but not canonical encoding, read by the typed parser."
-    ).inc()
+    count_slow_path("ObservationBatch")
     try:
         message = observation_pb2.ObservationBatch.FromString(data)
     except DecodeError:
@@ -37,6 +35,13 @@ def canonical_bytes(data: bytes) -> bytes:
             "batch: the bytes are not a twinmesh.type.v1.ObservationBatch", reason=Reason.MALFORMED_MESSAGE
         ) from None
     return canonical_message_bytes(message)
+
+
+def count_slow_path(message: str) -> None:
+    """Count a message that was not in the form that can be walked, whether the typed parser could read it or not."""
+    counter(
+        "wire", "slow_path", "Messages in another than the canonical encoding, left to the typed parser.", ("message",)
+    ).labels(message).inc()
 
 
 def canonical_message_bytes(message: observation_pb2.ObservationBatch) -> bytes:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh_core.errors import InvalidArgument, Reason
 from twinmesh_core.wire import LEN, VARINT, NotCanonical, fields
-from twinmesh_runtime.observation_codec import canonical_message_bytes
+from twinmesh_runtime.observation_codec import canonical_message_bytes, count_slow_path
 
 MessageT = TypeVar("MessageT", ingestion_pb2.WriteRequest, ingestion_pb2.WriteStreamRequest)
 
@@ -59,6 +59,8 @@ def read_write(data: bytes) -> WriteCall:
         return _walk_write(data)
     except NotCanonical:
         message = _typed(ingestion_pb2.WriteRequest, data)
+        if message.HasField("batch"):
+            count_slow_path("WriteRequest")
         return WriteCall(
             request_id=message.request_id,
             batch=canonical_message_bytes(message.batch) if message.HasField("batch") else None,
@@ -80,6 +82,7 @@ def read_stream(data: bytes) -> HelloMessage | BatchMessage:
     if message.HasField("hello"):
         return HelloMessage(producer_id=message.hello.producer_id)
     if message.HasField("batch"):
+        count_slow_path("WriteStreamRequest")
         return BatchMessage(
             sequence=message.batch.sequence,
             batch=canonical_message_bytes(message.batch.batch),
