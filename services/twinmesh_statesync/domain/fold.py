@@ -42,7 +42,7 @@ from twinmesh_statesync.domain.entries import (
     UpdateCommand,
     Verdict,
 )
-from twinmesh_statesync.domain.events import Event
+from twinmesh_statesync.domain.events import Connectivity, Event
 from twinmesh_statesync.domain.reduce import newest_facts
 from twinmesh_statesync.domain.replica import NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
 from twinmesh_statesync.domain.room import check_room, forget_old_commands
@@ -241,6 +241,9 @@ class Fold:
             case ExpireDesired():
                 expire_desired(draft, action, commit_time_unix_us)
             case SetConnectivity():
+                if action.connectivity is Connectivity.UNSPECIFIED:
+                    # A watch cannot tell it from "unchanged", and nothing that was heard from becomes unheard of.
+                    raise invalid_field("connectivity", "must be ONLINE, STALE, OFFLINE or REPLAY")
                 if draft.state.replica.connectivity is not action.connectivity:
                     draft.connectivity = action.connectivity
         return ()

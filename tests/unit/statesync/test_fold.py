@@ -266,6 +266,7 @@ def test_a_command_lives_once_and_ends_once() -> None:
         (UpdateCommand(command_id="ghost", twin_id="a", state=CommandState.FAILED), "COMMAND_NOT_FOUND"),
         (DeleteTwin(twin_id="ghost"), "TWIN_NOT_FOUND"),
         (SetConnectivity(twin_id="ghost", connectivity=Connectivity.ONLINE, last_arrival_unix_us=1), "TWIN_NOT_FOUND"),
+        (SetConnectivity(twin_id="a", connectivity=Connectivity.UNSPECIFIED, last_arrival_unix_us=1), "INVALID_FIELD"),
         (CreateTwin(twin=Twin(twin_id="a", twin_type_id="pump")), "ALREADY_EXISTS"),
         (CreateTwin(twin=Twin(twin_id="x", twin_type_id="ghost")), "TWIN_TYPE_NOT_FOUND"),
         (RecordPrediction(twin_id="a", prediction=prediction(channel="ghost")), "CHANNEL_NOT_FOUND"),
