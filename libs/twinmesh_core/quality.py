@@ -40,6 +40,7 @@ class FlagReason(IntEnum):
     STUCK = 13
     BY_SENDER = 14
     INVALID_QUALITY = 15
+    REFUSED_BATCH = 16
 
     @property
     def quarantines(self) -> bool:
@@ -59,5 +60,6 @@ _QUARANTINES = frozenset(
         FlagReason.MALFORMED_VALUE,
         FlagReason.UNKNOWN_HANDLE,
         FlagReason.INVALID_QUALITY,
+        FlagReason.REFUSED_BATCH,
     }
 )

@@ -18,7 +18,7 @@ from twinmesh_core.errors import FieldViolation, InvalidArgument
 from twinmesh_core.ids import entity_id_violation, name_violation, quoted, resource_id_violation
 from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.time import US_PER_MINUTE
-from twinmesh_core.units import canonical
+from twinmesh_core.units import TABLE, Units
 
 MAX_CHANNELS: Final = 1_000
 MAX_ATTRIBUTES: Final = 64
@@ -180,8 +180,12 @@ def check_twin(twin: Twin) -> None:
     _raise(_twin_violations(twin))
 
 
-def check_writable(value: TwinType | Twin) -> None:
+def check_writable(value: TwinType | Twin, units: Units = TABLE) -> None:
     """Check, before an entry is written, everything that can be known beforehand: also units and the time zone.
+
+    Args:
+        value: what is to be written.
+        units: which units there are.
 
     Raises:
         InvalidArgument: INVALID_FIELD, or INCOMPATIBLE_UNIT for a unit that is not known.
@@ -192,7 +196,7 @@ def check_writable(value: TwinType | Twin) -> None:
         return
     check_twin_type(value)
     for i, channel in enumerate(value.channels):
-        canonical(channel.unit, f"twin_type.channels[{i}].unit")
+        units.canonical(channel.unit, f"twin_type.channels[{i}].unit")
 
 
 def missing_properties(twin: Twin, twin_type: TwinType) -> list[str]:

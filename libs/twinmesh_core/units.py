@@ -2,7 +2,8 @@
 
 A unit is read once into a scale, an offset and the powers of the base dimensions; after that a conversion is two
 numbers, so that a column converts in one numpy expression. Every unit of the table is compared with a UCUM library
-in the tests. Source: Schadow, McDonald, *The Unified Code for Units of Measure* (https://ucum.org/ucum).
+in the tests; what the table does not know, such a library may tell (`UnitLibrary`).
+Source: Schadow, McDonald, *The Unified Code for Units of Measure* (https://ucum.org/ucum).
 
 Temperatures have an offset when they stand alone (``Cel``) and none inside a product (``Cel/min``), where a
 difference is meant: a rate of 1 Cel/min is 1 K/min. Differences (tolerances, residuals, rates) never take the offset.
@@ -11,13 +12,14 @@ difference is meant: a rate of 1 Cel/min is 1 K/min. Differences (tolerances, re
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from twinmesh_core.errors import FieldViolation, InvalidArgument, Reason
 from twinmesh_core.ids import quoted
-from twinmesh_core.units_table import ALIASES, ATOMS, OFFSETS_K, PREFIXES, Dimension
+from twinmesh_core.units_table import ALIASES, ATOMS, DIMENSION_NAMES, OFFSETS_K, PREFIXES, Dimension
 
 MAX_UNIT_LENGTH: Final = 64
 
@@ -43,7 +45,7 @@ IDENTITY: Final = Conversion(scale=1.0, offset=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Unit:
+class Unit:
     """A unit in base units: ``base = value * scale + offset``, with the powers of the base dimensions."""
 
     scale: float
@@ -51,48 +53,121 @@ class _Unit:
     dimension: Dimension
 
 
-def canonical(unit: str, field: str = "unit") -> str:
-    """Return the UCUM code that a unit is stored under; empty (or blank) = ``1``, dimensionless.
+class UnitLibrary(Protocol):
+    """A library of units, asked for codes that the table here does not know."""
 
-    Common spellings become UCUM (``°C`` and ``degC`` become ``Cel``, ``kWh`` becomes ``kW.h``); UCUM codes stay as
-    they are.
-
-    Raises:
-        InvalidArgument: reason INCOMPATIBLE_UNIT, if it is neither.
-    """
-    code = _spelling(unit)
-    if _parsed(code) is None:
-        shown = quoted(unit)
-        raise _incompatible(field, f"unit {shown} is not known; use a UCUM code, e.g. Cel, K, kW, bar, m/s, %, m3/h, 1")
-    return code
+    def meaning(self, code: str) -> Unit | None:
+        """Return what a UCUM code means; None = it is none. May take a second the first time."""
+        ...
 
 
-def conversion(source: str, target: str, *, difference: bool = False, field: str = "unit") -> Conversion:
-    """Return how values in `source` become values in `target`.
+class Units:
+    """Reads units by the table of this module, and by a library where that does not know one; each code once.
 
     Args:
-        source: UCUM code or alias of the values; empty = dimensionless.
-        target: UCUM code or alias wanted.
-        difference: the values are differences (tolerances, rates, residuals): 1 K is 1.8 degF, never 33.8.
-        field: the field named in the error.
-
-    Raises:
-        InvalidArgument: reason INCOMPATIBLE_UNIT: one of them is unknown, or they measure different things.
+        library: asked for what the table does not know; None = the table alone.
     """
-    found = _conversion(_spelling(source), _spelling(target), difference)
-    if found is not None:
-        return found
-    canonical(source, field)
-    canonical(target, field)
-    raise _incompatible(
-        field,
-        f"unit {quoted(source)} cannot be converted to {quoted(target)}; send values in {_alternatives(target)}",
-    )
+
+    def __init__(self, library: UnitLibrary | None = None) -> None:
+        self._library = library
+        self._learnt: dict[str, Unit | None] = {}
+
+    def unlearnt(self, units: Iterable[str]) -> list[str]:
+        """Return the codes that only the library can tell and was not asked for: `learn` them off the event loop."""
+        if self._library is None:
+            return []
+        codes = dict.fromkeys(_spelling(unit) for unit in units)
+        return [code for code in codes if _parsed(code) is None and code not in self._learnt and _plausible(code)]
+
+    def learn(self, codes: Iterable[str]) -> None:
+        """Ask the library for codes, and remember what it says."""
+        for code in codes:
+            self._meaning(code)
+
+    def canonical(self, unit: str, field: str = "unit") -> str:
+        """Return the UCUM code that a unit is stored under; empty (or blank) = ``1``, dimensionless.
+
+        Common spellings become UCUM (``°C`` and ``degC`` become ``Cel``, ``kWh`` becomes ``kW.h``); UCUM codes stay as
+        they are.
+
+        Raises:
+            InvalidArgument: reason INCOMPATIBLE_UNIT, if it is neither.
+        """
+        code = _spelling(unit)
+        if self._meaning(code) is None:
+            shown = quoted(unit)
+            raise _incompatible(
+                field, f"unit {shown} is not known; use a UCUM code, e.g. Cel, K, kW, bar, m/s, %, m3/h, 1"
+            )
+        return code
+
+    def conversion(self, source: str, target: str, *, difference: bool = False, field: str = "unit") -> Conversion:
+        """Return how values in `source` become values in `target`.
+
+        Args:
+            source: UCUM code or alias of the values; empty = dimensionless.
+            target: UCUM code or alias wanted.
+            difference: the values are differences (tolerances, rates, residuals): 1 K is 1.8 degF, never 33.8.
+            field: the field named in the error.
+
+        Raises:
+            InvalidArgument: reason INCOMPATIBLE_UNIT: one of them is unknown, or they measure different things.
+        """
+        a, b = self._meaning(_spelling(source)), self._meaning(_spelling(target))
+        found = _between(a, b, _spelling(source) == _spelling(target), difference)
+        if found is not None:
+            return found
+        self.canonical(source, field)
+        self.canonical(target, field)
+        raise _incompatible(
+            field,
+            f"unit {quoted(source)}{_of(a)} cannot be converted to {quoted(target)}{_of(b)}; "
+            f"send values in {_alternatives(_spelling(target), b)}",
+        )
+
+    def compatible(self, source: str, target: str) -> bool:
+        """Return whether both units are known and measure the same thing."""
+        a, b = self._meaning(_spelling(source)), self._meaning(_spelling(target))
+        return _between(a, b, _spelling(source) == _spelling(target), False) is not None
+
+    def _meaning(self, code: str) -> Unit | None:
+        known = _parsed(code)
+        if known is not None or self._library is None or not _plausible(code):
+            return known
+        if code not in self._learnt:
+            if len(self._learnt) >= _MAX_LEARNT:
+                self._learnt.clear()
+            self._learnt[code] = self._library.meaning(code)
+        return self._learnt[code]
 
 
-def compatible(source: str, target: str) -> bool:
-    """Return whether both units are known and measure the same thing."""
-    return _conversion(_spelling(source), _spelling(target), False) is not None
+TABLE: Final = Units()
+"""The units that everybody knows, without a library."""
+canonical = TABLE.canonical
+conversion = TABLE.conversion
+compatible = TABLE.compatible
+_MAX_LEARNT: Final = 4_096
+
+
+def dimension_name(dimension: Dimension) -> str:
+    """Return what a unit measures, in a word where there is one: ``pressure``, else ``m2.s-1``."""
+    named = DIMENSION_NAMES.get(dimension)
+    if named is not None:
+        return named
+    powers = zip(("m", "s", "g", "A", "K", "mol", "cd", "bit"), dimension, strict=False)
+    return ".".join(unit + ("" if power == 1 else str(power)) for unit, power in powers if power) or "a number"
+
+
+def _of(unit: Unit | None) -> str:
+    return f" ({dimension_name(unit.dimension)})" if unit is not None else ""
+
+
+def _plausible(code: str) -> bool:
+    """Whether a code is worth asking a library for: text of anybody's making goes no further."""
+    return len(code) <= MAX_UNIT_LENGTH and code.isascii() and _CODE.fullmatch(code) is not None
+
+
+_CODE: Final = re.compile(r"[A-Za-z0-9%'\"\[\]_./*^(){}+:-]+")
 
 
 def _incompatible(field: str, description: str) -> InvalidArgument:
@@ -103,19 +178,18 @@ def _incompatible(field: str, description: str) -> InvalidArgument:
     )
 
 
-def _alternatives(target: str) -> str:
-    unit = _parsed(_spelling(target))
+def _alternatives(target: str, unit: Unit | None) -> str:
     same = [atom for atom, (_, dimension, _) in ATOMS.items() if unit is not None and dimension == unit.dimension]
-    shown = list(dict.fromkeys([_spelling(target), *same]))[:6]
+    shown = list(dict.fromkeys([target, *same]))[:6]
     return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
-@lru_cache(maxsize=4096)
-def _conversion(source: str, target: str, difference: bool) -> Conversion | None:
-    if source == target:
-        return IDENTITY if _parsed(source) is not None else None
-    a, b = _parsed(source), _parsed(target)
-    if a is None or b is None or a.dimension != b.dimension:
+def _between(a: Unit | None, b: Unit | None, same: bool, difference: bool) -> Conversion | None:
+    if a is None or b is None:
+        return None
+    if same:
+        return IDENTITY
+    if a.dimension != b.dimension:
         return None
     offset = 0.0 if difference else (a.offset - b.offset) / b.scale
     return Conversion(scale=_clean(a.scale / b.scale), offset=_clean(offset))
@@ -149,7 +223,7 @@ _TOKEN: Final = re.compile(r"\{[^{}]*\}|[/.()]|10[*^][+-]?\d+|(?:[A-Za-z%'\"]|\[
 
 
 @lru_cache(maxsize=4096)
-def _parsed(code: str) -> _Unit | None:
+def _parsed(code: str) -> Unit | None:
     """Return the unit that a UCUM code names, or None; the grammar's terms, without its arbitrary units."""
     if len(code) > MAX_UNIT_LENGTH or not code.isascii():
         return None
@@ -159,12 +233,12 @@ def _parsed(code: str) -> _Unit | None:
     bare = [token for token in tokens if not token.startswith("{")]
     if len(bare) == 1 and bare[0] in OFFSETS_K:
         scale, offset = OFFSETS_K[bare[0]]
-        return _Unit(scale=scale, offset=offset, dimension=_KELVIN)
+        return Unit(scale=scale, offset=offset, dimension=_KELVIN)
     try:
         scale, dimension, rest = _term(tokens)
     except (ValueError, OverflowError, ZeroDivisionError):
         return None
-    return None if rest else _Unit(scale=scale, offset=0.0, dimension=dimension)
+    return None if rest else Unit(scale=scale, offset=0.0, dimension=dimension)
 
 
 _NONE: Final[Dimension] = (0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -143,3 +143,17 @@ ALIASES: Final = MappingProxyType[str, str](
     }
 )  # fmt: skip
 """What people write, and the UCUM code that is meant."""
+
+DIMENSION_NAMES: Final = MappingProxyType[Dimension, str](
+    {
+        _1: "a number", _M: "length", _S: "time", _G: "mass", _A: "electric current", _K: "temperature",
+        _MOL: "amount of substance", _CD: "luminous intensity", _BIT: "data", _M2: "area", _M3: "volume",
+        _SPEED: "speed", _PER_S: "frequency", _FORCE: "force", _PRESSURE: "pressure", _ENERGY: "energy",
+        _POWER: "power", _CHARGE: "electric charge", _VOLT: "voltage", _LOG_PH: "acidity", _LOG_BEL: "level",
+        (1, -2, 0, 0, 0, 0, 0, 0, 0): "acceleration", (3, -1, 0, 0, 0, 0, 0, 0, 0): "volume flow",
+        (0, -1, 1, 0, 0, 0, 0, 0, 0): "mass flow", (-3, 0, 1, 0, 0, 0, 0, 0, 0): "density",
+        (-3, 0, 0, 0, 0, 1, 0, 0, 0): "concentration", (0, -3, 1, 0, 0, 0, 0, 0, 0): "power by area",
+        (0, -2, 1, 0, 0, 0, 0, 0, 0): "energy by area", (0, -1, 0, 0, 0, 0, 0, 1, 0): "data rate",
+    }
+)  # fmt: skip
+"""What a dimension is called."""

@@ -6,15 +6,18 @@ from contextlib import AsyncExitStack
 
 from twinmesh_client.transport import open_channel
 from twinmesh_core.time import SystemClock
+from twinmesh_core.units import Units
 from twinmesh_ingestion.adapters.registry import FollowedRegistry
 from twinmesh_ingestion.adapters.storage import StorageLog
 from twinmesh_ingestion.domain.intake import Intake
 from twinmesh_ingestion.domain.quarantine import Quarantine
+from twinmesh_ingestion.domain.unknown_twins import TwinMaker, parse_rules
 from twinmesh_ingestion.rpc.acks import AckReceipts
 from twinmesh_ingestion.rpc.quarantine import QuarantineServicer
 from twinmesh_ingestion.rpc.servicer import SERVICE, IngestionServicer
 from twinmesh_ingestion.settings import IngestionSettings
 from twinmesh_runtime.service import Service
+from twinmesh_runtime.unit_library import UcumLibrary
 
 
 async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service:
@@ -28,6 +31,7 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
     )
     registry = FollowedRegistry(follows, catch_up_timeout_s=settings.catch_up_timeout_s)
     clock = SystemClock()
+    rules = parse_rules(settings.create_twins)
     storage, receipts = StorageLog(appends, append_timeout_s=settings.append_timeout_s), AckReceipts()
     intake = Intake(
         log=storage,
@@ -36,12 +40,16 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
         clock=clock,
         patience_s=settings.storage_patience_s,
         remembered_series=settings.remembered_series,
+        units=Units(UcumLibrary()),
+        maker=TwinMaker(storage, rules) if rules else None,
     )
     servicer = IngestionServicer(
         intake,
         clock,
         QuarantineServicer(Quarantine(intake, storage, receipts)),
         session_points=settings.session_points,
+        session_bytes=settings.session_bytes,
+        process_bytes=settings.process_bytes,
         process_points=settings.process_points,
     )
     # What lands is up to a tenth larger than what was sent (quality, ids), and storage has the same bound.

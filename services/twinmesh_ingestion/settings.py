@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twinmesh_ingestion.domain.unknown_twins import parse_rules
 from twinmesh_runtime.settings import ServiceSettings, setting
 
 
@@ -27,6 +28,18 @@ class IngestionSettings(ServiceSettings):
         unit="points",
         minimum=1_000,
     )
+    session_bytes: int = setting(
+        32 << 20,
+        help="Bytes of one producer session's batches on their way at once; beyond it the session is not read.",
+        unit="bytes",
+        minimum=64 << 10,
+    )
+    process_bytes: int = setting(
+        256 << 20,
+        help="Bytes of all callers' batches on their way at once; beyond it sessions wait and unary writes are shed.",
+        unit="bytes",
+        minimum=64 << 10,
+    )
     storage_patience_s: float = setting(
         60.0,
         help="How long a write waits for a storage service that is away, under the same stamp, before it fails.",
@@ -49,3 +62,11 @@ class IngestionSettings(ServiceSettings):
         unit="series",
         minimum=1,
     )
+    create_twins: str = setting(
+        "",
+        help="Of which type a twin is that sends without existing; it is created. Others' rows are kept aside.",
+        unit="tenant:pattern=type@version, ...",
+    )
+
+    def __post_init__(self) -> None:
+        parse_rules(self.create_twins)

@@ -16,9 +16,11 @@ from twinmesh.statesync.v1.statesync_pb2_grpc import (
 from twinmesh_client.transport import open_channel
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock, SystemClock
+from twinmesh_core.units import Units
 from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, gauge, log
+from twinmesh_runtime.unit_library import UcumLibrary
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
 from twinmesh_statesync.domain.live import LiveFold
@@ -80,7 +82,7 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
     replicas = ReplicaServicer(reading, writer, watches, clock)
 
     def register(server: grpc.aio.Server) -> None:
-        add_TwinServiceServicer_to_server(TwinServicer(reading, writer), server)
+        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, Units(UcumLibrary())), server)
         add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock), server)
         add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
         server.add_generic_rpc_handlers((replicas.handler(),))

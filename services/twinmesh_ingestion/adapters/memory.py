@@ -76,9 +76,15 @@ class MemoryLog:
         self.appends = 0
         self._producers: dict[tuple[str, str], _Producer] = {}
         self._requests: dict[tuple[str, str], tuple[bytes, Appended]] = {}
+        self.created: list[tuple[str, Twin]] = []
         self._kept: dict[tuple[str, int], tuple[int, QuarantinedRow]] = {}
         self._last_kept = 0
         self._series: dict[tuple[str, str, str], int] = {}
+
+    async def create_twin(self, tenant: str, twin: Twin) -> None:
+        """Create a twin; see the port."""
+        self._answering()
+        self.created.append((tenant, twin))
 
     async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:
         """Return rows in quarantine; see the port."""

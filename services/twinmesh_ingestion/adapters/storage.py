@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from typing import Final, TypeVar
+from uuid import uuid4
 
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
 from twinmesh.storage.v1 import storage_pb2, storage_pb2_grpc
-from twinmesh.type.v1 import observation_pb2
+from twinmesh.type.v1 import entry_pb2, observation_pb2
+from twinmesh_client.registry_mapping import twin_to_message
 from twinmesh_client.transport import call, tenant_metadata
 from twinmesh_core.call_context import remaining_s
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
 from twinmesh_core.observations import Section, SeriesKey
+from twinmesh_core.registry import Twin
 from twinmesh_ingestion.adapters import quarantine
 from twinmesh_ingestion.domain.ports import (
     Appended,
@@ -125,6 +128,18 @@ class StorageLog:
             time_unix_us=np.concatenate([*(s.time_unix_us for s in found), np.empty(0, np.int64)]),
             value=np.concatenate([*(s.values.astype(np.float64) for s in found), np.empty(0)]),
             quality=np.concatenate([*(s.quality for s in found), np.empty(0, np.uint8)]),
+        )
+
+    async def create_twin(self, tenant: str, twin: Twin) -> None:
+        """Create a twin; see the port."""
+        entry = entry_pb2.ControlEntry(
+            request_id=f"ingestion-{uuid4().hex}",
+            principal="ingestion",
+            create_twin=entry_pb2.CreateTwinEntry(twin=twin_to_message(twin), if_absent=True),
+        )
+        request = storage_pb2.AppendRequest(control=entry, request_id=entry.request_id)
+        await _attempt(
+            call(self._stub.Append, request, timeout_s=self._append_timeout_s, metadata=tenant_metadata(tenant))
         )
 
     async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
@@ -9,8 +10,10 @@ from typing import Final
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import FlagReason
 from twinmesh_core.registry_fold import RegistryFold
+from twinmesh_core.units import TABLE, Units
 from twinmesh_ingestion.domain.ports import Log, NewSeries, Registry
 from twinmesh_ingestion.domain.resolution import Refused, Resolution, Resolved, SeriesTable, build_table, resolve
+from twinmesh_ingestion.domain.unknown_twins import TwinMaker
 
 MAX_TABLES: Final = 256
 MAX_TABLE_ENTRIES: Final = 500_000
@@ -19,6 +22,8 @@ MAX_SERIES_IDS: Final = 1_000_000
 """Bound of the series ids kept; beyond it they are fetched again."""
 RESOLVE_AT_ONCE: Final = 100_000
 """Most series in one question to storage."""
+MAX_LEARNT_AT_ONCE: Final = 1_000
+"""Most units of one dictionary that are looked up beside the event loop."""
 _MAY_BE_NEW: Final = (FlagReason.UNKNOWN_TWIN, FlagReason.UNKNOWN_CHANNEL)
 
 _SeriesName = tuple[str, NewSeries]
@@ -36,8 +41,10 @@ class _Kept:
 class Directory:
     """Resolves dictionaries; asks the registry to catch up with the log once before it calls a twin unknown."""
 
-    def __init__(self, log: Log, registry: Registry) -> None:
+    def __init__(self, log: Log, registry: Registry, units: Units = TABLE, maker: TwinMaker | None = None) -> None:
         self._log = log
+        self._units = units
+        self._maker = maker
         self._registry = registry
         self._tables: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
         self._entries = 0
@@ -54,10 +61,13 @@ class Directory:
         if kept is not None and kept.table.keys is keys and self._current(kept):
             self._tables.move_to_end((tenant, id(keys)))
             return kept.table
-        resolutions = self._resolve(tenant, keys)
+        resolutions = await self._resolve(tenant, keys)
         if any(isinstance(r, Refused) and r.reason in _MAY_BE_NEW for r in resolutions):
             await self._registry.catch_up()
-            resolutions = self._resolve(tenant, keys)
+            resolutions = await self._resolve(tenant, keys)
+            if self._maker is not None and await self._make(tenant, keys, resolutions):
+                await self._registry.catch_up()
+                resolutions = await self._resolve(tenant, keys)
         fold, generation = self._registry.fold, self._registry.generation
         landed = await self._with_ids(tenant, resolutions)
         table = build_table(keys, resolutions, landed)
@@ -65,15 +75,26 @@ class Directory:
         self._keep(tenant, _Kept(table=table, fold=fold, generation=generation, may_improve=may_improve))
         return table
 
+    async def _make(self, tenant: str, keys: tuple[SeriesKey, ...], resolutions: list[Resolution]) -> bool:
+        unknown = (
+            key.twin_id
+            for key, r in zip(keys, resolutions, strict=True)
+            if isinstance(r, Refused) and r.reason == FlagReason.UNKNOWN_TWIN
+        )
+        return self._maker is not None and await self._maker.make(self._registry.fold, tenant, unknown) > 0
+
     def _current(self, kept: _Kept) -> bool:
         if kept.fold is not self._registry.fold:
             return False
         # A table with refusals may be better now; one without can only be spoilt by a change of the registry.
         return kept.generation == self._registry.generation and not kept.may_improve
 
-    def _resolve(self, tenant: str, keys: tuple[SeriesKey, ...]) -> list[Resolution]:
+    async def _resolve(self, tenant: str, keys: tuple[SeriesKey, ...]) -> list[Resolution]:
+        unlearnt = self._units.unlearnt({key.unit for key in keys})
+        if unlearnt:
+            await asyncio.to_thread(self._units.learn, unlearnt[:MAX_LEARNT_AT_ONCE])
         fold = self._registry.fold
-        return [resolve(fold, tenant, key, f"batch.series[{i}]") for i, key in enumerate(keys)]
+        return [resolve(fold, tenant, key, f"batch.series[{i}]", self._units) for i, key in enumerate(keys)]
 
     async def _with_ids(self, tenant: str, resolutions: list[Resolution]) -> list[SeriesKey | None]:
         if self._registry.fold is not self._fold:

@@ -21,20 +21,25 @@ from twinmesh_core.errors import (
 )
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import MAX_ROWS, ObservationBatch
+from twinmesh_core.quality import FlagReason
 from twinmesh_core.time import Clock
+from twinmesh_core.units import TABLE, Units
 from twinmesh_ingestion.domain import pipeline
 from twinmesh_ingestion.domain.directory import Directory
 from twinmesh_ingestion.domain.memory import Newest, SeriesMemory
-from twinmesh_ingestion.domain.outcomes import Ack
+from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow
 from twinmesh_ingestion.domain.ports import LatestValues, Log, Receipts, Registry, Stamp, Submission
 from twinmesh_ingestion.domain.resolution import SeriesTable
 from twinmesh_ingestion.domain.simple import MAX_OBSERVATIONS, SimpleObservation, dictionary_of, places, to_batch
 from twinmesh_ingestion.domain.skew import Skew, SkewEstimates
+from twinmesh_ingestion.domain.unknown_twins import TwinMaker
 
 ResultT = TypeVar("ResultT")
 
 LOOP_ROWS: Final = 20_000
 """Batches above this leave the event loop: about 2 ms of work."""
+MAX_REFUSED_BYTES: Final = 1 << 20
+"""Largest refused batch whose bytes are kept."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
@@ -68,6 +73,8 @@ class Intake:
         clock: receive times.
         patience_s: how long storage may be away before a call fails.
         remembered_series: how many series the history checks remember.
+        units: which units there are.
+        maker: creates twins that a rule covers; None = unknown twins' rows are kept aside.
 
     Attributes:
         skews: estimates of the producers' clocks.
@@ -82,12 +89,14 @@ class Intake:
         clock: Clock,
         patience_s: float,
         remembered_series: int = 65_536,
+        units: Units = TABLE,
+        maker: TwinMaker | None = None,
     ) -> None:
         self._log = log
         self._receipts = receipts
         self._clock = clock
         self._patience_s = patience_s
-        self._directory = Directory(log, registry)
+        self._directory = Directory(log, registry, units, maker)
         self._memory = SeriesMemory(remembered_series)
         self._turn = asyncio.Lock()
         self.skews = SkewEstimates()
@@ -171,6 +180,29 @@ class Intake:
             rows=rows,
             newest=result.newest,
             evictions=evictions,
+        )
+
+    def refused(self, content: bytes, content_hash: bytes, error: TwinmeshError) -> Prepared:
+        """Return what stands in the log for a batch that is refused as a whole: no row, and its bytes kept aside."""
+        ack = Ack(accepted_count=0)
+        row = QuarantinedRow(
+            twin_id="",
+            channel="",
+            unit="",
+            time_unix_us=self._clock.now_unix_us(),
+            section="texts",
+            value=f"{len(content)} bytes",
+            quality=0,
+            reason=FlagReason.REFUSED_BATCH,
+            message=error.message,
+            raw_value=content if len(content) <= MAX_REFUSED_BYTES else b"",
+        )
+        return Prepared(
+            submission=Submission(
+                body=b"", content_hash=content_hash, receipt=self._receipts.encode(ack), quarantine=(row,)
+            ),
+            ack=ack,
+            rows=0,
         )
 
     def _skew(

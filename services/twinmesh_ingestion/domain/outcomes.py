@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from twinmesh_core.quality import FlagReason, Quality
@@ -83,6 +83,23 @@ class Ack:
     incarnation: str = ""
     replayed: bool = False
     clock_skew_us: int | None = None
+
+    def plus(self, after: Ack) -> Ack:
+        """Return the account of both, at the position of the later one."""
+        merged: dict[tuple[FlagReason, Quality], OutcomeCount] = {}
+        for outcome in (*self.outcomes, *after.outcomes):
+            key = (outcome.reason, outcome.quality)
+            known = merged.get(key)
+            merged[key] = outcome if known is None else replace(known, count=known.count + outcome.count)
+        return replace(
+            after,
+            accepted_count=self.accepted_count + after.accepted_count,
+            flagged_count=self.flagged_count + after.flagged_count,
+            quarantined_count=self.quarantined_count + after.quarantined_count,
+            duplicate_count=self.duplicate_count + after.duplicate_count,
+            deadbanded_count=self.deadbanded_count + after.deadbanded_count,
+            outcomes=tuple(merged[key] for key in sorted(merged)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

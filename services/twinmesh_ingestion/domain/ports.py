@@ -12,6 +12,7 @@ import numpy.typing as npt
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import FlagReason
+from twinmesh_core.registry import Twin
 from twinmesh_core.registry_fold import RegistryFold
 from twinmesh_ingestion.domain.outcomes import Ack, QuarantinedRow, Sweep
 from twinmesh_ingestion.domain.simple import SimpleObservation
@@ -183,6 +184,10 @@ class Log(Protocol):
 
     async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:
         """Return the newest values of series of numbers, by name; those without a value are left out."""
+        ...
+
+    async def create_twin(self, tenant: str, twin: Twin) -> None:
+        """Make the creation of a twin durable; one of the same type that exists by then is left as it is."""
         ...
 
     async def kept(self, tenant: str, wanted: QuarantineFilter, *, after: int, limit: int) -> KeptPage:

@@ -30,7 +30,7 @@ MAX_ROWS: Final = 10_000
 """Most rows of one page."""
 _ATTEMPTS: Final = 5
 _STILL_AHEAD: Final = FlagReason.TIME_IN_FUTURE
-_NO_SERIES: Final = FlagReason.UNKNOWN_HANDLE
+_NO_SERIES: Final = (FlagReason.UNKNOWN_HANDLE, FlagReason.REFUSED_BATCH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class Quarantine:
 
 def _is_replayed(row: KeptRow, wanted: QuarantineFilter) -> bool:
     """Nothing mends a row without series; one that lay ahead grows old by waiting, which proves no clock right."""
-    if row.reason == _NO_SERIES:
+    if row.reason in _NO_SERIES:
         return False
     return row.reason != _STILL_AHEAD or _STILL_AHEAD in wanted.reasons
 

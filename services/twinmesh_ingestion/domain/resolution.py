@@ -21,7 +21,7 @@ from twinmesh_core.observations import HANDLE, SeriesKey
 from twinmesh_core.quality import FlagReason
 from twinmesh_core.registry import DEFAULT_MAX_SILENCE_US, ChannelSpec
 from twinmesh_core.registry_fold import RegistryFold
-from twinmesh_core.units import Conversion, canonical, conversion
+from twinmesh_core.units import TABLE, Conversion, Units
 from twinmesh_ingestion.domain.ports import NewSeries
 
 NOWHERE: Final = np.uint32(0xFFFF_FFFF)
@@ -60,8 +60,8 @@ class Refused:
 Resolution = Resolved | Refused
 
 
-def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str) -> Resolution:
-    """Decide one dictionary entry against the registry; `path` names it in the message."""
+def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str, units: Units = TABLE) -> Resolution:
+    """Decide one dictionary entry against the registry; `path` names it in the message, `units` are those there are."""
     refusal = _malformed(key, path)
     if refusal is not None:
         return refusal
@@ -82,8 +82,8 @@ def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str) -> Resol
             f"has no channel {quoted(key.channel)}; it has: {twin_type.channel_names()}",
         )
     try:
-        unit = canonical(spec.unit)  # an alias names the same unit, so bounds written in it hold as they are
-        change = conversion(key.unit or spec.unit, spec.unit, field=f"{path}.unit")
+        unit = units.canonical(spec.unit)  # an alias names the same unit, so bounds written in it hold as they are
+        change = units.conversion(key.unit or spec.unit, spec.unit, field=f"{path}.unit")
     except TwinmeshError as error:
         return Refused(
             reason=FlagReason.INCOMPATIBLE_UNIT,

@@ -6,18 +6,18 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from twinmesh_core.errors import FailedPrecondition, Reason, invalid_field
+from twinmesh_core.errors import FailedPrecondition, Reason, TwinmeshError, invalid_field
 from twinmesh_core.observations import ObservationBatch
-from twinmesh_ingestion.domain.intake import Intake, Prepared
+from twinmesh_ingestion.domain.intake import Heard, Intake, Prepared
 from twinmesh_ingestion.domain.outcomes import Ack
 from twinmesh_ingestion.domain.ports import Stamp
 
 
-class PointBudget:
-    """Bounds how many points are on their way at once; one batch always fits, however large.
+class Budget:
+    """Bounds how much, in points or in bytes, is on its way at once; one batch always fits, however large.
 
     Args:
-        limit: most points at once.
+        limit: most at once.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,29 +25,29 @@ class PointBudget:
         self.in_flight = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def fits(self, points: int) -> bool:
-        """Return whether these points may start now, without overtaking anybody who waits."""
-        return not self._waiting and (self.in_flight == 0 or self.in_flight + points <= self.limit)
+    def fits(self, amount: int) -> bool:
+        """Return whether so much may start now, without overtaking anybody who waits."""
+        return not self._waiting and (self.in_flight == 0 or self.in_flight + amount <= self.limit)
 
-    async def take(self, points: int) -> None:
-        """Wait until the points may start; give them back with `give`."""
-        if self.fits(points):
-            self.in_flight += points
+    async def take(self, amount: int) -> None:
+        """Wait until so much may start; give it back with `give`."""
+        if self.fits(amount):
+            self.in_flight += amount
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((points, turn))
+        self._waiting.append((amount, turn))
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give(points)
+                self.give(amount)
             else:
-                self._waiting.remove((points, turn))
+                self._waiting.remove((amount, turn))
             raise
 
-    def give(self, points: int) -> None:
-        """Return points; those who wait are let in, in order."""
-        self.in_flight -= points
+    def give(self, amount: int) -> None:
+        """Return what was taken; those who wait are let in, in order."""
+        self.in_flight -= amount
         while self._waiting:
             wanted, turn = self._waiting[0]
             if self.in_flight and self.in_flight + wanted > self.limit:
@@ -58,11 +58,59 @@ class PointBudget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Credits:
+    """Bounds of what is on its way: rows, and bytes of batches as sent."""
+
+    points: Budget
+    bytes: Budget
+
+    def fit(self, points: int, size: int) -> bool:
+        """Return whether a batch may start now."""
+        return self.points.fits(points) and self.bytes.fits(size)
+
+
+class Hold:
+    """What one batch holds of several bounds; taken in their order, given back once."""
+
+    def __init__(self, bounds: tuple[Credits, ...], points: int, size: int) -> None:
+        self._wanted = [pair for c in bounds for pair in ((c.points, points), (c.bytes, size))]
+        self._taken: list[tuple[Budget, int]] = []
+
+    async def take(self) -> None:
+        """Wait for all of it; cancelled, nothing is held."""
+        try:
+            for budget, amount in self._wanted:
+                await budget.take(amount)
+                self._taken.append((budget, amount))
+        except asyncio.CancelledError:
+            self.give()
+            raise
+
+    def give(self) -> None:
+        """Give back what is held."""
+        taken, self._taken = self._taken, []
+        for budget, amount in taken:
+            budget.give(amount)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequencedAck:
-    """One batch of the session is durable."""
+    """One batch of the session is durable, or a range from `first_sequence` on; or it was refused as a whole."""
 
     sequence: int
     ack: Ack
+    first_sequence: int = 0
+    refusal: TwinmeshError | None = None
+
+    def joins(self, before: SequencedAck) -> bool:
+        """Return whether one acknowledgement may cover both; a replay or refusal is told by itself."""
+        plain = not any(a.refusal or a.ack.replayed for a in (self, before))
+        return plain and self.sequence == before.sequence + 1 and self.ack.incarnation == before.ack.incarnation
+
+    def joined(self, before: SequencedAck) -> SequencedAck:
+        """Return the acknowledgement of both."""
+        first = before.first_sequence or before.sequence
+        return SequencedAck(sequence=self.sequence, ack=before.ack.plus(self.ack), first_sequence=first)
 
 
 class ProducerSession:
@@ -78,7 +126,7 @@ class ProducerSession:
         epoch: of this session.
         last_sequence: last durable sequence when the session was opened.
         group: owns the tasks of batches on their way.
-        budgets: bounds of points on their way: of the session, of the process.
+        bounds: of what is on its way: of the session, of the process.
     """
 
     def __init__(
@@ -90,7 +138,7 @@ class ProducerSession:
         epoch: int,
         last_sequence: int,
         group: asyncio.TaskGroup,
-        budgets: tuple[PointBudget, ...],
+        bounds: tuple[Credits, ...],
     ) -> None:
         self._intake = intake
         self._tenant = tenant
@@ -98,7 +146,7 @@ class ProducerSession:
         self._epoch = epoch
         self._next = last_sequence + 1
         self._group = group
-        self._budgets = budgets
+        self._credits = bounds
         self._last: asyncio.Future[SequencedAck] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
 
@@ -108,15 +156,62 @@ class ProducerSession:
             delivery.cancel()
 
     async def submit(
-        self, sequence: int, batch: ObservationBatch, *, content_hash: bytes, backfill: bool
+        self,
+        sequence: int,
+        batch: ObservationBatch,
+        *,
+        content_hash: bytes,
+        backfill: bool,
+        size: int = 0,
+        sent_at_unix_us: int | None = None,
     ) -> asyncio.Future[SequencedAck]:
         """Send a batch on its way.
+
+        Args:
+            sequence: its sequence.
+            batch: its rows.
+            content_hash: of the bytes as sent.
+            backfill: recorded history.
+            size: bytes as sent.
+            sent_at_unix_us: when, by the producer's clock; None = it does not say.
 
         Raises:
             FailedPrecondition: SEQUENCE_GAP.
             InvalidArgument: a sequence below 1, an empty or oversized batch; the sequence does not move.
+            ResourceExhausted: MESSAGE_TOO_LARGE, if more rows would be quarantined than one entry can carry.
             Unavailable: storage stayed away for longer than the patience.
         """
+        self._check(sequence)
+        hold = Hold(self._credits, batch.point_count(), size)
+        await hold.take()
+        try:
+            prepared = await self._intake.prepare(
+                self._tenant,
+                batch,
+                content_hash=content_hash,
+                backfill=backfill,
+                heard=Heard(producer_id=self._producer_id, sent_at_unix_us=sent_at_unix_us),
+            )
+        except BaseException:
+            hold.give()
+            raise
+        return self._send(sequence, prepared, hold)
+
+    async def refuse(
+        self, sequence: int, content: bytes, *, content_hash: bytes, error: TwinmeshError
+    ) -> asyncio.Future[SequencedAck]:
+        """Use up the sequence of a batch that is refused as a whole; it is kept aside, and the session goes on.
+
+        Raises:
+            FailedPrecondition: SEQUENCE_GAP.
+            InvalidArgument: a sequence below 1.
+        """
+        self._check(sequence)
+        hold = Hold(self._credits, 0, len(content))
+        await hold.take()
+        return self._send(sequence, self._intake.refused(content, content_hash, error), hold, refusal=error)
+
+    def _check(self, sequence: int) -> None:
         if sequence < 1:
             raise invalid_field("batch.sequence", "must be 1 for a producer's first batch, and 1 more each time")
         if sequence > self._next:
@@ -125,32 +220,23 @@ class ProducerSession:
                 reason=Reason.SEQUENCE_GAP,
                 metadata={"expected_sequence": str(self._next)},
             )
-        prepared = await self._intake.prepare(self._tenant, batch, content_hash=content_hash, backfill=backfill)
-        taken = 0
-        try:
-            for budget in self._budgets:
-                await budget.take(prepared.rows)
-                taken += 1
-        except asyncio.CancelledError:
-            self._give(prepared.rows, taken)
-            raise
+
+    def _send(
+        self, sequence: int, prepared: Prepared, hold: Hold, refusal: TwinmeshError | None = None
+    ) -> asyncio.Future[SequencedAck]:
         repeated = sequence < self._next
         self._next = max(self._next, sequence + 1)
         on_its_way: asyncio.Future[SequencedAck] = asyncio.get_running_loop().create_future()
         before, self._last = self._last, on_its_way
-        delivery = self._group.create_task(self._deliver(sequence, prepared, before, repeated, on_its_way))
+        delivery = self._group.create_task(self._deliver(sequence, prepared, before, repeated, on_its_way, refusal))
         self._deliveries.add(delivery)
         # Not inside the task: one that is cancelled before its first step runs no line of its own.
-        delivery.add_done_callback(lambda task: self._ended(task, prepared.rows))
+        delivery.add_done_callback(lambda task: self._ended(task, hold))
         return on_its_way
 
-    def _ended(self, delivery: asyncio.Task[None], rows: int) -> None:
+    def _ended(self, delivery: asyncio.Task[None], hold: Hold) -> None:
         self._deliveries.discard(delivery)
-        self._give(rows, len(self._budgets))
-
-    def _give(self, rows: int, taken: int) -> None:
-        for budget in self._budgets[:taken]:
-            budget.give(rows)
+        hold.give()
 
     async def _deliver(
         self,
@@ -159,6 +245,7 @@ class ProducerSession:
         before: asyncio.Future[SequencedAck] | None,
         repeated: bool,
         done: asyncio.Future[SequencedAck],
+        refusal: TwinmeshError | None,
     ) -> None:
         stamp = Stamp(producer_id=self._producer_id, epoch=self._epoch, sequence=sequence)
         try:
@@ -174,4 +261,4 @@ class ProducerSession:
                 done.exception()  # read: when an earlier batch fails first, nobody else will
         else:
             if not done.cancelled():
-                done.set_result(SequencedAck(sequence=sequence, ack=ack))
+                done.set_result(SequencedAck(sequence=sequence, ack=ack, refusal=refusal))

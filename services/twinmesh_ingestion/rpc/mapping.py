@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twinmesh.ingestion.v1 import ingestion_pb2
-from twinmesh_client.registry_mapping import (
-    time_from_message,
-    time_to_message,
-)
+from twinmesh_client.registry_mapping import duration_to_message, time_from_message, time_to_message
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.observations import SeriesKey
 from twinmesh_core.quality import Quality
@@ -16,18 +13,36 @@ from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_ingestion.domain.outcomes import Scalar
 from twinmesh_ingestion.domain.session import SequencedAck
 from twinmesh_ingestion.domain.simple import SimpleObservation
+from twinmesh_ingestion.domain.skew import Skew
 from twinmesh_ingestion.rpc.acks import ack_to_message
 
 
 def sequenced_ack_to_message(done: SequencedAck) -> ingestion_pb2.WriteStreamResponse:
     """Return one acknowledgement of a session as its message."""
+    refusal = done.refusal
     return ingestion_pb2.WriteStreamResponse(
-        ack=ingestion_pb2.ProducerAck(sequence=done.sequence, ack=ack_to_message(done.ack))
+        ack=ingestion_pb2.ProducerAck(
+            sequence=done.sequence,
+            ack=ack_to_message(done.ack),
+            first_sequence=done.first_sequence,
+            refusal=(
+                ingestion_pb2.BatchRefusal(reason=str(refusal.reason), message=refusal.message)
+                if refusal is not None
+                else None
+            ),
+        )
     )
 
 
 def welcome(
-    *, epoch: int, last_sequence: int, incarnation: str, max_in_flight_points: int, now_unix_us: int
+    *,
+    epoch: int,
+    last_sequence: int,
+    incarnation: str,
+    max_in_flight_points: int,
+    max_in_flight_bytes: int,
+    now_unix_us: int,
+    skew: Skew | None,
 ) -> ingestion_pb2.WriteStreamResponse:
     """Return the first answer of a session."""
     return ingestion_pb2.WriteStreamResponse(
@@ -36,7 +51,9 @@ def welcome(
             last_sequence=last_sequence,
             incarnation=incarnation,
             max_in_flight_points=max_in_flight_points,
+            max_in_flight_bytes=max_in_flight_bytes,
             server_time=time_to_message(now_unix_us),
+            clock_skew=duration_to_message(skew.ahead_us) if skew is not None else None,
         )
     )
 

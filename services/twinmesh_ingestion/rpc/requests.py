@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from twinmesh.ingestion.v1 import ingestion_pb2
+from twinmesh_client.registry_mapping import time_from_message
 from twinmesh_core.errors import InvalidArgument, Reason
 from twinmesh_core.wire import LEN, VARINT, NotCanonical, fields
 from twinmesh_runtime.observation_codec import canonical_message_bytes, count_slow_path
@@ -34,13 +35,17 @@ class BatchMessage:
     sequence: int
     batch: bytes
     backfill: bool
+    client_time_unix_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelloMessage:
-    """A ``ProducerHello``."""
+    """A ``ProducerHello``; the time is None where the producer does not say its clock."""
 
     producer_id: str
+    client_time_unix_us: int | None = None
+    ack_ranges: bool = False
+    continue_after_refusal: bool = False
 
 
 def content_hash(content: bytes) -> bytes:
@@ -80,13 +85,20 @@ def read_stream(data: bytes) -> HelloMessage | BatchMessage:
     except NotCanonical:
         message = _typed(ingestion_pb2.WriteStreamRequest, data)
     if message.HasField("hello"):
-        return HelloMessage(producer_id=message.hello.producer_id)
+        hello = message.hello
+        return HelloMessage(
+            producer_id=hello.producer_id,
+            client_time_unix_us=time_from_message(hello.client_time) if hello.HasField("client_time") else None,
+            ack_ranges=hello.ack_ranges,
+            continue_after_refusal=hello.continue_after_refusal,
+        )
     if message.HasField("batch"):
         count_slow_path("WriteStreamRequest")
         return BatchMessage(
             sequence=message.batch.sequence,
             batch=canonical_message_bytes(message.batch.batch),
             backfill=message.batch.backfill,
+            client_time_unix_us=message.batch.client_time_unix_us,
         )
     raise InvalidArgument("message: holds neither hello nor batch; the first message is hello, all others are batches")
 
@@ -114,7 +126,7 @@ def _walk_stream(data: bytes) -> BatchMessage:
     outer = list(fields(data))
     if len(outer) != 1 or outer[0][0] != 2 or outer[0][1] != LEN:
         raise NotCanonical
-    sequence, batch, backfill = 0, b"", False
+    sequence, batch, backfill, client_time = 0, b"", False, 0
     seen = 0
     for number, wire_type, value, end in fields(data, outer[0][2], outer[0][3]):
         if seen >> number & 1:
@@ -126,9 +138,11 @@ def _walk_stream(data: bytes) -> BatchMessage:
             batch = data[value:end]
         elif number == 3 and wire_type == VARINT:
             backfill = value != 0
+        elif number == 4 and wire_type == VARINT and value < 1 << 63:
+            client_time = value
         else:
             raise NotCanonical
-    return BatchMessage(sequence=sequence, batch=batch, backfill=backfill)
+    return BatchMessage(sequence=sequence, batch=batch, backfill=backfill, client_time_unix_us=client_time)
 
 
 def _text(data: bytes) -> str:

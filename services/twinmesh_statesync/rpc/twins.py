@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from twinmesh.statesync.v1 import statesync_pb2
@@ -11,6 +12,7 @@ from twinmesh_core.errors import Internal, invalid_field
 from twinmesh_core.ids import require_resource_id, require_twin_id
 from twinmesh_core.registry import Twin, TwinType, check_writable
 from twinmesh_core.registry_fold import Outcome
+from twinmesh_core.units import TABLE, Units
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import (
     time_to_message,
@@ -33,11 +35,13 @@ class TwinServicer(TwinServiceServicer):
     Args:
         reading: read access to the fold.
         writer: has mutations decided.
+        units: which units there are.
     """
 
-    def __init__(self, reading: Reading, writer: Writer) -> None:
+    def __init__(self, reading: Reading, writer: Writer, units: Units = TABLE) -> None:
         self._reading = reading
         self._writer = writer
+        self._units = units
 
     async def CreateTwinType(  # noqa: N802
         self, request: statesync_pb2.CreateTwinTypeRequest, context: Any
@@ -45,7 +49,10 @@ class TwinServicer(TwinServiceServicer):
         """Create a version of a twin type."""
         caller = current_caller()
         wanted = twin_type_from_message(request.twin_type)
-        check_writable(wanted)
+        unlearnt = self._units.unlearnt({channel.unit for channel in wanted.channels})
+        if unlearnt:
+            await asyncio.to_thread(self._units.learn, unlearnt)
+        check_writable(wanted, self._units)
         decided = await self._writer.write(
             caller.tenant,
             caller.principal,

@@ -85,12 +85,13 @@ class Mesh:
 class Session:
     """A producer session by hand."""
 
-    def __init__(self, mesh: Mesh, producer_id: str = "edge-1") -> None:
+    def __init__(self, mesh: Mesh, producer_id: str = "edge-1", **hello: Any) -> None:
         self.call = mesh.ingestion.WriteStream()
+        self._hello = hello
         self._producer_id = producer_id
 
     async def open(self) -> ingestion_pb2.ProducerWelcome:
-        hello = ingestion_pb2.ProducerHello(producer_id=self._producer_id)
+        hello = ingestion_pb2.ProducerHello(producer_id=self._producer_id, **self._hello)
         with rpc_errors():
             await self.call.write(ingestion_pb2.WriteStreamRequest(hello=hello))
             return (await self._next()).welcome
@@ -98,6 +99,10 @@ class Session:
     async def send(self, sequence: int, batch: ObservationBatch, *, backfill: bool = False) -> None:
         message = ingestion_pb2.ProducerBatch(sequence=sequence, backfill=backfill)
         message.batch.MergeFromString(wire.encode(batch))
+        with rpc_errors():
+            await self.call.write(ingestion_pb2.WriteStreamRequest(batch=message))
+
+    async def send_message(self, message: ingestion_pb2.ProducerBatch) -> None:
         with rpc_errors():
             await self.call.write(ingestion_pb2.WriteStreamRequest(batch=message))
 

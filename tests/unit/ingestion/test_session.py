@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from tests.unit.ingestion.plant import gauges, intake, landed
 
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.quality import FlagReason, Quality
 from twinmesh_ingestion.adapters.memory import MemoryLog
-from twinmesh_ingestion.domain.session import PointBudget, ProducerSession
+from twinmesh_ingestion.domain.outcomes import Ack, OutcomeCount
+from twinmesh_ingestion.domain.session import Budget, Credits, ProducerSession, SequencedAck
 
 
 class Producer:
@@ -19,9 +22,9 @@ class Producer:
 
     last: int
 
-    def __init__(self, log, group, taking=None, budgets=()):
+    def __init__(self, log, group, taking=None, bounds=()):
         self.taking = taking or intake(log)
-        self.group, self.budgets = group, budgets
+        self.group, self.bounds = group, bounds
 
     async def open(self):
         epoch, self.last, _ = await self.taking.open_producer("default", "edge-1")
@@ -32,7 +35,7 @@ class Producer:
             epoch=epoch,
             last_sequence=self.last,
             group=self.group,
-            budgets=self.budgets,
+            bounds=self.bounds,
         )
         return self
 
@@ -152,8 +155,8 @@ async def test_an_absence_beyond_the_patience_fails_typed(log, group):
 
 
 async def test_points_on_their_way_are_bounded(log, group):
-    budget = PointBudget(10)
-    producer = await Producer(log, group, budgets=(budget,)).open()
+    budget = Budget(10)
+    producer = await Producer(log, group, bounds=(Credits(points=budget, bytes=Budget(1 << 30)),)).open()
     log.faults.delays_s = [0.05]
     waiting = [await producer.send(1, rows=8)]
     started = asyncio.get_running_loop().time()
@@ -166,10 +169,67 @@ async def test_points_on_their_way_are_bounded(log, group):
     assert budget.in_flight == 0
 
 
+async def test_bytes_on_their_way_are_bounded_too(log, group):
+    budget = Budget(1_000)
+    producer = await Producer(log, group, bounds=(Credits(points=Budget(1_000), bytes=budget),)).open()
+    log.faults.delays_s = [0.05]
+    batch = gauges("temperature", [1.0])
+    first = await producer.session.submit(1, batch, content_hash=b"1" * 16, backfill=False, size=800)
+    assert budget.in_flight == 800
+    second = await producer.session.submit(2, batch, content_hash=b"2" * 16, backfill=False, size=800)
+    assert first.done()  # the second was not let in before
+    await second
+    await asyncio.sleep(0)
+    assert budget.in_flight == 0
+
+
+async def test_a_batch_that_cannot_be_prepared_gives_everything_back(log, group):
+    bounds = Credits(points=Budget(10), bytes=Budget(10))
+    producer = await Producer(log, group, bounds=(bounds,)).open()
+    with pytest.raises(InvalidArgument):
+        await producer.session.submit(1, gauges("temperature", []), content_hash=b"", backfill=False, size=7)
+    assert (bounds.points.in_flight, bounds.bytes.in_flight) == (0, 0)
+
+
+async def test_a_refused_batch_uses_up_its_sequence_and_its_bytes_are_kept(log, group):
+    producer = await Producer(log, group).open()
+    error = InvalidArgument("batch: holds nonsense")
+    first = await producer.send(1)
+    refused = await producer.session.refuse(2, b"nonsense", content_hash=b"n" * 16, error=error)
+    last = await producer.send(3)
+    answers = [await first, await refused, await last]
+    assert [a.sequence for a in answers] == [1, 2, 3]
+    assert [a.refusal for a in answers] == [None, error, None]
+    assert answers[1].ack.accepted_count == 0
+    (row,) = log.quarantined()
+    assert (row.raw_value, row.message, row.reason) == (b"nonsense", error.message, FlagReason.REFUSED_BATCH)
+    with pytest.raises(FailedPrecondition):
+        await producer.session.refuse(9, b"", content_hash=b"", error=error)
+
+
+def test_acknowledgements_join_in_order_and_never_with_replays_or_refusals():
+    def done(sequence, **fields):
+        refusal = fields.pop("refusal", None)
+        outcome = OutcomeCount(reason=FlagReason.SPIKE, quality=Quality.UNCERTAIN, count=2, example=f"of {sequence}")
+        ack = Ack(accepted_count=5, flagged_count=2, deadbanded_count=1, outcomes=(outcome,), offset=sequence + 40)
+        return SequencedAck(sequence=sequence, ack=replace(ack, **fields), refusal=refusal)
+
+    assert done(8).joins(done(7))
+    assert not done(9).joins(done(7))
+    assert not done(8, replayed=True).joins(done(7))
+    assert not done(8).joins(done(7, replayed=True))
+    assert not done(8, incarnation="other").joins(done(7))
+    assert not done(8).joins(done(7, refusal=InvalidArgument("no")))
+    both = done(9).joined(done(8).joined(done(7)))
+    assert (both.first_sequence, both.sequence, both.ack.offset) == (7, 9, 49)
+    assert (both.ack.accepted_count, both.ack.flagged_count, both.ack.deadbanded_count) == (15, 6, 3)
+    assert [(o.count, o.example) for o in both.ack.outcomes] == [(6, "of 7")]
+
+
 async def test_abandoned_batches_give_their_points_back(log):
-    budget = PointBudget(10)
+    budget = Budget(10)
     async with asyncio.TaskGroup() as group:
-        producer = await Producer(log, group, budgets=(budget,)).open()
+        producer = await Producer(log, group, bounds=(Credits(points=budget, bytes=Budget(1 << 30)),)).open()
         log.faults.delays_s = [10.0, 10.0]
         await producer.send(1, rows=4)
         await producer.send(2, rows=4)
@@ -178,7 +238,7 @@ async def test_abandoned_batches_give_their_points_back(log):
 
 
 async def test_those_who_wait_for_points_are_let_in_in_order():
-    budget = PointBudget(10)
+    budget = Budget(10)
     await budget.take(10)
     order = []
 

@@ -235,16 +235,32 @@ class ProducerHello(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_TIME_FIELD_NUMBER: _builtins.int
+    ACK_RANGES_FIELD_NUMBER: _builtins.int
+    CONTINUE_AFTER_REFUSAL_FIELD_NUMBER: _builtins.int
     producer_id: _builtins.str
     """Required. The producer, [A-Za-z0-9][A-Za-z0-9._-]{0,127}: one per source of ordered batches, kept across restarts."""
+    ack_ranges: _builtins.bool
+    """Optional. One acknowledgement may cover a range of batches that became durable together: see ProducerAck.first_sequence."""
+    continue_after_refusal: _builtins.bool
+    """Optional. A batch that is refused as a whole is answered by an acknowledgement with a refusal, uses up its sequence, and is kept in
+    quarantine as one row (its bytes, where they are at most 1 MiB); the session goes on. Without it, such a batch ends the stream.
+    """
+    @_builtins.property
+    def client_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. The producer's clock now, to measure skew."""
+
     def __init__(
         self,
         *,
         producer_id: _builtins.str = ...,
+        client_time: _timestamp_pb2.Timestamp | None = ...,
+        ack_ranges: _builtins.bool = ...,
+        continue_after_refusal: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_time", b"client_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["producer_id", b"producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_ranges", b"ack_ranges", "client_time", b"client_time", "continue_after_refusal", b"continue_after_refusal", "producer_id", b"producer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,10 +275,13 @@ class ProducerBatch(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     BACKFILL_FIELD_NUMBER: _builtins.int
+    CLIENT_TIME_UNIX_US_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Required. Dense sequence from 1 for the producer's first batch ever, +1 each."""
     backfill: _builtins.bool
     """Optional. Declares recorded history: event times back to 1970 are accepted."""
+    client_time_unix_us: _builtins.int
+    """Optional. The producer's clock when it sent this, microseconds since the Unix epoch, to measure skew; 0 = it does not say."""
     @_builtins.property
     def batch(self) -> _observation_pb2.ObservationBatch:
         """Required. The rows, at most 1,000,000."""
@@ -273,10 +292,11 @@ class ProducerBatch(_message.Message):
         sequence: _builtins.int = ...,
         batch: _observation_pb2.ObservationBatch | None = ...,
         backfill: _builtins.bool = ...,
+        client_time_unix_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "batch", b"batch", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "batch", b"batch", "client_time_unix_us", b"client_time_unix_us", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +345,8 @@ class ProducerWelcome(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_POINTS_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    CLOCK_SKEW_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The session's epoch; older sessions of this producer are fenced."""
     last_sequence: _builtins.int
@@ -332,10 +354,16 @@ class ProducerWelcome(_message.Message):
     incarnation: _builtins.str
     """The log's incarnation."""
     max_in_flight_points: _builtins.int
-    """Largest number of rows the server lets be in flight; sending more waits."""
+    """Largest number of rows the server lets be in flight; sending more waits. One batch always fits."""
+    max_in_flight_bytes: _builtins.int
+    """Largest number of batch bytes the server lets be in flight; sending more waits. One batch always fits."""
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp:
         """The server's clock, to measure skew."""
+
+    @_builtins.property
+    def clock_skew(self) -> _duration_pb2.Duration:
+        """The producer's clock minus the server's, estimated; absent = not known."""
 
     def __init__(
         self,
@@ -345,38 +373,76 @@ class ProducerWelcome(_message.Message):
         incarnation: _builtins.str = ...,
         max_in_flight_points: _builtins.int = ...,
         server_time: _timestamp_pb2.Timestamp | None = ...,
+        max_in_flight_bytes: _builtins.int = ...,
+        clock_skew: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["server_time", b"server_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "last_sequence", b"last_sequence", "max_in_flight_points", b"max_in_flight_points", "server_time", b"server_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "epoch", b"epoch", "incarnation", b"incarnation", "last_sequence", b"last_sequence", "max_in_flight_bytes", b"max_in_flight_bytes", "max_in_flight_points", b"max_in_flight_points", "server_time", b"server_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProducerWelcome: _TypeAlias = ProducerWelcome  # noqa: Y015
 
 @_typing.final
+class BatchRefusal(_message.Message):
+    """Why a batch was refused as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The reason, by its name in twinmesh.type.v1.ErrorReason."""
+    message: _builtins.str
+    """What is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefusal: _TypeAlias = BatchRefusal  # noqa: Y015
+
+@_typing.final
 class ProducerAck(_message.Message):
-    """One batch is durable."""
+    """One batch is durable, or a range of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Its sequence."""
+    """Its sequence; of a range, the last one."""
+    first_sequence: _builtins.int
+    """The first sequence of the range; 0 = this is about one batch. Replays and refusals never share a range with others."""
     @_builtins.property
     def ack(self) -> Global___WriteAck:
-        """What became of it."""
+        """What became of it; of a range, the sums, and the position of the last one."""
+
+    @_builtins.property
+    def refusal(self) -> Global___BatchRefusal:
+        """The batch was refused as a whole: none of its rows is stored, and its sequence is used up."""
 
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         ack: Global___WriteAck | None = ...,
+        first_sequence: _builtins.int = ...,
+        refusal: Global___BatchRefusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "first_sequence", b"first_sequence", "refusal", b"refusal", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,9 +72,10 @@ class IngestionServiceServicer:
 
     def WriteStream(self, request_iterator, context):
         """A producer session: exactly-once batches in sequence. The first message is hello, all others are batches; each batch is answered
-        by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
-        SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
-        stream with INVALID_ARGUMENT and does not move the sequence.
+        by one acknowledgement, in order, unless hello asks for ranges. A repeated last sequence is answered with its stored acknowledgement.
+        FAILED_PRECONDITION: SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A batch that
+        is refused as a whole ends the stream with INVALID_ARGUMENT or RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) and does not move the sequence,
+        unless hello asks to go on; bytes that are no message at all always end it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,9 +40,10 @@ class IngestionServiceStub:
     """
     WriteStream: _grpc.StreamStreamMultiCallable[_ingestion_pb2.WriteStreamRequest, _ingestion_pb2.WriteStreamResponse]
     """A producer session: exactly-once batches in sequence. The first message is hello, all others are batches; each batch is answered
-    by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
-    SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
-    stream with INVALID_ARGUMENT and does not move the sequence.
+    by one acknowledgement, in order, unless hello asks for ranges. A repeated last sequence is answered with its stored acknowledgement.
+    FAILED_PRECONDITION: SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A batch that
+    is refused as a whole ends the stream with INVALID_ARGUMENT or RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) and does not move the sequence,
+    unless hello asks to go on; bytes that are no message at all always end it.
     """
     ReplayQuarantine: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.ReplayQuarantineRequest, _ingestion_pb2.ReplayQuarantineResponse]
     """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
@@ -66,9 +67,10 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """
     WriteStream: _aio.StreamStreamMultiCallable[_ingestion_pb2.WriteStreamRequest, _ingestion_pb2.WriteStreamResponse]  # type: ignore[assignment]
     """A producer session: exactly-once batches in sequence. The first message is hello, all others are batches; each batch is answered
-    by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
-    SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
-    stream with INVALID_ARGUMENT and does not move the sequence.
+    by one acknowledgement, in order, unless hello asks for ranges. A repeated last sequence is answered with its stored acknowledgement.
+    FAILED_PRECONDITION: SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A batch that
+    is refused as a whole ends the stream with INVALID_ARGUMENT or RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) and does not move the sequence,
+    unless hello asks to go on; bytes that are no message at all always end it.
     """
     ReplayQuarantine: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.ReplayQuarantineRequest, _ingestion_pb2.ReplayQuarantineResponse]  # type: ignore[assignment]
     """Takes rows of quarantine through the pipeline again, one page of them, oldest first: after a twin, a channel or a sender was mended.
@@ -101,9 +103,10 @@ class IngestionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ingestion_pb2.WriteStreamResponse], _abc.AsyncIterator[_ingestion_pb2.WriteStreamResponse]]:
         """A producer session: exactly-once batches in sequence. The first message is hello, all others are batches; each batch is answered
-        by one acknowledgement, in order. A repeated last sequence is answered with its stored acknowledgement. FAILED_PRECONDITION:
-        SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A malformed message ends the
-        stream with INVALID_ARGUMENT and does not move the sequence.
+        by one acknowledgement, in order, unless hello asks for ranges. A repeated last sequence is answered with its stored acknowledgement.
+        FAILED_PRECONDITION: SEQUENCE_GAP (a sequence was skipped) or PRODUCER_FENCED (a newer session of the producer exists). A batch that
+        is refused as a whole ends the stream with INVALID_ARGUMENT or RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) and does not move the sequence,
+        unless hello asks to go on; bytes that are no message at all always end it.
         """
 
     @_abc_1.abstractmethod

@@ -125,6 +125,8 @@ class _FlagReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlagReason
     """Flagged as the sender said (its own UNCERTAIN or BAD)."""
     FLAG_REASON_INVALID_QUALITY: _FlagReason.ValueType  # 15
     """Quarantined: the quality byte is not one of 0..3."""
+    FLAG_REASON_REFUSED_BATCH: _FlagReason.ValueType  # 16
+    """Quarantined: not a row but a whole batch that was refused; raw_value holds its bytes. It can be discarded, not replayed."""
 
 class FlagReason(_FlagReason, metaclass=_FlagReasonEnumTypeWrapper):
     """Why the pipeline flagged or quarantined an observation."""
@@ -161,6 +163,8 @@ FLAG_REASON_BY_SENDER: FlagReason.ValueType  # 14
 """Flagged as the sender said (its own UNCERTAIN or BAD)."""
 FLAG_REASON_INVALID_QUALITY: FlagReason.ValueType  # 15
 """Quarantined: the quality byte is not one of 0..3."""
+FLAG_REASON_REFUSED_BATCH: FlagReason.ValueType  # 16
+"""Quarantined: not a row but a whole batch that was refused; raw_value holds its bytes. It can be discarded, not replayed."""
 Global___FlagReason: _TypeAlias = FlagReason  # noqa: Y015
 
 @_typing.final
