@@ -42,6 +42,7 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
         remembered_series=settings.remembered_series,
         units=Units(UcumLibrary()),
         maker=TwinMaker(storage, rules) if rules else None,
+        max_entry_bytes=settings.max_message_bytes - (256 << 10),  # beside the rows: receipt, stamp, framing
     )
     servicer = IngestionServicer(
         intake,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -40,6 +40,8 @@ LOOP_ROWS: Final = 20_000
 """Batches above this leave the event loop: about 2 ms of work."""
 MAX_REFUSED_BYTES: Final = 1 << 20
 """Largest refused batch whose bytes are kept."""
+_ROW_OVERHEAD: Final = 64
+"""Bytes of a row kept aside beside its texts, at most."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
@@ -75,6 +77,7 @@ class Intake:
         remembered_series: how many series the history checks remember.
         units: which units there are.
         maker: creates twins that a rule covers; None = unknown twins' rows are kept aside.
+        max_entry_bytes: most bytes that land and are kept aside of one batch: they travel in one message to storage.
 
     Attributes:
         skews: estimates of the producers' clocks.
@@ -91,6 +94,7 @@ class Intake:
         remembered_series: int = 65_536,
         units: Units = TABLE,
         maker: TwinMaker | None = None,
+        max_entry_bytes: int = 15 << 20,
     ) -> None:
         self._log = log
         self._receipts = receipts
@@ -99,6 +103,7 @@ class Intake:
         self._directory = Directory(log, registry, units, maker)
         self._memory = SeriesMemory(remembered_series)
         self._turn = asyncio.Lock()
+        self._max_entry_bytes = max_entry_bytes
         self.skews = SkewEstimates()
 
     async def prepare(
@@ -169,6 +174,13 @@ class Intake:
                     memory.warm(_by_slot(latest, table, slots))
             result = work() if rows <= LOOP_ROWS else await asyncio.to_thread(work)
             evictions = memory.evictions
+        if result.quarantine and len(result.body) + _kept_bytes(result.quarantine) > self._max_entry_bytes:
+            memory.settle(result.newest, durable=False, evictions=evictions)
+            raise ResourceExhausted(
+                f"{len(result.quarantine)} rows of this batch would be quarantined, and with the others they are more "
+                f"than one entry can carry; send fewer rows at once; the first: {result.quarantine[0].message}",
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
         return Prepared(
             submission=Submission(
                 body=result.body,
@@ -336,6 +348,17 @@ class Intake:
 def _passes_by_itself(error: TwinmeshError) -> bool:
     moved = isinstance(error, FailedPrecondition) and error.reason == Reason.NOT_SEQUENCER
     return moved or isinstance(error, Unavailable)
+
+
+def _kept_bytes(rows: Iterable[QuarantinedRow]) -> int:
+    return sum(
+        _ROW_OVERHEAD
+        + len(row.message.encode())
+        + 3 * (len(row.twin_id) + len(row.channel) + len(row.unit))
+        + (len(row.value.encode()) if isinstance(row.value, str) else 0)
+        + len(row.raw_value)
+        for row in rows
+    )
 
 
 def _by_slot(latest: LatestValues, table: SeriesTable, slots: npt.NDArray[np.intp]) -> Newest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.integration.ingestion.mesh import Session, mesh
@@ -15,6 +16,7 @@ from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2
 from twinmesh_core import wire
 from twinmesh_core.errors import InvalidArgument
+from twinmesh_core.observations import ObservationBatch, SeriesKey, double_section
 
 START = time.time_ns() // 1_000 // S * S - 3_600 * S
 
@@ -92,6 +94,25 @@ async def test_a_poison_batch_never_stalls_a_session_that_asks_to_go_on(database
         assert len(await m.quarantine()) == 4
         replay = await m.ask(m.ingestion.ReplayQuarantine, ingestion_pb2.ReplayQuarantineRequest(request_id="r"))
         assert replay.skipped_count == 4
+
+
+async def test_a_batch_whose_parts_fit_and_whose_entry_would_not_is_refused_by_name(database_url):
+    async with mesh(database_url) as m:
+        await m.make_plant("P1")
+        session = Session(m, continue_after_refusal=True)
+        await session.open()
+        good, bad = 350_000, 45_000
+        both = ObservationBatch(
+            series=(SeriesKey(twin_id="P1", channel="temperature"), SeriesKey(twin_id="nobody", channel="temperature")),
+            doubles=double_section(
+                [0] * good + [1] * bad, START - 40 * 86_400 * S + np.arange(good + bad), np.full(good + bad, 20.0)
+            ),
+        )
+        await session.send(1, both)
+        await session.send(2, rows(2))
+        first, second = await session.ack(), await session.ack()
+        assert (first.refusal.reason, second.ack.accepted_count) == ("MESSAGE_TOO_LARGE", 10)
+        assert "45000 rows" in first.refusal.message
 
 
 async def test_without_asking_a_poison_batch_ends_the_session_and_moves_nothing(database_url):
