@@ -1,0 +1,145 @@
+"""Whatever a producer was told is spooled is stored once and in order, though it is killed again and again."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import twinmesh_client as tm
+from twinmesh.storage.v1 import storage_pb2
+from twinmesh_client.aio.producer import open_writer_async
+from twinmesh_client.transport import stream
+from twinmesh_core import wire
+from twinmesh_core.errors import Unavailable
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.faults]
+
+PRODUCER = Path(__file__).with_name("spool_producer.py")
+NOWHERE = "127.0.0.1:1"
+LIFE = 1_000_000
+"""Numbers of one life of the producer begin at a multiple of this."""
+TYPE = tm.twin_type("spool-counter@1", [tm.channel("n")])
+
+
+class Numbers:
+    """Every number of a twin as the log has it, in the order of its offsets, repetitions included."""
+
+    def __init__(self, mesh, twin_id: str) -> None:
+        self._mesh = mesh
+        self._twin_id = twin_id
+        self.found: list[int] = []
+        self._after = None
+
+    async def until(self, head: int) -> list[int]:
+        """Follow the log up to an offset; what was followed before is not asked for again."""
+        while self._after is None or self._after.offset < head:
+            request = storage_pb2.FollowRequest(after=self._after)
+            try:
+                async with aclosing(stream(self._mesh._connection.storage.Follow, request, timeout_s=30)) as answers:
+                    async for answer in answers:
+                        for entry in answer.entries:
+                            self._add(entry)
+                        self._after = answer.through
+                        if answer.through.offset >= head:
+                            break
+            except Unavailable:
+                await asyncio.sleep(0.2)
+        return self.found
+
+    def _add(self, entry) -> None:
+        if entry.WhichOneof("body") != "observations":
+            return
+        batch = wire.walk(entry.observations)
+        assert batch is not None
+        ours = [key.twin_id == self._twin_id for key in batch.series]
+        self.found += batch.doubles.values[np.array(ours)[batch.doubles.series]].astype(int).tolist()
+
+
+def check(told: dict[int, int], stored: list[int]) -> None:
+    """Raise unless each life's numbers stand there once, from its first on without a gap, and as far as it was told."""
+    assert stored == sorted(stored), "out of order"
+    assert len(stored) == len(set(stored)), "stored twice"
+    for life, last in told.items():
+        ours = [number for number in stored if number // LIFE == life]
+        assert ours == list(range(life * LIFE, life * LIFE + len(ours))), f"life {life} has a gap"
+        assert last < life * LIFE or (ours and ours[-1] >= last), f"life {life} was told {last}, stored are {ours[-3:]}"
+
+
+def live(target: str, directory: Path, twin: str, life: int, seconds: float, *options: str) -> int:
+    """Run the producer and kill it that long after it has opened its spool; returns the last number it was told."""
+    command = [sys.executable, str(PRODUCER), target, str(directory), twin, str(life * LIFE), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as producer:
+        assert producer.stdout is not None
+        assert producer.stderr is not None
+        assert producer.stdout.readline() == "open\n", producer.stderr.read()
+        try:
+            producer.wait(seconds)
+        except subprocess.TimeoutExpired:
+            producer.send_signal(signal.SIGKILL)
+        said, wrong = producer.communicate()
+    assert producer.returncode == -signal.SIGKILL, wrong
+    # The last line may be cut short by the kill.
+    lines = said.rpartition("\n")[0].splitlines()
+    return int(lines[-1].split()[1]) if lines else life * LIFE - 1
+
+
+async def kills(mesh, target, directory, twin_id, *, lives: int, seed: int, options=(), between=None) -> None:
+    """Live and die many times, with the mesh there or away, then send the rest and check."""
+    dice = random.Random(seed)  # noqa: S311
+    await mesh.types.create(TYPE)
+    await mesh.twins.create(twin_id, type="spool-counter@1")
+    told: dict[int, int] = {}
+    for life in range(1, lives + 1):
+        where = NOWHERE if life % 4 == 2 else target
+        seconds = dice.choice((0.0, 0.02, 0.1, 0.25, 0.5)) * dice.random() * 2
+        told[life] = await asyncio.to_thread(live, where, directory, twin_id, life, seconds, *options)
+        if between is not None:
+            await between(life)
+    assert sum(last >= life * LIFE for life, last in told.items()) >= lives // 3, "killed before it did anything"
+    async with open_writer_async("spool-test", target=target, spool=directory) as writer:
+        async with asyncio.timeout(60):
+            ack = await writer.flush()
+        assert writer.spool_damaged == 0
+        assert ack.quarantined == 0
+    check(told, await Numbers(mesh, twin_id).until(await mesh.head()))
+
+
+async def test_nothing_told_is_lost_or_stored_twice_when_the_producer_is_killed(mesh, target, tmp_path):
+    await kills(mesh, target, tmp_path / "spool", "spool-short", lives=5, seed=5)
+
+
+async def test_a_producer_that_tells_before_it_writes_is_caught(mesh, target, tmp_path):
+    with pytest.raises(AssertionError, match="was told"):
+        await kills(mesh, target, tmp_path / "spool", "spool-canary", lives=3, seed=1, options=("--tells-too-early",))
+
+
+@pytest.mark.slow
+async def test_nothing_is_lost_while_producer_and_services_are_killed(running_mesh, mesh, target, tmp_path):
+    async def kill_a_service(life: int) -> None:
+        if life % 3 == 0:
+            running_mesh.kill("storage" if life % 2 else "ingestion", signal.SIGKILL)
+
+    await kills(mesh, target, tmp_path / "spool", "spool-long", lives=40, seed=7, between=kill_a_service)
+
+
+@pytest.mark.slow
+async def test_a_long_absence_fits_on_disk_and_is_sent_in_order(mesh, target, tmp_path):
+    await mesh.types.create(TYPE)
+    twin = await mesh.twins.create("spool-absence", type="spool-counter@1")
+    start = 1_700_000_000_000_000
+    async with open_writer_async("absence", target=NOWHERE, spool=tmp_path / "spool") as writer:
+        for i in range(40):
+            values = np.arange(i * 50_000, (i + 1) * 50_000)
+            await writer.observe_many(twin.twin_id, "n", start + values, values.astype(np.float64))
+        await writer.sync()
+        assert len(list((tmp_path / "spool").glob("*.spool"))) > 2
+    async with open_writer_async("absence", target=target, spool=tmp_path / "spool") as writer:
+        async with asyncio.timeout(120):
+            await writer.flush()
+    assert await Numbers(mesh, twin.twin_id).until(await mesh.head()) == list(range(2_000_000))
