@@ -9,6 +9,7 @@ from twinmesh_cli.commands import (
     connect,
     desired,
     history,
+    importing,
     local,
     models,
     quarantine,
@@ -20,7 +21,7 @@ from twinmesh_cli.commands import (
     write,
 )
 
-_GROUPS = (local, smoke, types, twins, write, connect, history, watch, models, desired, quarantine, removal)
+_GROUPS = (local, smoke, types, twins, write, importing, connect, history, watch, models, desired, quarantine, removal)
 _MODEL_ACTIONS = ("list", "versions", "promote", "deployments")
 _EPILOG = "Where the mesh is: --target, else --context, else $TWINMESH_TARGET, else the mesh of `twinmesh up`."
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from twinmesh_client.local_times import OFFSET_PATTERN, doubtful_rows, to_instants
+from twinmesh_client.local_times import OFFSET_PATTERN, to_known_instants
 from twinmesh_core.errors import InvalidArgument, invalid_field
 from twinmesh_core.kinds import ChannelKind
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MAX_CELLS: Final = 50_000_000
 """Cells of a file that are held in memory at once; a larger one is to be split."""
 TIME_NAMES: Final = ("time", "timestamp", "datetime", "date_time", "date", "ts", "event_time", "zeit", "utc")
+_SHOWN: Final = 200
+"""Characters of a broken cell that are kept."""
 _EMPTY: Final = ("", "na", "n/a", "nan", "null", "none")
 _EPOCH_UNITS: Final = ((1e17, "ns", 1e3), (1e14, "us", 1.0), (1e11, "ms", 1e-3), (0.0, "s", 1e-6))
 _DECIMAL_COMMA: Final = re.compile(r"[+-]?\d+,\d+")
@@ -41,12 +44,14 @@ class BrokenCell:
         column: its title; empty when the whole row is broken.
         cell: as it stands there.
         problem: what is wrong with it.
+        time_unix_us: of its row; None when that cannot be read.
     """
 
     line: int
     column: str
     cell: str
     problem: str
+    time_unix_us: int | None = None
 
     def __str__(self) -> str:
         where = f", column {self.column!r}" if self.column else ""
@@ -63,12 +68,14 @@ class CsvTable:
         time_column: the title of the time.
         time_meaning: how it was read, for people.
         broken: what was left out with `skip_broken`.
+        last_line: of the file, that was read.
     """
 
     frame: pd.DataFrame
     time_column: str
     time_meaning: str
     broken: tuple[BrokenCell, ...]
+    last_line: int
 
     @property
     def value_count(self) -> int:
@@ -81,7 +88,8 @@ class _Rows:
     header: list[str]
     cells: list[list[str]]
     lines: list[int]
-    broken: list[BrokenCell]
+    broken: list[tuple[int, BrokenCell]]
+    """What cannot be read, each with its row; -1 where that is none."""
 
 
 def read_csv(
@@ -108,7 +116,39 @@ def read_csv(
     Raises:
         InvalidArgument: the first thing that cannot be read, with line, column, cell and remedy.
     """
-    rows = _read_rows(path)
+    with CsvReader(path) as reader:
+        rows = reader.read(MAX_CELLS)
+        if not rows.cells:
+            raise invalid_field(path.name, "has a header and no readable row below it")
+        if reader.read(1).cells:
+            raise invalid_field(path.name, f"holds more than {MAX_CELLS:,} cells; import it with `twinmesh import`")
+    table = table_of(rows, time_column, time_zone, time_format, kinds, drop)
+    if table.broken and not skip_broken:
+        raise refused(path, table.broken)
+    return table
+
+
+def refused(path: Path, broken: Sequence[BrokenCell], count: int | None = None) -> InvalidArgument:
+    """Return the error for a file with broken rows, where they are not to be left out."""
+    more = f"; {count or len(broken)} in this file" if count is None or count > 1 else ""
+    return InvalidArgument(
+        f"{path.name}, {broken[0]}. Mend it, or leave broken rows out with --skip-broken "
+        f"(skip_broken=True in Python){more}.",
+        metadata={"line": str(broken[0].line), "column": broken[0].column, "broken": str(count or len(broken))},
+    )
+
+
+def table_of(
+    rows: _Rows,
+    time_column: str | None,
+    time_zone: str | None,
+    time_format: str | None,
+    kinds: Mapping[str, ChannelKind] | None,
+    drop: Sequence[str],
+) -> CsvTable:
+    """Return rows as a table; the arguments are those of `read_csv`."""
+    import pandas as pd
+
     time_at = _time_position(rows, time_column)
     _check_titles(rows.header, drop)
     instants, meaning = _instants(rows, time_at, time_zone, time_format)
@@ -117,69 +157,100 @@ def read_csv(
         for i, title in enumerate(rows.header)
         if i != time_at and title not in drop
     }
-    broken = sorted(rows.broken, key=lambda b: b.line)
-    if broken and not skip_broken:
-        raise InvalidArgument(
-            f"{path.name}, {broken[0]}. Mend it, or leave broken rows out with --skip-broken "
-            f"(skip_broken=True in Python); {len(broken)} in this file.",
-            metadata={"line": str(broken[0].line), "column": broken[0].column, "broken": str(len(broken))},
-        )
-    import pandas as pd
-
+    known = np.asarray(instants.notna())
+    stamps = instants.as_unit("us").asi8
+    broken = [
+        replace(cell, time_unix_us=int(stamps[row])) if row >= 0 and known[row] else cell for row, cell in rows.broken
+    ]
     frame = pd.DataFrame(columns, index=instants)
     return CsvTable(
         frame=frame[frame.index.notna()],
         time_column=rows.header[time_at],
         time_meaning=meaning,
-        broken=tuple(broken),
+        broken=tuple(sorted(broken, key=lambda b: b.line)),
+        last_line=rows.lines[-1],
     )
 
 
-def _read_rows(path: Path) -> _Rows:
-    try:
-        with _opened(path) as file:
-            first = file.readline()
-            if not first.strip():
-                raise invalid_field(str(path.name), "is empty; its first line must name the columns")
-            delimiter = max(",;\t|", key=first.count)
-            header = [title.strip() for title in next(csv.reader([first], delimiter=delimiter))]
-            reader = csv.reader(file, delimiter=delimiter)
-            rows = _Rows(header, [], [], [])
-            for cells in reader:
+class CsvReader:
+    """A CSV file, read in order and as much at a time as is asked for; ``with CsvReader(path) as reader``.
+
+    Attributes:
+        header: titles of the columns.
+        read_bytes: of the file, compressed ones as they lie on disk.
+
+    Raises:
+        InvalidArgument: empty, not UTF-8, or no CSV.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._raw = path.open("rb")
+        try:
+            packed = gzip.GzipFile(fileobj=self._raw) if path.suffix == ".gz" else self._raw
+            self._file = io.TextIOWrapper(packed, encoding="utf-8-sig", newline="")
+            with self._explained():
+                first = self._file.readline()
+                if not first.strip():
+                    raise invalid_field(path.name, "is empty; its first line must name the columns")
+                self._delimiter = max(",;\t|", key=first.count)
+                self.header = [title.strip() for title in next(csv.reader([first], delimiter=self._delimiter))]
+        except BaseException:
+            self._raw.close()
+            raise
+        self._reader = csv.reader(self._file, delimiter=self._delimiter)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._raw.close()
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the file that were read so far."""
+        return self._raw.tell()
+
+    def read(self, max_cells: int, max_characters: int | None = None) -> _Rows:
+        """Return the next rows, at least one unless none is left."""
+        rows = _Rows(self.header, [], [], [])
+        characters = 0
+        with self._explained():
+            for cells in self._reader:
                 # The header was read apart; a quoted cell may hold line breaks, so the row's last line is named.
-                line = reader.line_num + 1
+                line = self._reader.line_num + 1
                 if not cells:
                     continue
-                if len(cells) != len(header):
-                    text = delimiter.join(cells)
-                    problem = f"has {len(cells)} cells, but the header has {len(header)}"
-                    rows.broken.append(BrokenCell(line=line, column="", cell=text, problem=problem))
-                    continue
-                rows.cells.append(cells)
-                rows.lines.append(line)
-                if len(rows.cells) * len(header) > MAX_CELLS:
-                    raise invalid_field(path.name, f"holds more than {MAX_CELLS:,} cells; split it by time")
-    except UnicodeDecodeError as error:
-        raise invalid_field(
-            path.name, "is not UTF-8; convert it first, e.g. iconv -f latin1 -t utf-8 FILE > NEW"
-        ) from error
-    except (csv.Error, EOFError, gzip.BadGzipFile) as error:
-        raise invalid_field(path.name, "cannot be read as CSV; is it a damaged or another kind of file?") from error
-    if not rows.cells:
-        raise invalid_field(path.name, "has a header and no readable row below it")
-    if delimiter == ";":
-        _mend_decimal_commas(rows.cells)
-    return rows
+                if len(cells) != len(self.header):
+                    text = self._delimiter.join(cells)
+                    problem = f"has {len(cells)} cells, but the header has {len(self.header)}"
+                    rows.broken.append((-1, BrokenCell(line=line, column="", cell=text[:_SHOWN], problem=problem)))
+                    characters += len(text)
+                else:
+                    rows.cells.append(cells)
+                    rows.lines.append(line)
+                if max_characters is not None:
+                    characters += sum(map(len, cells))
+                full = len(rows.cells) * len(self.header) >= max_cells
+                if full or (max_characters is not None and characters >= max_characters and rows.cells):
+                    break
+        if self._delimiter == ";":
+            _mend_decimal_commas(rows.cells)
+        return rows
 
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    else:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise invalid_field(
+                self._path.name, "is not UTF-8; convert it first, e.g. iconv -f latin1 -t utf-8 FILE > NEW"
+            ) from error
+        except (csv.Error, EOFError, gzip.BadGzipFile) as error:
+            raise invalid_field(
+                self._path.name, "cannot be read as CSV; is it a damaged or another kind of file?"
+            ) from error
 
 
 def _mend_decimal_commas(cells: list[list[str]]) -> None:
@@ -253,22 +324,10 @@ def _instants(rows: _Rows, at: int, time_zone: str | None, time_format: str | No
 def _localised(rows: _Rows, at: int, stamps: pd.DatetimeIndex, time_zone: str) -> pd.DatetimeIndex:
     import pandas as pd
 
-    known = np.flatnonzero(~np.asarray(stamps.isna()))
-    full = np.full(len(stamps), np.datetime64("NaT", "us"))
-    try:
-        found = to_instants(stamps[known], time_zone)
-        full[known] = found.tz_convert("UTC").tz_localize(None).to_numpy().astype("M8[us]")
-    except InvalidArgument:
-        ambiguous, missing = doubtful_rows(stamps[known], time_zone)
-        bad = ambiguous | missing
-        for kind, problem in ((ambiguous, f"occurs twice in {time_zone}"), (missing, f"does not exist in {time_zone}")):
-            wrong = np.zeros(len(stamps), np.bool_)
-            wrong[known[kind]] = True
-            _note(rows, at, wrong, f"{problem}, where clocks change; {_CONSTANT_CLOCK}")
-        good = known[~bad]
-        localised = stamps[good].tz_localize(time_zone, ambiguous="raise", nonexistent="raise")
-        full[good] = localised.tz_convert("UTC").tz_localize(None).to_numpy().astype("M8[us]")
-    return pd.DatetimeIndex(full, tz="UTC")
+    instants, twice, never = to_known_instants(stamps, time_zone)
+    for wrong, problem in ((twice, f"occurs twice in {time_zone}"), (never, f"does not exist in {time_zone}")):
+        _note(rows, at, wrong, f"{problem}, where clocks change; {_CONSTANT_CLOCK}")
+    return pd.DatetimeIndex(instants, tz="UTC")
 
 
 def _epoch(texts: list[str]) -> tuple[npt.NDArray[np.int64], str] | None:
@@ -308,6 +367,6 @@ def _column(rows: _Rows, at: int, kind: ChannelKind | None) -> Any:
 
 def _note(rows: _Rows, at: int, wrong: npt.NDArray[np.bool_], problem: str) -> None:
     for row in np.flatnonzero(wrong).tolist():
-        rows.broken.append(
-            BrokenCell(line=rows.lines[row], column=rows.header[at], cell=rows.cells[row][at], problem=problem)
-        )
+        cell = rows.cells[row][at]
+        broken = BrokenCell(line=rows.lines[row], column=rows.header[at], cell=cell[:_SHOWN], problem=problem)
+        rows.broken.append((row, broken))

@@ -40,6 +40,40 @@ def to_instants(stamps: pd.DatetimeIndex, time_zone: str) -> pd.DatetimeIndex:
         ) from error
 
 
+def to_known_instants(
+    stamps: pd.DatetimeIndex, time_zone: str
+) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return naive local times as instants, and which were left out as they occur twice or never.
+
+    Args:
+        stamps: NaT where there is no time.
+        time_zone: IANA zone; as in `to_instants` the order of the rows tells repeated hours apart where it can.
+
+    Returns:
+        datetime64[us] [n] in UTC, NaT where there is none; bool [n] those that occur twice; bool [n] never.
+    """
+    known = np.flatnonzero(~np.asarray(stamps.isna()))
+    full = np.full(len(stamps), np.datetime64("NaT", "us"))
+    twice, never = np.zeros(len(stamps), np.bool_), np.zeros(len(stamps), np.bool_)
+    try:
+        found = to_instants(stamps[known], time_zone)
+    except InvalidArgument:
+        twice[known], never[known] = doubtful_rows(stamps[known], time_zone)
+        known = known[~(twice | never)[known]]
+        found = stamps[known].tz_localize(time_zone, ambiguous="raise", nonexistent="raise")
+    full[known] = found.tz_convert("UTC").tz_localize(None).to_numpy().astype("M8[us]")
+    return full, twice, never
+
+
+def near_change(stamp: pd.Timestamp, time_zone: str) -> bool:
+    """Return whether clocks change within three hours of a naive local time: the rows around it belong together."""
+    import pandas as pd
+
+    around = (stamp + pd.Timedelta(hours=h) for h in (-3, 3))
+    before, after = (t.tz_localize(time_zone, ambiguous=True, nonexistent="shift_forward").utcoffset() for t in around)
+    return before != after
+
+
 def doubtful_rows(stamps: pd.DatetimeIndex, time_zone: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return which naive times occur twice and which never in the zone, bool [n] each; raises for an unknown zone."""
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from twinmesh_client.aio.mesh import Mesh
 from twinmesh_client.aio.writer import Writer
 from twinmesh_connectors.status import Status
 
@@ -39,4 +40,13 @@ class Connector(Protocol):
             SourceError: the source is away; run again later.
             InvalidArgument: it can never work as configured; nothing is tried again.
         """
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A connector that needs something in the mesh before anything is sent."""
+
+    async def prepare(self, mesh: Mesh) -> None:
+        """Create or look up twins; called once, when the mesh is there, which with a spool may be long after `run`."""
         ...

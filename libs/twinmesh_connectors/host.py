@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
+from twinmesh_client.aio.mesh import Mesh
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.modelling import channel, twin_type
 from twinmesh_connectors.config import Table
@@ -129,6 +130,11 @@ class HostConnector:
     def name(self) -> str:
         """Name in status lines."""
         return self._name
+
+    async def prepare(self, mesh: Mesh) -> None:
+        """Create the twin if it is absent."""
+        await mesh.types.create(TYPE)
+        await mesh.twins.create(self._twin_id, type=TYPE.twin_type_id, time_zone="UTC", if_absent=True)
 
     async def run(self, writer: Writer, status: Status) -> None:
         """Sample and write; while the mesh is away without a spool, writing waits and readings are left out."""

@@ -13,6 +13,7 @@ from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.producer import open_writer_async
 from twinmesh_client.aio.writer import Writer
 from twinmesh_connectors.config import Config, Entry
+from twinmesh_connectors.connector import Prepares
 from twinmesh_connectors.runner import Runner
 from twinmesh_core.errors import TwinmeshError
 
@@ -85,6 +86,7 @@ def _opener(
         entry.producer_id,
         target=target or config.target,
         context=context,
+        prepare=entry.connector.prepare if isinstance(entry.connector, Prepares) else None,
         on_ack=on_ack,
         patience_s=math.inf,
         spool=entry.spool,

@@ -19,11 +19,12 @@ from twinmesh_client.forecasts import Forecast
 from twinmesh_client.frames import frame_batches
 from twinmesh_client.planning import ModelSizes, suggest_sizes
 from twinmesh_client.runs import TrainingRun
+from twinmesh_connectors.files.columns import describe_columns
 from twinmesh_core.errors import FailedPrecondition, Reason
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_demo import learn, plots, report
 from twinmesh_demo.progress import Story, size
-from twinmesh_demo.recorded_csv import Recording, describe_columns, read_recording
+from twinmesh_demo.recorded_csv import Recording, read_recording
 
 __all__ = ["Recording", "read_recording", "tell"]
 

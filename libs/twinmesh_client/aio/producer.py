@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
@@ -11,17 +11,22 @@ import grpc.aio
 
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import discover
+from twinmesh_client.aio.mesh import Mesh, connect_async
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import open_channel
 
+Prepare = Callable[[Mesh], Awaitable[None]]
+"""What is to be done when the mesh is there for the first time, before anything is sent."""
+
 
 class Dialler:
     """Finds the mesh's ingestion service before each session, and keeps one channel to where it was found."""
 
-    def __init__(self, target: str | None, context: str | None) -> None:
+    def __init__(self, target: str | None, context: str | None, prepare: Prepare | None = None) -> None:
+        self._prepare = prepare
         self._target = target
         self._context = context
         self._held = AsyncExitStack()
@@ -30,6 +35,10 @@ class Dialler:
 
     async def __call__(self) -> grpc.aio.Channel:
         """Return a channel; raises `Unavailable` while no mesh answers."""
+        if self._prepare is not None:
+            async with connect_async(self._target, context=self._context) as mesh:
+                await self._prepare(mesh)
+            self._prepare = None
         found = (await discover(resolve_target(self._target, self._context))).endpoints["ingestion"]
         if self._channel is None or found != self._found:
             await self._held.aclose()
@@ -48,6 +57,7 @@ async def open_writer_async(
     *,
     target: str | None = None,
     context: str | None = None,
+    prepare: Prepare | None = None,
     backfill: bool = False,
     on_ack: Callable[[WriteAck], None] | None = None,
     patience_s: float | None = None,
@@ -66,6 +76,8 @@ async def open_writer_async(
         producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
         target: as `connect_async` takes it; looked up anew before each session.
         context: likewise.
+        prepare: called once with the mesh when it is there, before anything is sent: creates twins, say. What it raises
+            is tried again as a lost connection is, or ends the session, by its kind.
         backfill: declares recorded history: times back to 1970 are accepted.
         on_ack: called after each acknowledgement.
         patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
@@ -83,7 +95,7 @@ async def open_writer_async(
         InvalidArgument: a bound that makes no sense.
         FailedPrecondition: another process has the spool open, or it is another producer's.
     """
-    dialler = Dialler(target, context)
+    dialler = Dialler(target, context, prepare)
     try:
         async with Writer(
             dialler,

@@ -5,18 +5,14 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.integration.client.log_values import values_of
 
 import twinmesh_client as tm
-from twinmesh.storage.v1 import storage_pb2
 from twinmesh_client.aio.producer import open_writer_async
-from twinmesh_client.transport import stream
-from twinmesh_core import wire
-from twinmesh_core.errors import Unavailable
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.faults]
 
@@ -27,38 +23,8 @@ LIFE = 1_000_000
 TYPE = tm.twin_type("spool-counter@1", [tm.channel("n")])
 
 
-class Numbers:
-    """Every number of a twin as the log has it, in the order of its offsets, repetitions included."""
-
-    def __init__(self, mesh, twin_id: str) -> None:
-        self._mesh = mesh
-        self._twin_id = twin_id
-        self.found: list[int] = []
-        self._after = None
-
-    async def until(self, head: int) -> list[int]:
-        """Follow the log up to an offset; what was followed before is not asked for again."""
-        while self._after is None or self._after.offset < head:
-            request = storage_pb2.FollowRequest(after=self._after)
-            try:
-                async with aclosing(stream(self._mesh._connection.storage.Follow, request, timeout_s=30)) as answers:
-                    async for answer in answers:
-                        for entry in answer.entries:
-                            self._add(entry)
-                        self._after = answer.through
-                        if answer.through.offset >= head:
-                            break
-            except Unavailable:
-                await asyncio.sleep(0.2)
-        return self.found
-
-    def _add(self, entry) -> None:
-        if entry.WhichOneof("body") != "observations":
-            return
-        batch = wire.walk(entry.observations)
-        assert batch is not None
-        ours = [key.twin_id == self._twin_id for key in batch.series]
-        self.found += batch.doubles.values[np.array(ours)[batch.doubles.series]].astype(int).tolist()
+async def numbers_of(mesh, twin_id: str) -> list[int]:
+    return [int(value) for value in (await values_of(mesh, twin_id)).get("n", [])]
 
 
 def check(told: dict[int, int], stored: list[int]) -> None:
@@ -107,7 +73,7 @@ async def kills(mesh, target, directory, twin_id, *, lives: int, seed: int, opti
             ack = await writer.flush()
         assert writer.spool_damaged == 0
         assert ack.quarantined == 0
-    check(told, await Numbers(mesh, twin_id).until(await mesh.head()))
+    check(told, await numbers_of(mesh, twin_id))
 
 
 async def test_nothing_told_is_lost_or_stored_twice_when_the_producer_is_killed(mesh, target, tmp_path):
@@ -142,4 +108,4 @@ async def test_a_long_absence_fits_on_disk_and_is_sent_in_order(mesh, target, tm
     async with open_writer_async("absence", target=target, spool=tmp_path / "spool") as writer:
         async with asyncio.timeout(120):
             await writer.flush()
-    assert await Numbers(mesh, twin.twin_id).until(await mesh.head()) == list(range(2_000_000))
+    assert await numbers_of(mesh, twin.twin_id) == list(range(2_000_000))
