@@ -109,7 +109,10 @@ def test_the_sdk_imports_from_the_base_install() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("module", "extra"), [("runner", ""), ("config", ""), ("host", "host")])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("runner", ""), ("config", ""), ("files.importing", ""), ("files.parquet", "files"), ("host", "host")],
+)
 def test_a_connector_imports_from_its_own_extra_alone(module: str, extra: str) -> None:
     ours = {"twinmesh_connectors", "twinmesh_client", "twinmesh", "twinmesh_core"}
     done = import_with_only(f"twinmesh_connectors.{module}", extra, ours)

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeVar
 from twinmesh_client.aio.backlog import Item, Window, batch_message, copied, fenced, rewound
 from twinmesh_client.limits import MAX_UNACKED_BYTES, MAX_UNACKED_POINTS, SPOOL_MAX_BYTES
 from twinmesh_client.spool.spool import SEGMENT_BYTES, Batch, Cursor, Spool, disk_error
-from twinmesh_core.errors import ResourceExhausted, TwinmeshError, invalid_field
+from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable, invalid_field
 from twinmesh_core.ids import require_producer_id
 
 GROUP_BYTES: Final = 8 * 1024 * 1024
@@ -207,8 +207,7 @@ class SpoolBacklog:
                 await self._wanted.wait()
                 await self._write()
         finally:
-            for _, on_disk in self._waiting:
-                on_disk.cancel()
+            self._refuse(self._waiting)
 
     def end(self, failure: TwinmeshError) -> None:
         """Let whoever waits here raise this."""
@@ -266,8 +265,7 @@ class SpoolBacklog:
                 self.changed.notify_all()
             return
         except BaseException:
-            for _, on_disk in group:
-                on_disk.cancel()
+            self._refuse(group)
             raise
         async with self.changed:
             self._waiting_bytes -= size
@@ -276,6 +274,13 @@ class SpoolBacklog:
         for i, (_, on_disk) in enumerate(group):
             if not on_disk.done():
                 on_disk.set_result(first + i)
+
+    def _refuse(self, group: list[tuple[Batch, asyncio.Future[int]]]) -> None:
+        """Tell whoever still waits that nobody will write: whether the batch was is not known."""
+        failure = self._failure or Unavailable("The writer was closed.")
+        for _, on_disk in group:
+            if not on_disk.done():
+                on_disk.set_exception(copied(failure))
 
     async def _release(self) -> None:
         durable = self._durable

@@ -136,7 +136,11 @@ class Writer:
 
     async def __aenter__(self) -> Self:
         if self._spool is not None:
-            await self._spool.open()
+            try:
+                await self._spool.open()
+            except BaseException:
+                await self._spool.close()
+                raise
         self._tasks = [
             asyncio.create_task(self._guarded(work), name="twinmesh-writer")
             for work in (self._session.run, self._backlog.work, self._pump.run)

@@ -1,6 +1,7 @@
 """Whatever a producer was told is spooled is stored once and in order, though it is killed again and again."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from twinmesh_client.aio.producer import open_writer_async
 pytestmark = [pytest.mark.timeout(300), pytest.mark.faults]
 
 PRODUCER = Path(__file__).with_name("spool_producer.py")
+EXAMPLE = Path(__file__).parents[3] / "examples" / "gateway.py"
 NOWHERE = "127.0.0.1:1"
 LIFE = 1_000_000
 """Numbers of one life of the producer begin at a multiple of this."""
@@ -92,6 +94,25 @@ async def test_nothing_is_lost_while_producer_and_services_are_killed(running_me
             running_mesh.kill("storage" if life % 2 else "ingestion", signal.SIGKILL)
 
     await kills(mesh, target, tmp_path / "spool", "spool-long", lives=40, seed=7, between=kill_a_service)
+
+
+async def test_the_example_loses_nothing_without_a_mesh(mesh, target, tmp_path):
+    await mesh.types.create(tm.twin_type("gateway@1", [tm.channel("temperature", "Cel")]))
+    twin = await mesh.twins.create("gateway-example", type="gateway@1")
+    for where in (NOWHERE, target):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, EXAMPLE, tmp_path / "spool"],
+            env={**os.environ, "TWINMESH_TARGET": where},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert ("the mesh is away" in done.stdout) == (where == NOWHERE)
+    head = await mesh.head()
+    stored = await twin.read("temperature", last="1h", min_offset=head)
+    assert len(stored["temperature"].values) == 400
 
 
 @pytest.mark.slow

@@ -301,3 +301,13 @@ async def test_leaving_with_an_error_keeps_what_is_on_disk(spooled, fake):
     async with spooled() as writer:
         await writer.flush()
     assert fake.ingestion.producers["p"].all_values() == [1]
+
+
+async def test_whoever_still_writes_when_the_block_is_left_is_told(spooled):
+    async with spooled(target=NOWHERE, spool_max_bytes=1_000_000) as writer:
+        for value in range(9):
+            await writer.write(batch(value, 5_000))
+        late = asyncio.create_task(writer.write(batch(9, 5_000)))
+        await asyncio.sleep(0.02)
+    with pytest.raises(Unavailable, match="closed"):
+        await late
