@@ -11,7 +11,7 @@
     full = "wait"                     # or "error"
 
     [connectors.roof]                 # a name of your choice
-    kind = "host"                     # host, csv, mqtt, opcua
+    kind = "host"                     # host, mqtt, opcua
     producer = "roof-gateway"         # default: the name
     # ... and the keys of its kind
 """
