@@ -49,7 +49,7 @@ def found(url: str, redis_url: str) -> dict[str, set[str]]:
             for (row,) in conn.execute(f"select t::text from storage.{table} t").fetchall():  # noqa: S608 -- from pg_class
                 for name, canary in CANARIES.items():
                     if canary in row:
-                        places[name].add(table)
+                        places[name].add("block" if table.startswith("block_") else table)
     client = Redis.from_url(redis_url)
     for key in client.scan_iter("*"):
         value = client.get(key)
