@@ -62,6 +62,7 @@ IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "GetStatistics",
         "GetErasure",
         "ListErasures",
+        "ListRetention",
     ),
     "twinmesh.statesync.v1.TwinService": ("GetTwinType", "ListTwinTypes", "GetTwin", "ListTwins"),
     "twinmesh.statesync.v1.ReplicaService": ("GetReplica",),

@@ -25,6 +25,7 @@ from twinmesh_storage.adapters.postgres.erasable import PostgresErasableHistory
 from twinmesh_storage.adapters.postgres.erasures import PostgresErasures
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.adapters.postgres.retention import PostgresRetention
+from twinmesh_storage.adapters.postgres.retention_rules import PostgresRetentionRules
 from twinmesh_storage.adapters.redis import RedisRecords
 from twinmesh_storage.domain.aggregate import Aggregator
 from twinmesh_storage.domain.catchup import CatchUp
@@ -33,8 +34,10 @@ from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.eraser import Eraser
 from twinmesh_storage.domain.fold_cache import FoldCache
+from twinmesh_storage.domain.folding import Hide
 from twinmesh_storage.domain.follow import Follower
 from twinmesh_storage.domain.history import History
+from twinmesh_storage.domain.history_retention import HistoryRetention
 from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
@@ -51,7 +54,7 @@ from twinmesh_storage.rpc.control_entries import hide_of, redact
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
-from twinmesh_storage.rpc.removal import RemovalServicer, hide_with
+from twinmesh_storage.rpc.removal import RemovalServicer, drop_with, hide_with
 from twinmesh_storage.rpc.retention import RetentionServicer
 from twinmesh_storage.rpc.serving import SERVICE_NAME, register
 from twinmesh_storage.settings import StorageSettings
@@ -138,6 +141,16 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         await latest.store(fold)
         await window_cache.store(fold)
 
+    rules = PostgresRetentionRules(pool=pool, timeout_s=settings.database_timeout_s)
+
+    async def prepare(hide: Hide) -> None:
+        # Another process may have created them, and this one never had rows of them.
+        series = await series_store.find_ids(hide.tenant, sorted(hide.series_ids))
+        catalogue.add(series)
+        if hide.drops:
+            await rules.note_start(hide.tenant, series, hide.end)
+            await history_store.drop_before(hide.tenant, series, hide.end)
+
     compactor = Compactor(
         view=view,
         history=history_store,
@@ -147,6 +160,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         clock=clock,
         report=_report,
         folded=folded,
+        prepare=prepare,
     )
     directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
     history = History(store=history_store, view=view)
@@ -183,7 +197,18 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         report=_report,
         trimmed=lambda offsets: counter("storage", "trimmed_offsets", "Offsets passed by the trimming.").inc(offsets),
     )
-    retention_servicer = RetentionServicer(view=view, retention=retention)
+    retention_servicer = RetentionServicer(view=view, retention=retention, rules=rules)
+    history_retention = HistoryRetention(
+        history=history_store,
+        rules=rules,
+        series=series_store,
+        drop=drop_with(sequencer.append),
+        lease=lambda: sequencer.lease,
+        horizon_s=settings.as_of_keep_s,
+        every_s=settings.retention_every_s,
+        clock=clock,
+        report=_report,
+    )
 
     async def forget(series: Sequence[Series]) -> None:
         ids = [s.series_id for s in series]
@@ -197,7 +222,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         history=PostgresErasableHistory(
             store=history_store, pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require
         ),
-        series=series_store,
+        series_of_twin=lambda tenant, twin_id: directory.every_series(tenant, [twin_id]),
         hide=hide_with(sequencer.append),
         redact=redact,
         forget=forget,
@@ -232,7 +257,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
         capabilities={"storage.append": sequencer.check},
-        background=(sequencer.run, compactor.run, trimmer.run, eraser.run, prune),
+        background=(sequencer.run, compactor.run, trimmer.run, eraser.run, history_retention.run, prune),
         drain=drain,
     )
 

@@ -84,6 +84,15 @@ class StorageSettings(ServiceSettings):
         unit="s",
         minimum=0,
     )
+    as_of_keep_s: float = setting(
+        2_592_000.0,
+        help="How long superseded and deleted observations can be read as of an earlier offset.",
+        unit="s",
+        minimum=0,
+    )
+    retention_every_s: float = setting(
+        600.0, help="How often history is looked at for what was kept long enough.", unit="s", minimum=0.05
+    )
     log_trim_every_s: float = setting(
         30.0, help="How often the log is looked at for observations that may leave it.", unit="s", minimum=0.05
     )

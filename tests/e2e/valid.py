@@ -193,6 +193,10 @@ def requests() -> dict[str, Message]:
             start_time=_at(3_600), end_time=_at(),
         ),
         "StorageService/EraseTwin": storage.EraseTwinRequest(request_id=uuid4().hex, twin_id="nobody"),
+        "StorageService/SetRetention": storage.SetRetentionRequest(
+            rule={"twin_id": "nobody", "channel": "temp", "keep": Duration(seconds=86_400)}
+        ),
+        "StorageService/ListRetention": storage.ListRetentionRequest(),
         "StorageService/GetErasure": storage.GetErasureRequest(erasure_id="none"),
         "StorageService/ListErasures": storage.ListErasuresRequest(twin_id="nobody", page_size=1),
         "StorageService/RegisterCheckpoint": storage.RegisterCheckpointRequest(

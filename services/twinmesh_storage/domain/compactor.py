@@ -52,6 +52,10 @@ class Fold:
     seconds: float
 
 
+async def _nothing_to_prepare(_hide: Hide) -> None:
+    return None
+
+
 class Compactor:
     """Folds whenever enough rows wait, or the oldest have waited long enough.
 
@@ -60,6 +64,7 @@ class Compactor:
         fold_rows: rows that are folded without waiting.
         fold_after_s: longest time that rows wait.
         folded: told after each fold.
+        prepare: told of each deletion before the fold that has it; removes what it drops.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Compactor:
         clock: Clock,
         report: Report,
         folded: Callable[[Fold], Awaitable[None]],
+        prepare: Callable[[Hide], Awaitable[None]] = _nothing_to_prepare,
     ) -> None:
         self._view = view
         self._history = history
@@ -82,6 +88,7 @@ class Compactor:
         self._clock = clock
         self._report = report
         self._folded = folded
+        self._prepare = prepare
 
     async def run(self) -> None:
         """Fold for ever."""
@@ -139,6 +146,9 @@ class Compactor:
         await self._view.tail_view()
         fresh = await asyncio.to_thread(_by_lane, generation)
         hides = tuple(generation.hides)
+        for hide in hides:
+            # Before the fold: a kill in between finds the entry unfolded, and prepares again.
+            await self._prepare(hide)
         work = FoldWork(
             fold_offset=generation.last, fresh=fresh, hides=hides, commit_times=CommitTimes.of(generation.commits)
         )

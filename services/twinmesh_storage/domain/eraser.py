@@ -11,7 +11,7 @@ from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.erasure import ErasableHistory, Erasure, ErasureState, ErasureStore, HideTwin, Redact, Step
-from twinmesh_storage.domain.ports import LogStore, SeriesStore
+from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Report
 from twinmesh_storage.domain.series import Series
 
@@ -32,7 +32,7 @@ class Eraser:
         store: the jobs.
         log: where bodies are found.
         history: where rows are found.
-        series: the durable catalogue: it knows series that other processes created.
+        series_of_twin: finds all series of a (tenant, twin), those that other processes created too.
         hide: appends the entry that hides the twin's observations.
         redact: takes a twin out of a body.
         forget: takes series out of caches.
@@ -45,7 +45,7 @@ class Eraser:
         store: ErasureStore,
         log: LogStore,
         history: ErasableHistory,
-        series: SeriesStore,
+        series_of_twin: Callable[[str, str], Awaitable[Sequence[Series]]],
         hide: HideTwin,
         redact: Redact,
         forget: ForgetSeries,
@@ -56,7 +56,7 @@ class Eraser:
         self._store = store
         self._log = log
         self._history = history
-        self._series = series
+        self._series_of_twin = series_of_twin
         self._hide = hide
         self._redact = redact
         self._forget = forget
@@ -115,7 +115,7 @@ class Eraser:
 
     async def _advance(self, erasure: Erasure) -> Erasure:
         """Do one step and note it."""
-        series = await self._series.list_twins(erasure.tenant, [erasure.twin_id])
+        series = await self._series_of_twin(erasure.tenant, erasure.twin_id)
         match erasure.step:
             case Step.HIDE:
                 offset = await self._hide(erasure, series)

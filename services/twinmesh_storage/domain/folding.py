@@ -24,6 +24,7 @@ class Hide:
 
     Attributes:
         erases: it begins an erasure: bodies kept in memory must go as well.
+        drops: the rows were kept long enough: they are removed, and not moved aside.
     """
 
     tenant: str
@@ -32,6 +33,7 @@ class Hide:
     end: int
     offset: int
     erases: bool = False
+    drops: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ from twinmesh_storage.domain.redaction import without_series
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.rpc import mapping
 
-OWN_ACTIONS: Final = frozenset({"delete_range", "erase_twin"})
+OWN_ACTIONS: Final = frozenset({"delete_range", "erase_twin", "drop_history"})
 """Actions that storage alone may write: it resolves the series they name."""
 _OF_TWIN: Final = frozenset(
     {
@@ -54,6 +54,15 @@ def erase_twin_body(request_id: str, principal: str, twin_id: str, series: Seque
     return entry.SerializeToString(deterministic=True)
 
 
+def drop_history_body(request_id: str, series: Sequence[Series], before_unix_us: int) -> bytes:
+    """Return the entry that drops history before an event time."""
+    action = entry_pb2.DropHistoryEntry(
+        series=[mapping.series_message(s) for s in series], before=time_to_message(before_unix_us)
+    )
+    entry = entry_pb2.ControlEntry(request_id=request_id, principal="retention", drop_history=action)
+    return entry.SerializeToString(deterministic=True)
+
+
 def hide_of(entry: LogEntry) -> Hide | None:
     """Return what a control entry of the log hides; None = nothing."""
     control = entry_pb2.ControlEntry.FromString(entry.body)
@@ -75,6 +84,15 @@ def hide_of(entry: LogEntry) -> Hide | None:
                 end=MAX_TIME,
                 offset=entry.offset,
                 erases=True,
+            )
+        case "drop_history":
+            return Hide(
+                tenant=entry.tenant,
+                series_ids=frozenset(key.series_id for key in control.drop_history.series),
+                start=MIN_TIME,
+                end=time_from_message(control.drop_history.before),
+                offset=entry.offset,
+                drops=True,
             )
         case _:
             return None

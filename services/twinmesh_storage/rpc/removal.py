@@ -178,6 +178,17 @@ def _require_key(request_id: str) -> None:
         raise invalid_field("request_id", "is missing; without one a repetition would take away what arrived since")
 
 
+def drop_with(append: AppendEntry) -> Callable[[str, Sequence[Series], int], Awaitable[None]]:
+    """Return what appends the entry that drops history before an event time."""
+
+    async def drop(tenant: str, series: Sequence[Series], before_unix_us: int) -> None:
+        body = control_entries.drop_history_body("", series, before_unix_us)
+        content = blake2b(body, digest_size=HASH_BYTES)
+        await append(NewEntry(tenant=tenant, kind=EntryKind.CONTROL, body=body, content_hash=content.digest()))
+
+    return drop
+
+
 def _hash(request: Message) -> bytes:
     """Return the hash of what was asked: what a name resolves to may have changed when it is asked again."""
     return blake2b(request.SerializeToString(deterministic=True), digest_size=HASH_BYTES).digest()

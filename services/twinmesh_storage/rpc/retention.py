@@ -1,4 +1,4 @@
-"""What followers tell storage, so that the log need not grow for ever."""
+"""What may leave: the log what followers have, history what was kept long enough."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from twinmesh.storage.v1 import storage_pb2
 from twinmesh_core.errors import PermissionDenied, invalid_field
 from twinmesh_core.time import US_PER_DAY, US_PER_S
 from twinmesh_runtime.caller import Role, current_caller
-from twinmesh_runtime.registry_mapping import duration_from_message
+from twinmesh_runtime.registry_mapping import duration_from_message, duration_to_message
+from twinmesh_storage.domain.history_retention import RetentionRule, RetentionRules
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LogRetention
 from twinmesh_storage.rpc import mapping
-from twinmesh_storage.rpc.serving import Handler, unary
+from twinmesh_storage.rpc.serving import Handler, own_tenant, unary
 
 _EXPIRE_AFTER_US: Final = 7 * US_PER_DAY
 _MAX_EXPIRE_AFTER_US: Final = 90 * US_PER_DAY
+_MIN_KEEP_US: Final = 60 * US_PER_S
+_MAX_KEEP_US: Final = 365_250 * US_PER_DAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionServicer:
-    """Calls about what may leave the log."""
+    """Calls about what may leave."""
 
     view: LogView
     retention: LogRetention
+    rules: RetentionRules
 
     async def register_checkpoint(
         self, request: storage_pb2.RegisterCheckpointRequest, _: Any
@@ -49,6 +53,37 @@ class RetentionServicer:
             trimmed=mapping.position(self.view.incarnation, state.trim_offset)
         )
 
+    async def set_retention(self, request: storage_pb2.SetRetentionRequest, _: Any) -> storage_pb2.SetRetentionResponse:
+        """Set, replace or remove a rule."""
+        tenant = own_tenant()
+        if not request.HasField("rule"):
+            raise invalid_field("rule", "is missing; say for which twin and channel, empty = all, and how long")
+        rule = request.rule
+        twin_id = mapping.require_text(rule.twin_id, "rule.twin_id")
+        channel = mapping.require_text(rule.channel, "rule.channel")
+        if not rule.HasField("keep"):
+            await self.rules.remove(tenant, twin_id, channel)
+            return storage_pb2.SetRetentionResponse()
+        keep_us = duration_from_message(rule.keep)
+        if keep_us and not _MIN_KEEP_US <= keep_us <= _MAX_KEEP_US:
+            raise invalid_field("rule.keep", "must be 1 minute to 1000 years; 0 = for ever, absent = remove the rule")
+        kept = RetentionRule(tenant=tenant, twin_id=twin_id, channel=channel, keep_us=keep_us)
+        await self.rules.put(kept, current_caller().principal)
+        return storage_pb2.SetRetentionResponse()
+
+    async def list_retention(
+        self, _request: storage_pb2.ListRetentionRequest, _: Any
+    ) -> storage_pb2.ListRetentionResponse:
+        """Return the rules."""
+        return storage_pb2.ListRetentionResponse(
+            rules=[
+                storage_pb2.RetentionRule(
+                    twin_id=rule.twin_id, channel=rule.channel, keep=duration_to_message(rule.keep_us)
+                )
+                for rule in await self.rules.of(own_tenant())
+            ]
+        )
+
     def handlers(self) -> dict[str, Handler]:
         """Return the gRPC handlers of these methods, by name."""
         pb = storage_pb2
@@ -56,4 +91,6 @@ class RetentionServicer:
             "RegisterCheckpoint": unary(
                 self.register_checkpoint, pb.RegisterCheckpointRequest, pb.RegisterCheckpointResponse
             ),
+            "SetRetention": unary(self.set_retention, pb.SetRetentionRequest, pb.SetRetentionResponse),
+            "ListRetention": unary(self.list_retention, pb.ListRetentionRequest, pb.ListRetentionResponse),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
@@ -168,3 +169,62 @@ async def test_a_restored_log_is_another_one_to_everybody(database_url):
         with pytest.raises(FailedPrecondition):
             await register(store, incarnation, 2)
         assert len((await store.read([("t1", "oil")]))["t1/oil"]) == 4
+
+
+async def test_history_is_dropped_by_rule_and_only_there(database_url):
+    """Ten minutes of values; a rule keeps the newest of one channel for a short while."""
+    now = int(time.time() * 1e6)
+    settings = {"fold_after_s": 0.05, "retention_every_s": 0.1}
+    async with storage(database_url, **settings) as store:
+        keys = await store.series("t1", ["raw", "kept"])
+        times = [now - 600 * S + i * S for i in range(600) for _ in (0, 1)]
+        await store.append(doubles(keys, times, [1.0] * 1200, [0, 1] * 600), request_id="r")
+        rule = storage_pb2.RetentionRule(channel="raw")
+        rule.keep.FromSeconds(60)
+        await store.ask("SetRetention", storage_pb2.SetRetentionRequest(rule=rule))
+        listed = await store.ask("ListRetention", storage_pb2.ListRetentionRequest())
+        assert list(listed.rules) == [rule]
+
+        async def dropped() -> bool:
+            counts = await statistics(store)
+            return counts.fold_offset >= 2 and len((await store.read([("t1", "raw")]))["t1/raw"]) < 120
+
+        await until(dropped)
+        rows = await store.read([("t1", "raw"), ("t1", "kept")])
+        assert len(rows["t1/kept"]) == 600
+        assert rows["t1/raw"][-1][0] == times[-1]
+        assert rows["t1/raw"][0][0] <= int(time.time() * 1e6) - 60 * S
+        with psycopg.connect(database_url) as conn:
+            starts = conn.execute("select channel, history_start from storage.series order by channel").fetchall()
+            aside = conn.execute("select count(*) from storage.superseded").fetchone()
+        assert starts[0] == ("kept", None)
+        assert now - 600 * S < starts[1][1] <= rows["t1/raw"][0][0]
+        assert aside == (0,)
+        removed = storage_pb2.SetRetentionRequest(rule=storage_pb2.RetentionRule(channel="raw"))
+        await store.ask("SetRetention", removed)
+        assert not (await store.ask("ListRetention", storage_pb2.ListRetentionRequest())).rules
+    async with storage(database_url, **settings) as store:
+        again = (await store.read([("t1", "raw")]))["t1/raw"]
+        assert len(again) <= len(rows["t1/raw"])
+        assert again[-1] == rows["t1/raw"][-1]
+
+
+async def test_superseded_rows_go_when_the_horizon_has_passed(database_url):
+    async with storage(database_url, fold_after_s=0.05, as_of_keep_s=0.0, retention_every_s=0.1) as store:
+        keys = await store.series("t1", ["oil"])
+        for value in (1.0, 2.0):
+            await store.append(doubles(keys, [T0], [value]), request_id=f"r{value}")
+
+        def kept() -> tuple[int, int]:
+            with psycopg.connect(database_url) as conn:
+                row = conn.execute(
+                    "select (select count(*) from storage.superseded), superseded_floor from storage.fold_state"
+                ).fetchone()
+            assert row is not None
+            return row
+
+        async def pruned() -> bool:
+            return kept() == (0, 2)
+
+        await until(pruned)
+        assert (await store.read([("t1", "oil")]))["t1/oil"] == [(T0, 2.0, 1)]

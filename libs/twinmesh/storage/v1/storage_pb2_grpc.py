@@ -110,6 +110,16 @@ class StorageServiceStub:
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.FromString,
                 _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/SetRetention',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionResponse.FromString,
+                _registered_method=True)
+        self.ListRetention = channel.unary_unary(
+                '/twinmesh.storage.v1.StorageService/ListRetention',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionResponse.FromString,
+                _registered_method=True)
         self.GetErasure = channel.unary_unary(
                 '/twinmesh.storage.v1.StorageService/GetErasure',
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.GetErasureRequest.SerializeToString,
@@ -246,6 +256,22 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRetention(self, request, context):
+        """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
+        without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
+        too; ListSeries states from where on a series is complete. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRetention(self, request, context):
+        """Lists the rules of how long history is kept. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetErasure(self, request, context):
         """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND.
         """
@@ -337,6 +363,16 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.EraseTwin,
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.FromString,
                     response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionResponse.SerializeToString,
+            ),
+            'ListRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRetention,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionResponse.SerializeToString,
             ),
             'GetErasure': grpc.unary_unary_rpc_method_handler(
                     servicer.GetErasure,
@@ -755,6 +791,60 @@ class StorageService:
             '/twinmesh.storage.v1.StorageService/EraseTwin',
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinRequest.SerializeToString,
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.EraseTwinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/SetRetention',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.SetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/ListRetention',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

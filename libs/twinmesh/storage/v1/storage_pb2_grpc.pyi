@@ -84,6 +84,13 @@ class StorageServiceStub:
     twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
     storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
     """
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]
+    """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
+    without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
+    too; ListSeries states from where on a series is complete. Idempotent.
+    """
+    ListRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRetentionRequest, _storage_pb2.ListRetentionResponse]
+    """Lists the rules of how long history is kept. Idempotent."""
     GetErasure: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetErasureRequest, _storage_pb2.GetErasureResponse]
     """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND."""
     ListErasures: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListErasuresRequest, _storage_pb2.ListErasuresResponse]
@@ -145,6 +152,13 @@ class StorageServiceAsyncStub(StorageServiceStub):
     twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
     storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
     """
+    SetRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]  # type: ignore[assignment]
+    """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
+    without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
+    too; ListSeries states from where on a series is complete. Idempotent.
+    """
+    ListRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRetentionRequest, _storage_pb2.ListRetentionResponse]  # type: ignore[assignment]
+    """Lists the rules of how long history is kept. Idempotent."""
     GetErasure: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetErasureRequest, _storage_pb2.GetErasureResponse]  # type: ignore[assignment]
     """Returns an erasure. Idempotent. NOT_FOUND: RUN_NOT_FOUND."""
     ListErasures: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListErasuresRequest, _storage_pb2.ListErasuresResponse]  # type: ignore[assignment]
@@ -293,6 +307,25 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
         storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
         """
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _storage_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.SetRetentionResponse, _abc.Awaitable[_storage_pb2.SetRetentionResponse]]:
+        """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
+        without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
+        too; ListSeries states from where on a series is complete. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRetention(
+        self,
+        request: _storage_pb2.ListRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.ListRetentionResponse, _abc.Awaitable[_storage_pb2.ListRetentionResponse]]:
+        """Lists the rules of how long history is kept. Idempotent."""
 
     @_abc_1.abstractmethod
     def GetErasure(

@@ -452,6 +452,36 @@ class EraseTwinEntry(_message.Message):
 Global___EraseTwinEntry: _TypeAlias = EraseTwinEntry  # noqa: Y015
 
 @_typing.final
+class DropHistoryEntry(_message.Message):
+    """Drops observations that were kept long enough, at the entry's own offset; written by storage's retention alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.SeriesKey]:
+        """The series; twin_id, channel, kind, unit and series_id are filled in."""
+
+    @_builtins.property
+    def before(self) -> _timestamp_pb2.Timestamp:
+        """Observations before this event time are dropped."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[_observation_pb2.SeriesKey] | None = ...,
+        before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropHistoryEntry: _TypeAlias = DropHistoryEntry  # noqa: Y015
+
+@_typing.final
 class ControlEntry(_message.Message):
     """A control entry of the log. The fold decides its condition at the entry's own offset; a rejected entry has no effect."""
 
@@ -471,6 +501,7 @@ class ControlEntry(_message.Message):
     SET_CONNECTIVITY_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     ERASE_TWIN_FIELD_NUMBER: _builtins.int
+    DROP_HISTORY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request that wrote it; the same id again has no second effect. Unique within the tenant."""
     principal: _builtins.str
@@ -523,6 +554,10 @@ class ControlEntry(_message.Message):
     def erase_twin(self) -> Global___EraseTwinEntry:
         """Hides all observations of a twin, which is erased."""
 
+    @_builtins.property
+    def drop_history(self) -> Global___DropHistoryEntry:
+        """Drops observations that were kept long enough."""
+
     def __init__(
         self,
         *,
@@ -540,12 +575,13 @@ class ControlEntry(_message.Message):
         set_connectivity: Global___SetConnectivityEntry | None = ...,
         delete_range: Global___DeleteRangeEntry | None = ...,
         erase_twin: Global___EraseTwinEntry | None = ...,
+        drop_history: Global___DropHistoryEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
