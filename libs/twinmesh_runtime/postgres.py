@@ -28,6 +28,7 @@ Pool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
 
 CONNECT_TIMEOUT_S: Final = 5
 PING_TIMEOUT_S: Final = 1.5
+_RECONNECT_S: Final = 1.0
 STATEMENT_TIMEOUT_S: Final = 60
 """Bound of one statement by the server itself, for a healthy backend with a slow plan."""
 _OUT_OF_RESOURCES: Final = "53"
@@ -72,7 +73,9 @@ def open_pool(url: str, *, min_size: int, max_size: int, schema: str, autocommit
         open=False,
         name=application,
         timeout=CONNECT_TIMEOUT_S,
-        reconnect_timeout=float("inf"),  # a database may be away for long; readiness tells, the process stays
+        # The pool doubles its pauses for as long as it tries, and would stay away for as long again as the database was.
+        # So it gives up at once: whoever asks for a connection next, readiness at the latest, makes it try anew.
+        reconnect_timeout=_RECONNECT_S,
     )
 
 

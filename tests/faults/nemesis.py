@@ -23,6 +23,7 @@ from twinmesh_local.valkey import ValkeyServer
 
 KILLS = ("storage", "folding", "ingestion", "postmaster", "valkey")
 OTHERS = ("fast restart", "immediate restart", "storage stopped", "commit line stopped", "postgres stopped")
+POSTGRES = ("postmaster", "fast restart", "immediate restart")
 LEADERS = ("leader", "leader stopped", "leader asked to end")
 _FOLD_PATIENCE_S = 3.0
 _START_ATTEMPTS = 20
@@ -42,7 +43,8 @@ class Nemesis:
     Attributes:
         done: faults by kind.
         taken_over: how often another process appended while the leader was stopped.
-        recovery_s: from the fault (of a stop: from its end) to the next acknowledgement.
+        recovery_s: from the fault to the next acknowledgement.
+        after_s: likewise, of faults of PostgreSQL, from the moment that it accepted connections again.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Nemesis:
     ) -> None:
         self.done: Counter[str] = Counter()
         self.recovery_s: list[float] = []
+        self.after_s: list[float] = []
         self.taken_over = 0
         self._world = world
         self._ledger = ledger
@@ -94,17 +97,22 @@ class Nemesis:
             began = time.monotonic()
             await self._acts[kind]()
             self.done[kind] += 1
-            before = self._ledger.acks
+            before, back = self._ledger.acks, time.monotonic()
             while self._ledger.acks == before:
                 if time.monotonic() - began > self._patience_s:
                     raise AssertionError(f"nothing was acknowledged within {self._patience_s} s after: {kind}")
                 await asyncio.sleep(0.01)
             self.recovery_s.append(time.monotonic() - began)
+            if kind in POSTGRES:
+                self.after_s.append(time.monotonic() - back)
 
     def told(self) -> str:
         """Return the figures of the run."""
-        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.done.items()))
-        return f"{kinds}; recovery median {median(self.recovery_s):.2f} s, longest {max(self.recovery_s):.2f} s"
+        told = ", ".join(f"{kind} {count}" for kind, count in sorted(self.done.items()))
+        told += f"; recovery median {median(self.recovery_s):.2f} s, longest {max(self.recovery_s):.2f} s"
+        if self.after_s:
+            told += f"; once PostgreSQL accepts {median(self.after_s):.2f} s, longest {max(self.after_s):.2f} s"
+        return told
 
     async def _kill(self, service: Service) -> None:
         await service.kill()

@@ -30,6 +30,7 @@ DEADLINE_S = 1.0
 SLACK_S = 1.0
 """For a loaded machine; an unbounded call would last until PostgreSQL goes on, which is later than both."""
 HANGS_S = 4.0
+OUTAGE_S = 8.5
 
 
 class Calls:
@@ -155,3 +156,34 @@ async def test_restarts_of_postgresql(
             outcome = judged(w, found, faults=nemesis.done.total(), note=nemesis.told())
     report(outcome, run_dir)
     assert outcome.violations == 0, outcome.note
+
+
+@pytest.mark.slow
+async def test_a_long_outage_ends_when_it_ends(
+    guardian: Guardian, mortal_postgres: PostgresServer, mortal_url: str, run_dir: Path, report: Report
+) -> None:
+    """However long PostgreSQL was away, what follows its return does not take longer for it."""
+    plan = Plan(name="outage", seed=703)
+    resumed_s = 0.0
+    with History(run_dir / "history.jsonl", plan) as ledger:
+        async with world(guardian, run_dir, mortal_url, seed=plan.seed) as w:
+            every = [StampedProducer(w.store, n, ledger, await resolve(w.store, n)) for n in producers(3)]
+
+            async def outage() -> None:
+                nonlocal resumed_s
+                await asyncio.sleep(0.5)
+                port = mortal_postgres.port
+                await asyncio.to_thread(mortal_postgres.stop)
+                await asyncio.sleep(OUTAGE_S)
+                await asyncio.to_thread(mortal_postgres.start, port=port)
+                before, began = ledger.acks, time.monotonic()
+                while ledger.acks == before:  # noqa: ASYNC110 -- plain data
+                    await asyncio.sleep(0.01)
+                resumed_s = time.monotonic() - began
+
+            found = await load(w, every, ledger, until=lambda: True, nemesis=outage)
+            note = f"away for {OUTAGE_S} s, first acknowledgement {resumed_s:.2f} s after its return"
+            outcome = judged(w, found, faults=1, note=note)
+    report(outcome, run_dir)
+    assert outcome.violations == 0, outcome.note
+    assert resumed_s < 4
