@@ -73,7 +73,7 @@ def open_pool(url: str, *, min_size: int, max_size: int, schema: str, autocommit
         open=False,
         name=application,
         timeout=CONNECT_TIMEOUT_S,
-        # The pool doubles its pauses for as long as it tries, and would stay away for as long again as the database was.
+        # The pool doubles its pauses while it tries, and would stay away for as long again as the database was.
         # So it gives up at once: whoever asks for a connection next, readiness at the latest, makes it try anew.
         reconnect_timeout=_RECONNECT_S,
     )
