@@ -128,7 +128,25 @@ def sort_rows(rows: Rows) -> Rows:
     """Return the rows by (series, event time, offset); rows equal in all three keep their order."""
     if len(rows) < 2 or _is_sorted(rows):
         return rows
-    return rows.take(np.lexsort((rows.offset, rows.ts, rows.series)))
+    return rows.take(_order(rows))
+
+
+def _order(rows: Rows) -> npt.NDArray[np.intp]:
+    """Return the order of `sort_rows`; by one key of series and time where both fit in 64 bits.
+
+    What is sorted here mostly consists of parts that are sorted already, and a stable sort of one key merges those: ten
+    times faster than sorting by three columns. Rows of one series and time are left in the order given, which must
+    then be that of their offsets.
+    """
+    least, earliest = int(rows.series.min()), int(rows.ts.min())
+    span = int(rows.ts.max()) - earliest + 1
+    if (int(rows.series.max()) - least + 1) * span < 1 << 63:
+        key = (rows.series - least) * span + (rows.ts - earliest)
+        order = np.argsort(key, kind="stable")
+        key, offset = key[order], rows.offset[order]
+        if not ((key[1:] == key[:-1]) & (offset[1:] < offset[:-1])).any():
+            return order
+    return np.lexsort((rows.offset, rows.ts, rows.series))
 
 
 def _is_sorted(rows: Rows) -> bool:

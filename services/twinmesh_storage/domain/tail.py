@@ -18,8 +18,10 @@ from twinmesh_storage.domain.entries import LogEntry
 from twinmesh_storage.domain.folding import Hide, uncovered, without
 from twinmesh_storage.domain.rows import Lane, Rows, Segment, concat, from_segments, merge, sort_rows
 
-GENERATION_ROWS: Final = 500_000
-"""A generation is closed at this many rows: the most that one fold takes, and one sort handles."""
+GENERATION_ROWS: Final = 2_000_000
+"""A generation is closed at this many rows: the most that one fold takes, and one sort handles.
+
+While folds keep up they take less. One that lags gets more rows of each series at once, which costs less per row."""
 _MAX_RUNS: Final = 6
 
 
