@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-pytest_plugins = ("twinmesh_testing.servers",)
+pytest_plugins = ("twinmesh_testing.servers", "tests.timescale.server")
 
 # A busy machine stalls any example for longer than a deadline of its own would allow; each test has a time limit.
 settings.register_profile("twinmesh", deadline=None)

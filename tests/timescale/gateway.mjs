@@ -122,5 +122,8 @@ async function serve(socket) {
   }
 }
 
+// Whoever started this is gone when its end of the pipe is.
+process.stdin.on("end", () => process.exit(0)).resume();
+
 const server = net.createServer({ noDelay: true }, serve);
 server.listen(0, "127.0.0.1", () => console.log(`listening ${server.address().port}`));

@@ -15,6 +15,8 @@ from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.postgres.catalogue import PostgresSeries
 from twinmesh_storage.adapters.postgres.log import PostgresLog
+from twinmesh_storage.adapters.timescale.history import TimescaleHistory
+from twinmesh_storage.adapters.timescale.tables import create_tables
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import CommitTimes, FoldResult, FoldWork, Hide
 from twinmesh_storage.domain.parts import PartPage
@@ -151,3 +153,19 @@ async def block_world(url: str, **sizes: int) -> AsyncIterator[World]:
         catalogue = Catalogue()
         store = BlockHistory(pool=pool, timeout_s=5, series_of=catalogue.require, **sizes)
         yield World(store, log, PostgresSeries(pool=pool, timeout_s=5), catalogue, lease)
+
+
+@asynccontextmanager
+async def hypertable_world(url: str) -> AsyncIterator[World]:
+    """Give a world of hypertables in TimescaleDB."""
+    async with AsyncExitStack() as stack:
+        await migrate(url, "storage", "twinmesh_storage")
+        pool = await stack.enter_async_context(open_pool(url, min_size=1, max_size=1, schema="storage"))
+        await create_tables(pool, 30)
+        log = PostgresLog(pool=pool, url=url, schema="storage", lease_s=30, request_keep_s=60, timeout_s=20)
+        stack.push_async_callback(log.close)
+        lease = await log.acquire("me")
+        assert lease is not None
+        catalogue = Catalogue()
+        store = TimescaleHistory(pool=pool, timeout_s=20, series_of=catalogue.require)
+        yield World(store, log, PostgresSeries(pool=pool, timeout_s=20), catalogue, lease)

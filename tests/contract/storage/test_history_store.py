@@ -18,6 +18,7 @@ from tests.contract.storage.history_world import (
     bits,
     block_world,
     fake_world,
+    hypertable_world,
     stored,
 )
 
@@ -28,11 +29,17 @@ from twinmesh_storage.domain.series import Series
 from twinmesh_testing.history_fake import FakeHistory
 from twinmesh_testing.storage_fakes import FakeDatabase
 
+HYPERTABLE = pytest.param("hypertable", marks=pytest.mark.slow)
 
-@pytest.fixture(params=["fake", "blocks", "small blocks"])
+
+@pytest.fixture(params=["fake", "blocks", "small blocks", HYPERTABLE])
 async def world(request: Any) -> AsyncIterator[World]:
     if request.param == "fake":
         yield await fake_world()
+        return
+    if request.param == "hypertable":
+        async with hypertable_world(request.getfixturevalue("timescale_url")) as found:
+            yield found
         return
     sizes = {"small_rows": 8, "max_rows": 32} if request.param == "small blocks" else {}
     async with block_world(request.getfixturevalue("database_url"), **sizes) as found:

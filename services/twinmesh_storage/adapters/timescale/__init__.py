@@ -1,0 +1,1 @@
+"""History as hypertables of TimescaleDB."""
