@@ -17,9 +17,9 @@ from twinmesh_runtime.observation_codec import decode_batch
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, gauge, histogram
+from twinmesh_storage.adapters.history_forms import open_history
 from twinmesh_storage.adapters.memory import NoRecords
 from twinmesh_storage.adapters.peer import Peer
-from twinmesh_storage.adapters.postgres.blocks import BlockHistory
 from twinmesh_storage.adapters.postgres.catalogue import PostgresQuarantine, PostgresSeries
 from twinmesh_storage.adapters.postgres.erasable import PostgresErasableHistory
 from twinmesh_storage.adapters.postgres.erasures import PostgresErasures
@@ -92,7 +92,16 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     stack.push_async_callback(peer.close)
     series_store = PostgresSeries(pool=pool, timeout_s=settings.database_timeout_s)
     catalogue = Catalogue(await series_store.load())
-    history_store = BlockHistory(pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require)
+    history_store = await open_history(
+        pool,
+        wanted=settings.history_form,
+        timeout_s=settings.database_timeout_s,
+        series_of=catalogue.require,
+        report=_report,
+    )
+    gauge("storage", "history_form", "1 for the form that history is kept in.", ["form"]).labels(
+        history_store.form
+    ).set(1)
     at_start = await store.position()
     view = LogView(
         incarnation=at_start.incarnation,
@@ -137,6 +146,12 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
 
     async def folded(fold: Fold) -> None:
         counter("storage", "folded_points", "Observations folded into history.").inc(fold.rows)
+        written = fold.result
+        counter("storage", "fold_written_points", "Observations written by folds, earlier ones included.").inc(
+            written.rows_written
+        )
+        counter("storage", "fold_written_bytes", "Packed bytes written by folds.").inc(written.bytes_written)
+        counter("storage", "superseded_points", "Observations that folds moved aside.").inc(written.superseded)
         histogram("storage", "fold_seconds", "Duration of a fold into history.").observe(fold.seconds)
         await latest.store(fold)
         await window_cache.store(fold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from twinmesh_runtime.settings import ServiceSettings, setting
 
@@ -76,6 +77,11 @@ class StorageSettings(ServiceSettings):
     )
     fold_after_s: float = setting(
         5.0, help="Longest time that observations wait to be folded.", unit="s", minimum=0.05, maximum=60
+    )
+    history_form: Literal["auto", "blocks", "hypertable"] = setting(
+        "auto",
+        help="How history is kept: auto = as hypertables where the database has TimescaleDB 2.29.2 or newer with its "
+        "Timescale licence, else as blocks. A history that has rows keeps the form it has.",
     )
     log_keep_s: float = setting(
         604_800.0,

@@ -13,7 +13,7 @@ const load = (file) => import(pathToFileURL(path.join(process.argv[2], "dist", f
 const { PGlite } = await load("index.js");
 const { timescaledb } = await load("timescaledb/index.js");
 const db = await PGlite.create({ extensions: { timescaledb } });
-await db.exec("create extension timescaledb");
+await db.exec("create extension timescaledb; set client_min_messages = notice");
 
 const SSL_REQUEST = 80877103, GSS_REQUEST = 80877104, CANCEL_REQUEST = 80877102;
 const COPY_IN_RESPONSE = "G", READY = "Z";
@@ -84,6 +84,7 @@ async function serve(socket) {
     } else if (type === "Q") {
       socket.write(await ask(whole));
     } else {
+      if (type === "H" && !group.length) return; // all before it is answered already
       group.push(owned(type, whole, prefix));
       if (type !== "S" && type !== "H") return;
       const all = Buffer.concat(group);

@@ -190,6 +190,7 @@ class ReadServicer:
             point_count_by_quality=by_quality,
             fold_offset=counts.fold_offset,
             trim_offset=counts.trim_offset,
+            history_form=self.store.form,
         )
 
     def handlers(self) -> dict[str, Handler]:

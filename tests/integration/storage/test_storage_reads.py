@@ -15,11 +15,18 @@ from twinmesh_core.observations import ObservationBatch, bool_section, int64_sec
 from twinmesh_runtime.registry_mapping import duration_to_message, time_to_message
 
 
-@pytest.fixture(params=["tail", "blocks", "both"])
-async def store(request, database_url):
-    fold_after_s = {"tail": 60.0, "blocks": 0.05, "both": 0.3}[request.param]
-    async with storage(database_url, fold_after_s=fold_after_s) as store:
+@pytest.fixture(params=["tail", "blocks", "both", pytest.param("hypertable", marks=pytest.mark.slow)])
+async def store(request, request_url):
+    fold_after_s = {"tail": 60.0, "blocks": 0.05, "both": 0.3, "hypertable": 0.05}[request.param]
+    form = "hypertable" if request.param == "hypertable" else "auto"
+    async with storage(request_url, fold_after_s=fold_after_s, history_form=form) as store:
         yield store
+
+
+@pytest.fixture
+def request_url(request):
+    """The database of the form that is asked for."""
+    return request.getfixturevalue("timescale_url" if "hypertable" in request.node.name else "database_url")
 
 
 async def settle(store: Storage) -> None:

@@ -1414,6 +1414,7 @@ class GetStatisticsResponse(_message.Message):
     POINT_COUNT_BY_QUALITY_FIELD_NUMBER: _builtins.int
     FOLD_OFFSET_FIELD_NUMBER: _builtins.int
     TRIM_OFFSET_FIELD_NUMBER: _builtins.int
+    HISTORY_FORM_FIELD_NUMBER: _builtins.int
     entry_count: _builtins.int
     """Entries ever appended to the log, those that have left it included."""
     landed_point_count: _builtins.int
@@ -1430,6 +1431,8 @@ class GetStatisticsResponse(_message.Message):
     """Entries up to this offset are folded into blocks."""
     trim_offset: _builtins.int
     """Observations up to this offset may have left the log."""
+    history_form: _builtins.str
+    """How history is kept: "blocks" (plain PostgreSQL) or "hypertable" (TimescaleDB)."""
     @_builtins.property
     def as_of(self) -> _position_pb2.LogPosition:
         """What the counts reflect."""
@@ -1451,10 +1454,11 @@ class GetStatisticsResponse(_message.Message):
         point_count_by_quality: _abc.Iterable[_builtins.int] | None = ...,
         fold_offset: _builtins.int = ...,
         trim_offset: _builtins.int = ...,
+        history_form: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "disk_bytes", b"disk_bytes", "entry_count", b"entry_count", "fold_offset", b"fold_offset", "landed_point_count", b"landed_point_count", "point_count", b"point_count", "point_count_by_quality", b"point_count_by_quality", "quarantined_count", b"quarantined_count", "series_count", b"series_count", "trim_offset", b"trim_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "disk_bytes", b"disk_bytes", "entry_count", b"entry_count", "fold_offset", b"fold_offset", "history_form", b"history_form", "landed_point_count", b"landed_point_count", "point_count", b"point_count", "point_count_by_quality", b"point_count_by_quality", "quarantined_count", b"quarantined_count", "series_count", b"series_count", "trim_offset", b"trim_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
