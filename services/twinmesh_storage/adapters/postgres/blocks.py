@@ -36,7 +36,7 @@ from twinmesh_storage.domain.blocks import (
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
 from twinmesh_storage.domain.merging import Merging
-from twinmesh_storage.domain.partitions import REST, WIDTHS, Partition, partition_of, width_of
+from twinmesh_storage.domain.partitions import REST, Partition, partition_of, width_of
 from twinmesh_storage.domain.parts import Part, PartPage, page_of
 from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
 from twinmesh_storage.domain.rows import Lane, Rows
@@ -44,7 +44,6 @@ from twinmesh_storage.domain.series import Series
 
 _PAGE_BLOCKS: Final = 2_048
 _FOLD_ATTEMPTS: Final = 5
-_NO_TIME: Final = (1 << 63) - 1
 
 
 class BlockHistory:
@@ -88,7 +87,7 @@ class BlockHistory:
             "max_rows": max_rows,
             "limit": _PAGE_BLOCKS,
         }
-        found = await self._fetch(sql.READ, arguments | _lows(series, start), self._timeout_s)
+        found = await self._fetch(sql.READ, arguments | _within(series, start), self._timeout_s)
         truncated = len(found) > 1 and (len(found) >= _PAGE_BLOCKS or found[-1][-1] >= max_rows)
         return page_of([to_block(row) for row in found], series, truncated=truncated)
 
@@ -223,8 +222,8 @@ class BlockHistory:
             _leave_lone(touched, spans)
             for hide in hides:
                 cut = {"tenant": hide.tenant, "series": sorted(hide.series_ids), "start": hide.start, "end": hide.end}
-                lows = _lows([self._series_of(i) for i in hide.series_ids], hide.start)
-                await cursor.execute(sql.READ_CUT, cut | lows)
+                within = _within([self._series_of(i) for i in hide.series_ids], hide.start)
+                await cursor.execute(sql.READ_CUT, cut | within)
                 touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
         return list(touched.values())
 
@@ -264,7 +263,7 @@ class BlockHistory:
 
     async def drop_before(self, tenant: str, series: Sequence[Series], time_unix_us: int) -> int:
         """See `HistoryStore.drop_before`."""
-        arguments = {"tenant": tenant, "series": _ids(series), "time": time_unix_us} | _lows(series, time_unix_us)
+        arguments = {"tenant": tenant, "series": _ids(series), "time": time_unix_us} | _within(series, time_unix_us)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn)
             await self._superseded.drop_before(conn, tenant, _ids(series), time_unix_us)
@@ -298,12 +297,13 @@ def _by_width(series: Sequence[Series]) -> dict[int, list[Series]]:
     return found
 
 
-def _lows(series: Sequence[Series], start: int) -> dict[str, int]:
-    """Return, per width class, before what time no block of these series begins that reaches a start."""
-    lows = {f"low{width.number}": _NO_TIME for width in WIDTHS}
-    for number, some in _by_width(series).items():
-        lows[f"low{number}"] = start - max(s.cell_us for s in some)
-    return lows
+def _within(series: Sequence[Series], start: int) -> dict[str, Any]:
+    """Return the width classes of these series, and before what time no block of theirs begins that reaches a start."""
+    cells = {one.cell_us for one in series}
+    return {
+        "widths": sorted({REST, *(width_of(cell).number for cell in cells)}),
+        "low": start - max(cells, default=0),
+    }
 
 
 def _leave_lone(touched: dict[tuple[str, int, int], Block], spans: Sequence[BlockSpan]) -> None:

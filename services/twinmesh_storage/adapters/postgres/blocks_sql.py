@@ -34,10 +34,7 @@ _B: Final = ", ".join(f"b.{column}" for column in COLUMNS)
 
 # Parameters and constants, not columns of other tables: so partitions are left out while planning already, of which
 # there may be hundreds. A block never leaves its cell, which bounds where one that reaches into a range can begin.
-_WITHIN: Final = """
-(width = 0 or (width = 1 and t0 >= %(low1)s) or (width = 2 and t0 >= %(low2)s)
- or (width = 3 and t0 >= %(low3)s) or (width = 4 and t0 >= %(low4)s))
-"""
+_WITHIN: Final = "width = any(%(widths)s::smallint[]) and t0 >= %(low)s"
 
 # Blocks of a series do not overlap, so only the last one that begins before the range can reach into it.
 READ: Final = f"""

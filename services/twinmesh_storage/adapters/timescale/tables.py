@@ -51,6 +51,28 @@ _COLUMNSTORE: Final = SQL(
     "alter table {table} set (timescaledb.enable_columnstore, timescaledb.segmentby = 'tenant, series_id', "
     "timescaledb.orderby = 'time')"
 )
+# Of the same signature as the one over blocks that the migrations make, so the view over it stays.
+_OBSERVATIONS: Final = SQL("""
+create or replace function observations_between(start_time timestamptz, end_time timestamptz)
+returns table (tenant text, twin_id text, channel text, unit text, "time" timestamptz, value double precision,
+               "text" text, quality text, log_offset bigint)
+language sql stable parallel safe as $$
+    select o.tenant, s.twin_id, s.channel, s.unit, o.time, o.value, o.text,
+           (array['GOOD', 'UNCERTAIN', 'BAD'])[o.quality], o.log_offset
+    from series s join ({tables}) o on o.tenant = s.tenant and o.series_id = s.series_id
+    where o.time >= start_time and o.time < end_time
+$$
+""")
+_OF_LANE: Final = {
+    Lane.NUMERIC: SQL(
+        "select tenant, series_id, time, coalesce(value, whole::double precision) as value, null::text as text, "
+        "quality, log_offset from {}"
+    ),
+    Lane.TEXT: SQL(
+        "select tenant, series_id, time, null::double precision as value, convert_from(body, 'UTF8') as text, "
+        "quality, log_offset from {}"
+    ),
+}
 _POLICY: Final = SQL("call add_columnstore_policy({name}, after => interval {after}, if_not_exists => true)")
 
 
@@ -147,6 +169,8 @@ async def create_tables(pool: Pool, timeout_s: float) -> None:
             if found is not None and found[0] is None:
                 for statement in _statements(table):
                     await conn.execute(statement)
+        tables = SQL(" union all ").join(_OF_LANE[table.lane].format(table.identifier) for table in TABLES)
+        await conn.execute(_OBSERVATIONS.format(tables=tables))
 
 
 def _statements(table: Table) -> list[Composed]:
