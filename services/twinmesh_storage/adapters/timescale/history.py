@@ -242,9 +242,8 @@ class TimescaleHistory:
         if not len(rows):
             return 0
         direct = len(rows) >= _DIRECT_ROWS * len(np.unique(rows.series))
-        await conn.execute(sql.DIRECT if direct else sql.NOT_DIRECT)
         # Only what follows everything stored may be called sorted: the planner then relies on the order of batches.
-        await conn.execute(sql.DIRECT_SORTED if direct and sorted_after else sql.NOT_SORTED)
+        await conn.execute(sql.DIRECT, [_on_off(direct), _on_off(direct and sorted_after)])
         await copy_rows(conn, copy_into(table), pieces(table, rows, self._series_of))
         return 1
 
@@ -324,6 +323,10 @@ def _by_table(series: Sequence[Series]) -> dict[Table, list[Series]]:
     for one in series:
         found.setdefault(table_of(one), []).append(one)
     return found
+
+
+def _on_off(value: bool) -> str:
+    return "on" if value else "off"
 
 
 def _moment(time_unix_us: int) -> Any:

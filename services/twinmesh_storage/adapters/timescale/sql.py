@@ -103,8 +103,9 @@ select set_config('search_path', concat_ws(',', quote_ident(current_schema()), e
 from pg_extension where extname = 'timescaledb'
 """
 """The extension's functions are in a schema of their own, which may be any."""
-DIRECT: Final = "set local timescaledb.enable_direct_compress_copy = on"
-NOT_DIRECT: Final = "set local timescaledb.enable_direct_compress_copy = off"
-NOT_SORTED: Final = "set local timescaledb.enable_direct_compress_copy_client_sorted = off"
-DIRECT_SORTED: Final = "set local timescaledb.enable_direct_compress_copy_client_sorted = on"
-ANY_NUMBER: Final = "set local timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
+# By way of what settings there are: an unknown one would be an error, and these are young.
+_SET: Final = "select set_config(name, v.value, true) from pg_settings join (values {}) as v (name, value) using (name)"
+DIRECT: Final = _SET.format(
+    "('timescaledb.enable_direct_compress_copy', %s), ('timescaledb.enable_direct_compress_copy_client_sorted', %s)"
+)
+ANY_NUMBER: Final = _SET.format("('timescaledb.max_tuples_decompressed_per_dml_transaction', '0')")
