@@ -125,28 +125,49 @@ def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf, max_rows: int = MA
     counts = np.stack([_count(rows.quality == q, starts) for q in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)])
     max_offsets = np.maximum.reduceat(rows.offset, starts).tolist()
     statistics = _statistics(rows, edges, counts[0], series_of) if lane is Lane.NUMERIC else [None] * len(starts)
+    even, step, one_quality, one_offset = (column.tolist() for column in _simple(rows, edges))
     blocks = []
     bounds = edges.tolist()
     for i, (start, end) in enumerate(pairwise(bounds)):
         part = rows.take(slice(start, end))
         series = series_of(int(part.series[0]))
+        t0 = int(part.ts[0])
         blocks.append(
             Block(
                 tenant=series.tenant,
                 series_id=series.series_id,
-                t0=int(part.ts[0]),
+                t0=t0,
                 t1=int(part.ts[-1]),
-                n=len(part),
+                n=end - start,
                 counts=(int(counts[0, i]), int(counts[1, i]), int(counts[2, i])),
                 max_offset=max_offsets[i],
                 statistics=statistics[i],
-                ts=columns.encode_times(part.ts),
+                ts=columns.even_times(t0, step[i]) if even[i] else columns.encode_times(part.ts),
                 val=encode_values(part.value, series),
-                quality=columns.encode_bytes(part.quality),
-                log_offset=columns.encode_ints(part.offset),
+                quality=columns.constant_byte(int(part.quality[0]))
+                if one_quality[i]
+                else columns.encode_bytes(part.quality),
+                log_offset=columns.constant_int(max_offsets[i]) if one_offset[i] else columns.encode_ints(part.offset),
             )
         )
     return blocks
+
+
+def _simple(rows: Rows, edges: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
+    """Return per block: whether its times are even and by which step, and whether it has one quality, one offset.
+
+    Most blocks of live series are so in all three, which is seen for all blocks at once.
+    """
+    starts, ends = edges[:-1], edges[1:]
+    steps = np.zeros(len(rows), np.int64)
+    steps[:-1] = rows.ts[1:] - rows.ts[:-1]
+    step = steps[starts]
+    steps[ends - 1] = step  # what lies between two blocks is no step of either
+    several = ends - starts > 1
+    even = several & (np.minimum.reduceat(steps, starts) == np.maximum.reduceat(steps, starts))
+    one_quality = np.minimum.reduceat(rows.quality, starts) == np.maximum.reduceat(rows.quality, starts)
+    one_offset = np.minimum.reduceat(rows.offset, starts) == np.maximum.reduceat(rows.offset, starts)
+    return even, step, one_quality, one_offset
 
 
 def encode_values(value: npt.NDArray[Any], series: Series) -> bytes:

@@ -49,6 +49,21 @@ def encode_times(ts: Int64s) -> bytes:
     return _encode_delta(ts) or bytes([RAW]) + ts.astype(_I8, copy=False).tobytes()
 
 
+def even_times(start: int, step: int) -> bytes:
+    """Return what `encode_times` gives for two or more evenly spaced times."""
+    return struct.pack("<Bqq", STEP, start, step)
+
+
+def constant_int(value: int) -> bytes:
+    """Return what `encode_ints` gives for one value, however often."""
+    return struct.pack("<Bq", CONST, value)
+
+
+def constant_byte(value: int) -> bytes:
+    """Return what `encode_bytes` gives for one value, however often."""
+    return bytes([CONST, value])
+
+
 def encode_ints(values: Int64s) -> bytes:
     """Pack any integers, int64 [n >= 1]."""
     packed = _encode_runs(values, _I8) or _shorter(_encode_frame(values), _encode_delta(values))
