@@ -132,8 +132,8 @@ def refused(path: Path, broken: Sequence[BrokenCell], count: int | None = None) 
     """Return the error for a file with broken rows, where they are not to be left out."""
     more = f"; {count or len(broken)} in this file" if count is None or count > 1 else ""
     return InvalidArgument(
-        f"{path.name}, {broken[0]}. Mend it, or leave broken rows out with --skip-broken "
-        f"(skip_broken=True in Python){more}.",
+        f"{path.name}, {broken[0]}. Mend it, or leave broken rows out: `twinmesh import` with --broken skip, "
+        f"`twinmesh write` with --skip-broken, Python with skip_broken=True{more}.",
         metadata={"line": str(broken[0].line), "column": broken[0].column, "broken": str(count or len(broken))},
     )
 

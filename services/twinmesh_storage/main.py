@@ -136,13 +136,10 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     )
     gauge("storage", "tail_seconds", "How long the oldest of them have waited.").set_function(view.uncompacted_s)
     records = _records(settings, stack)
-    latest = LatestReader(
-        view=view,
-        store=history_store,
-        cache=_fold_cache(records, "latest", settings.cache_latest_bytes),
-        catalogue=catalogue,
-    )
-    window_cache = WindowCache(cache=_fold_cache(records, "windows", settings.cache_window_bytes), view=view)
+    latest_records = _fold_cache(records, "latest", settings.cache_latest_bytes)
+    latest = LatestReader(view=view, store=history_store, cache=latest_records, catalogue=catalogue)
+    window_records = _fold_cache(records, "windows", settings.cache_window_bytes)
+    window_cache = WindowCache(cache=window_records, view=view)
 
     async def folded(fold: Fold) -> None:
         counter("storage", "folded_points", "Observations folded into history.").inc(fold.rows)
@@ -179,12 +176,13 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     )
     directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
     history = History(store=history_store, view=view)
+    follower = Follower(log=store, view=view, twins_of=twins_of, encode=raw.frame_bytes)
     log_servicer = LogServicer(
         log=store,
         view=view,
         sequencer=sequencer,
         directory=directory,
-        follower=Follower(log=store, view=view, twins_of=twins_of, encode=raw.frame_bytes),
+        follower=follower,
         packer=Packer(),
         forward=peer,
     )
@@ -225,9 +223,12 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         report=_report,
     )
 
-    async def forget(series: Sequence[Series]) -> None:
+    async def forget(series: Sequence[Series], before_offset: int) -> None:
+        follower.forget()
         ids = [s.series_id for s in series]
         if not (await latest.forget(ids) and await window_cache.forget(ids)):
+            latest_records.distrust_before(before_offset)
+            window_records.distrust_before(before_offset)
             raise Unavailable("The cache cannot be reached; what it holds of the twin is removed when it answers.")
 
     erasures = PostgresErasures(pool=pool, timeout_s=settings.database_timeout_s)

@@ -73,20 +73,23 @@ async def _erase(mesh: Mesh, arguments: Namespace, out: Output) -> int:
 async def _statistics(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     counts = await mesh.statistics(arguments.twin)
     good, uncertain, bad = counts.by_quality
-    out.table(
-        ("what", "count"),
-        (
-            ("observations", f"{counts.points:,}"),
-            ("  good / uncertain / bad", f"{good:,} / {uncertain:,} / {bad:,}"),
-            ("  landed, corrections counted", f"{counts.landed_points:,}"),
-            ("series", f"{counts.series:,}"),
-            ("quarantined", f"{counts.quarantined:,}"),
+    rows = [
+        ("observations", f"{counts.points:,}"),
+        ("  good / uncertain / bad", f"{good:,} / {uncertain:,} / {bad:,}"),
+        ("series", f"{counts.series:,}"),
+        ("quarantined", f"{counts.quarantined:,}"),
+        ("as of offset", f"{counts.offset:,}"),
+    ]
+    if not arguments.twin:  # of the log and its files nothing is a twin's own
+        rows += [
+            ("observations landed, corrections counted", f"{counts.landed_points:,}"),
             ("entries of the log", f"{counts.entries:,}"),
             ("bytes on disk", f"{counts.disk_bytes:,}"),
-            ("as of offset", f"{counts.offset:,}"),
             ("folded up to offset", f"{counts.fold_offset:,}"),
             ("observations left the log up to", f"{counts.trim_offset:,}"),
-        ),
-    )
+        ]
+    out.table(("what", "count"), rows)
+    if arguments.twin and not counts.series:
+        out.note(f"storage never had an observation of {arguments.twin!r}; its name: twinmesh twins list")
     out.document(counts)
     return 0

@@ -21,8 +21,8 @@ _PAGE_BYTES: Final = 4 << 20
 _MAX_ROUNDS: Final = 5
 """So often values are found again after they were removed; then a person must look."""
 
-ForgetSeries = Callable[[Sequence[Series]], Awaitable[None]]
-"""Removes from caches what they hold of series."""
+ForgetSeries = Callable[[Sequence[Series], int], Awaitable[None]]
+"""Removes from memory and caches what they hold of series from before an offset."""
 
 
 class Eraser:
@@ -35,7 +35,7 @@ class Eraser:
         series_of_twin: finds all series of a (tenant, twin), those that other processes created too.
         hide: appends the entry that hides the twin's observations.
         redact: takes a twin out of a body.
-        forget: takes series out of caches.
+        forget: takes series out of memory and caches.
         lease: tells the lease while this process leads, else None.
     """
 
@@ -132,7 +132,7 @@ class Eraser:
                 emptied = await self._store.scrub(erasure.tenant, erasure.twin_id, erasure.offset)
                 moved = replace(erasure, step=Step.CACHE, scrubbed=erasure.scrubbed + emptied)
             case Step.CACHE:
-                await self._forget(series)
+                await self._forget(series, erasure.offset)
                 moved = replace(erasure, step=Step.VERIFY, done_offset=0)
             case _:
                 moved = await self._verify_page(erasure, series)

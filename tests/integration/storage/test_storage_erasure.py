@@ -116,6 +116,13 @@ async def folded(store: Storage, offset: int) -> None:
             await asyncio.sleep(0.05)
 
 
+async def followed(store: Storage) -> bytes:
+    """Return the first frame that a new follower of everything gets."""
+    async with aclosing(store.stream("Follow", storage_pb2.FollowRequest())) as frames:
+        frame: storage_pb2.FollowResponse = await anext(frames)
+        return frame.SerializeToString()
+
+
 async def ended(store: Storage, erasure_id: str) -> storage_pb2.Erasure:
     async with asyncio.timeout(30):
         while True:
@@ -140,6 +147,7 @@ async def test_no_byte_of_a_twin_is_left_and_all_else_is_as_before(database_url:
         assert before["text"] >= {"log", "block", "producer", "request"}
         assert before["plain"] >= {"quarantine"}
         asked = storage_pb2.EraseTwinRequest(request_id="forget", twin_id="patient")
+        assert CANARIES["plain"].encode() in await followed(store)
         begun = (await store.ask("EraseTwin", asked)).erasure
         assert begun.offset == 9
         assert (await store.read([("patient", "pulse"), ("patient", "note")], min_offset=9)) == {
@@ -150,6 +158,7 @@ async def test_no_byte_of_a_twin_is_left_and_all_else_is_as_before(database_url:
         await store.append(doubles(keys, [T0], [61.0]), request_id="new")
         erased = await ended(store, begun.erasure_id)
         assert (erased.state, erased.progress) == (storage_pb2.ERASURE_STATE_SUCCEEDED, 1.0)
+        assert CANARIES["plain"].encode() not in await followed(store)  # frames kept for others are gone too
         assert erased.entries_rewritten == 6
         assert (await store.ask("EraseTwin", asked)).erasure.erasure_id == begun.erasure_id
     assert found(database_url, redis_url) == {name: set() for name in CANARIES}
