@@ -1,12 +1,18 @@
-"""What was taken away: deletions and erasures."""
+"""What was taken away, and what goes by itself: erasures, and rules of how long history is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
 
 from twinmesh.storage.v1 import storage_pb2
+from twinmesh_client.durations import Span, proto_span
 from twinmesh_client.replicas import moment
+
+FOREVER: Final = "forever"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +64,32 @@ def erasure(message: storage_pb2.Erasure) -> Erasure:
         create_time=moment(message.create_time),
         end_time=moment(message.end_time) if message.HasField("end_time") else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionRule:
+    """How long observations are kept, by event time.
+
+    Attributes:
+        twin_id: "" = of all twins.
+        channel: "" = all channels.
+        keep: None = for ever, whatever more general rules say.
+    """
+
+    twin_id: str
+    channel: str
+    keep: timedelta | None
+
+
+def retention_rule(message: storage_pb2.RetentionRule) -> RetentionRule:
+    """Return a rule."""
+    keep = message.keep.ToTimedelta()
+    return RetentionRule(twin_id=message.twin_id, channel=message.channel, keep=keep or None)
+
+
+def retention_request(keep: Span | None, twin_id: str, channel: str) -> storage_pb2.SetRetentionRequest:
+    """Return what sets a rule, or removes it; raises `InvalidArgument` for what is no span."""
+    rule = storage_pb2.RetentionRule(twin_id=twin_id, channel=channel)
+    if keep is not None:
+        rule.keep.CopyFrom(Duration() if keep == FOREVER else proto_span(keep, "keep"))
+    return storage_pb2.SetRetentionRequest(rule=rule)

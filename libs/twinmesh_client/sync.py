@@ -28,7 +28,7 @@ from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.portal import Portal
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
-from twinmesh_client.removals import Erasure
+from twinmesh_client.removals import Erasure, RetentionRule
 from twinmesh_client.replicas import (
     Command,
     DesiredWrite,
@@ -1074,6 +1074,22 @@ class Mesh:
         """Return all erasures, or those of one twin, by id."""
 
         return self._portal.run(self._source.erasures(twin_id))
+
+    def set_retention(self, keep: Span | None, *, twin_id: str = "", channel: str = "") -> None:
+        """Say how long observations are kept, by event time; what is older leaves history, and not as a deletion does.
+
+        Args:
+            keep: at least a minute; "forever" = whatever more general rules say; None removes the rule.
+            twin_id: "" = of all twins.
+            channel: "" = all channels. The most specific rule counts: a twin's channel, a twin, a channel, all.
+        """
+
+        self._portal.run(self._source.set_retention(keep, twin_id=twin_id, channel=channel))
+
+    def retention(self) -> list[RetentionRule]:
+        """Return the rules of how long observations are kept; without any, they are kept for ever."""
+
+        return self._portal.run(self._source.retention())
 
     def writer(
         self,

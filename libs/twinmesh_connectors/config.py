@@ -155,11 +155,13 @@ class Entry:
 
     Attributes:
         connector: ready to run.
+        kind: what the file calls it.
         producer_id: of its producer session.
         spool: its own folder; None = without one.
     """
 
     connector: Connector
+    kind: str
     producer_id: str
     spool: Path | None
 
@@ -219,7 +221,7 @@ def _entry(name: str, table: Table, directory: Path | None) -> Entry:
     producer_id = table.entity("producer", name)
     connector = _builder(kind, table)(name, table)
     table.finish()
-    return Entry(connector=connector, producer_id=producer_id, spool=directory / name if directory else None)
+    return Entry(connector=connector, kind=kind, producer_id=producer_id, spool=directory / name if directory else None)
 
 
 def _builder(kind: str, table: Table) -> Callable[[str, Table], Connector]:

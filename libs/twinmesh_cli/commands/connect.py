@@ -39,7 +39,8 @@ def _connect(arguments: Namespace, out: Output) -> int:
     every_s = span_us(arguments.every, "--every") / 1e6
     if arguments.check:
         for entry in config.entries:
-            out.line(f"{entry.connector.name}: {type(entry.connector).__name__}, producer {entry.producer_id}")
+            spool = f", spool {entry.spool}" if entry.spool else ""
+            out.line(f"{entry.connector.name}: {entry.kind}, producer {entry.producer_id}{spool}")
         out.document({"connectors": [entry.connector.name for entry in config.entries]})
         return 0
     failed = asyncio.run(
@@ -62,7 +63,7 @@ def _host(arguments: Namespace, out: Output) -> int:
     every_s = span_us(arguments.every, "--every") / 1e6
     connector = HostConnector(twin_id=arguments.twin, every_s=every_s)
     producer_id = f"host-{arguments.twin}"[:128]
-    entry = Entry(connector=connector, producer_id=producer_id, spool=arguments.spool)
+    entry = Entry(connector=connector, kind="host", producer_id=producer_id, spool=arguments.spool)
     config = Config(target=None, spool_max_bytes=arguments.spool_max, spool_full="wait", entries=(entry,))
     failed = asyncio.run(run_all(config, target=arguments.target, context=arguments.context, say=out.note))
     return FAILED if failed else 0

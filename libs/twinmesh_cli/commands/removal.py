@@ -1,10 +1,11 @@
-"""What takes data away, and what counts it: `delete`, `erase`, `statistics`."""
+"""What takes data away, and what counts it: `delete`, `erase`, `retention`, `statistics`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 from argparse import Namespace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from twinmesh_cli.errors import CommandFailedError, UsageError
@@ -15,24 +16,37 @@ if TYPE_CHECKING:
     from twinmesh_client.aio.mesh import Mesh
 
 _LOOK_S = 0.5
+_US = timedelta(microseconds=1)
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the commands."""
     delete = commands.add_parser("delete", parents=[common], help="hide observations of a twin from every read")
-    delete.add_argument("twin")
+    delete.add_argument("twin", metavar="TWIN", help="whose observations")
     delete.add_argument("channels", nargs="*", metavar="CHANNEL", help="only these (default: all)")
     delete.add_argument("--start", metavar="TIME", help="from here on, e.g. 2026-11-23T00:00:00Z")
     delete.add_argument("--end", metavar="TIME", help="up to here, not included")
     delete.add_argument("--all", action="store_true", help="the whole history; instead of --start and --end")
     delete.set_defaults(run=on_mesh(_delete))
     erase = commands.add_parser("erase", parents=[common], help="remove a twin's values for good (privacy)")
-    erase.add_argument("twin")
+    erase.add_argument("twin", metavar="TWIN", help="whose values; its registration stays (see twins delete)")
     erase.add_argument("--yes", action="store_true", help="it cannot be taken back, so it must be said")
     erase.add_argument("--no-wait", action="store_true", help="return once the values are hidden")
     erase.set_defaults(run=on_mesh(_erase))
+    retention = commands.add_parser("retention", help="how long observations are kept; for ever without a rule")
+    actions = retention.add_subparsers(metavar="ACTION", required=True)
+    rules = actions.add_parser("list", parents=[common], help="the rules, the most specific counts")
+    rules.set_defaults(run=on_mesh(_list_retention))
+    change = actions.add_parser("set", parents=[common], help="keep observations so long, by event time")
+    change.add_argument("keep", metavar="SPAN", help="e.g. 90d; or forever, whatever more general rules say")
+    remove = actions.add_parser("remove", parents=[common], help="remove a rule")
+    remove.set_defaults(keep=None)
+    for action in (change, remove):
+        action.add_argument("--twin", default="", metavar="TWIN", help="of this twin (default: of all)")
+        action.add_argument("--channel", default="", metavar="CHANNEL", help="of this channel (default: of all)")
+        action.set_defaults(run=on_mesh(_set_retention))
     statistics = commands.add_parser("statistics", parents=[common], help="what is stored, counted")
-    statistics.add_argument("twin", nargs="?", default="", help="only this twin (default: everything)")
+    statistics.add_argument("twin", nargs="?", default="", metavar="TWIN", help="only this twin (default: everything)")
     statistics.set_defaults(run=on_mesh(_statistics))
 
 
@@ -68,6 +82,24 @@ async def _erase(mesh: Mesh, arguments: Namespace, out: Output) -> int:
             f"{erasure.scrubbed:,} quarantined rows and receipts"
         )
     return 0
+
+
+async def _list_retention(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    from twinmesh_client.durations import describe_us
+
+    rules = await mesh.retention()
+    out.table(
+        ("twin", "channel", "kept"),
+        [(r.twin_id or "all", r.channel or "all", describe_us(r.keep // _US) if r.keep else "for ever") for r in rules],
+        empty="no rules: everything is kept for ever",
+    )
+    out.document({"rules": rules})
+    return 0
+
+
+async def _set_retention(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    await mesh.set_retention(arguments.keep, twin_id=arguments.twin, channel=arguments.channel)
+    return await _list_retention(mesh, arguments, out)
 
 
 async def _statistics(mesh: Mesh, arguments: Namespace, out: Output) -> int:

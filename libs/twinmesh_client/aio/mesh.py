@@ -20,9 +20,9 @@ from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
-from twinmesh_client.durations import Moment
+from twinmesh_client.durations import Moment, Span
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
-from twinmesh_client.removals import Erasure, erasure
+from twinmesh_client.removals import Erasure, RetentionRule, erasure, retention_request, retention_rule
 from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
@@ -254,6 +254,23 @@ class Mesh:
             token = answer.next_page_token
             if not token:
                 return found
+
+    async def set_retention(self, keep: Span | None, *, twin_id: str = "", channel: str = "") -> None:
+        """Say how long observations are kept, by event time; what is older leaves history, and not as a deletion does.
+
+        Args:
+            keep: at least a minute; "forever" = whatever more general rules say; None removes the rule.
+            twin_id: "" = of all twins.
+            channel: "" = all channels. The most specific rule counts: a twin's channel, a twin, a channel, all.
+        """
+        request = retention_request(keep, twin_id, channel)
+        await call(self._connection.storage.SetRetention, request, timeout_s=self._connection.timeout_s)
+
+    async def retention(self) -> list[RetentionRule]:
+        """Return the rules of how long observations are kept; without any, they are kept for ever."""
+        request = storage_pb2.ListRetentionRequest()
+        answer = await call(self._connection.storage.ListRetention, request, timeout_s=self._connection.timeout_s)
+        return [retention_rule(rule) for rule in answer.rules]
 
     def writer(
         self,

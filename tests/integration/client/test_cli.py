@@ -170,3 +170,33 @@ def test_train_promote_forecast(twinmesh, pump, tmp_path):
     assert "READY" in twinmesh("models", "deployments")[1]
     assert twinmesh("models", "promote", "pump-bearing@1")[0] == 0
     assert twinmesh("models", "promote", "pump-bearing")[0] == 2
+
+
+def test_what_takes_away_and_what_counts_it(twinmesh, pump):
+    assert twinmesh("write", pump, "flow=1", "bearing=60")[0] == 0
+    counted = twinmesh("statistics", pump)[1]
+    assert re.search(r"observations\s+2\n", counted)
+    assert "bytes on disk" not in counted  # those are nobody's own
+    assert "bytes on disk" in twinmesh("statistics")[1]
+    assert "never had an observation of 'nobody'" in twinmesh("statistics", "nobody")[2]
+    status, _, err = twinmesh("delete", pump, "flow")
+    assert (status, "--all" in err) == (2, True)
+    assert "hidden from offset" in twinmesh("delete", pump, "flow", "--all")[1]
+    assert list(json.loads(twinmesh("latest", pump, "--json")[1])["channels"]) == ["bearing"]
+    status, _, err = twinmesh("erase", pump)
+    assert (status, "--yes" in err) == (2, True)
+    status, out, _ = twinmesh("erase", pump, "--yes")
+    assert status == 0
+    assert "erased: " in out
+    assert json.loads(twinmesh("latest", pump, "--json")[1])["channels"] == {}
+
+
+def test_rules_of_how_long_history_is_kept(twinmesh, pump):
+    rule = ("--twin", pump, "--channel", "flow")
+    assert re.search(rf"{pump}\s+flow\s+90 d", twinmesh("retention", "set", "90d", *rule)[1])
+    assert re.search(rf"{pump}\s+flow\s+for ever", twinmesh("retention", "set", "forever", *rule)[1])
+    rules = json.loads(twinmesh("retention", "list", "--json")[1])["rules"]
+    assert {"twin_id": pump, "channel": "flow", "keep": None} in rules
+    assert pump not in twinmesh("retention", "remove", *rule)[1]
+    status, _, err = twinmesh("retention", "set", "1s", *rule)
+    assert (status, "keep" in err) == (1, True)

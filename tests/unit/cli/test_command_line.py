@@ -16,7 +16,8 @@ from twinmesh_core.registry import TwinType, remedy_for_unknown_twin
 
 COMMANDS = (
     *("up", "demo", "doctor", "smoke", "env", "types", "twins", "write", "latest"),
-    *("range", "watch", "train", "models", "forecast", "desired", "quarantine", "delete", "erase", "statistics"),
+    *("range", "watch", "train", "models", "forecast", "desired", "quarantine", "delete", "erase"),
+    *("statistics", "retention", "import", "connect", "host"),
 )
 
 
