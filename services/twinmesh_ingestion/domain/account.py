@@ -163,6 +163,8 @@ class Account:
         series = f"{quoted(keys[handle].twin_id)} {quoted(keys[handle].channel)}"
         if why == FlagReason.WRONG_KIND:
             kind = ChannelKind.of(int(self._table.kind[handle]))
+            if name in ("doubles", "int64s") and kind in _NUMBER_WORDS:
+                return f"batch.{name}: channel {series} is a {kind.name}, {_NUMBER_WORDS[kind]}"
             return (
                 f"batch.{name}: channel {series} is a {kind.name}, whose values belong into {_SECTION_OF[kind]}; "
                 "send them there, or in the simple form with a value of that kind"
@@ -201,6 +203,11 @@ class Account:
         return f"{key.twin_id} {key.channel} = {str(value)[:80]}{unit} at {when}: {_FLAG_WORDS[why]}"
 
 
+_NUMBER_WORDS: Final = {
+    ChannelKind.STATE: "which takes doubles that are whole and within 2^53 of zero; send such, or int64s",
+    ChannelKind.GAUGE: "which takes int64s within 2^53 of zero, those that a double holds exactly; send doubles",
+    ChannelKind.COUNTER: "which takes int64s within 2^53 of zero, those that a double holds exactly; send doubles",
+}
 _FLAG_WORDS: Final = {
     FlagReason.OUT_OF_RANGE: "outside the channel's min_value to max_value",
     FlagReason.RATE_OF_CHANGE: "changed faster than the channel's max_rate_per_s",

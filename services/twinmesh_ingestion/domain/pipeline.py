@@ -4,6 +4,7 @@ Pure but for the series' memory, and vectorised over all series of a section at 
 row's first reason counts: identity, unit, kind, quality byte, time, finite value (quarantine); repetition (dropped);
 range (BAD); rate of change, spike, stuck (UNCERTAIN); deadband (dropped). The sender's quality is respected and never
 raised. A stage looks at all rows that came through those before it; what the deadband drops, the checks have seen.
+Before all of them numbers go to the section of their channel's kind (`placing`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twinmesh_ingestion.domain import checks, deadband
 from twinmesh_ingestion.domain.account import Account
 from twinmesh_ingestion.domain.memory import NEVER, Newest, SeriesMemory
 from twinmesh_ingestion.domain.outcomes import DEADBANDED, DUPLICATE, Ack, QuarantinedRow
+from twinmesh_ingestion.domain.placing import by_kind
 from twinmesh_ingestion.domain.resolution import SeriesTable
 from twinmesh_ingestion.domain.row_columns import is_json, is_utf8, of, ordering, pick
 from twinmesh_ingestion.domain.skew import Skew
@@ -93,7 +95,7 @@ def run(
     account = Account(table, earliest=earliest, receive_time=receive_time_unix_us, backfill=backfill, skew=skew)
     landed: dict[str, Any] = {}
     newest: list[Newest] = []
-    for name, section in batch.sections():
+    for name, section in by_kind(batch, table).sections():
         if not len(section):
             continue
         stages = _Stages(name, section, table, slots, memory, earliest, latest, backfill=backfill)

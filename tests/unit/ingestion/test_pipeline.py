@@ -151,6 +151,66 @@ async def test_section_that_does_not_fit_the_kind_is_quarantined(log, write):
     assert "'note' is a TEXT, whose values belong into texts" in row.message
 
 
+async def test_numbers_land_in_the_section_of_their_channels_kind(log, write):
+    batch = ObservationBatch(
+        series=(key("temperature"), key("stage"), key("energy"), key("temperature", twin="P2", unit="°F")),
+        doubles=double_section([1, 0, 1], [NOW, NOW, NOW + 1], [2.0, 20.5, -0.0], [2, 0, 0]),
+        int64s=int64_section([2, 1, 0, 3], [NOW, NOW + 2, NOW + 1, NOW], [7, 3, 21, 212], [0, 0, 3, 0]),
+    )
+    ack = await write(batch)
+    assert (ack.accepted_count, ack.quarantined_count) == (7, 0)
+    stored = landed(log)
+    at = [(int(h), int(t - NOW)) for h, t in zip(stored.doubles.series, stored.doubles.time_unix_us, strict=True)]
+    assert dict(zip(at, stored.doubles.values, strict=True)) == pytest.approx(
+        {(0, 0): 20.5, (0, 1): 21, (2, 0): 7, (3, 0): 100}
+    )
+    assert stored.doubles.quality[at.index((0, 1))] == BAD
+    assert stored.int64s.values.dtype == np.int64
+    moments = (stored.int64s.time_unix_us - NOW).tolist()
+    assert dict(zip(moments, stored.int64s.values.tolist(), strict=True)) == {0: 2, 1: 0, 2: 3}
+    assert stored.int64s.quality[moments.index(0)] == UNCERTAIN
+
+
+async def test_numbers_that_would_change_on_their_way_are_kept_aside(log, write):
+    most = 2.0**53
+    no_states = [1.5, np.nan, np.inf, -np.inf, 1e300, most + 2]
+    states = ObservationBatch(
+        series=(key("stage"),),
+        doubles=double_section([0] * 8, NOW - np.arange(8), [*no_states, most, -most]),
+    )
+    ack = await write(states)
+    assert (ack.accepted_count, reasons(ack)[FlagReason.WRONG_KIND, Quality.UNSPECIFIED]) == (2, len(no_states))
+    assert landed(log).int64s.values.tolist() == [2**53, -(2**53)]
+    rows = log.quarantined()
+    np.testing.assert_array_equal([row.value for row in rows], no_states)
+    assert "'stage' is a STATE, which takes doubles that are whole" in rows[0].message
+    wide = ObservationBatch(
+        series=(key("energy"),),
+        int64s=int64_section([0] * 4, NOW + np.arange(4), [2**53 + 1, -(2**63), 2**63 - 1, 2**53]),
+    )
+    ack = await write(wide)
+    assert (ack.accepted_count, ack.quarantined_count) == (1, 3)
+    assert [row.value for row in log.quarantined()[len(rows) :]] == [2**53 + 1, -(2**63), 2**63 - 1]
+    assert "'energy' is a COUNTER, which takes int64s within 2^53" in ack.outcomes[0].example
+
+
+async def test_a_repetition_is_one_in_whichever_section_it_comes(log, write):
+    batch = ObservationBatch(
+        series=(key("stage"),),
+        doubles=double_section([0, 0], [NOW, NOW + 1], [1.0, 2.0]),
+        int64s=int64_section([0], [NOW], [1]),
+    )
+    ack = await write(batch)
+    assert (ack.accepted_count, ack.duplicate_count) == (2, 1)
+
+
+async def test_rows_without_a_series_are_not_moved(log, write):
+    batch = ObservationBatch(series=(key("stage"),), doubles=double_section([5, 0], [NOW, NOW], [1.0, 2.0]))
+    row = await only_quarantine(log, write, batch)
+    assert row.reason == FlagReason.UNKNOWN_HANDLE
+    assert landed(log).int64s.values.tolist() == [2]
+
+
 async def test_text_must_be_utf8_and_json_must_parse(log, write):
     batch = ObservationBatch(
         series=(key("note"), key("config")),
@@ -336,9 +396,17 @@ async def test_tenants_do_not_see_each_other_s_twins(log):
 async def test_every_row_is_accounted_for(rows):
     log = MemoryLog()
     handles, seconds, values, qualities = zip(*rows, strict=True)
+    times, whole = NOW + S * np.array(seconds) * 30, np.isfinite(values) & (np.array(seconds) > 0)
     batch = ObservationBatch(
         series=(key("temperature"), key("pressure"), key("temperature", twin="nobody"), key("stage")),
-        doubles=double_section(handles, NOW + S * np.array(seconds) * 30, values, qualities),
+        doubles=double_section(handles, times, values, qualities),
+    )
+    batch = ObservationBatch(
+        series=batch.series,
+        doubles=batch.doubles.select(~whole),
+        int64s=int64_section(
+            np.array(handles)[whole], times[whole], np.array(values)[whole].astype(np.int64), np.array(qualities)[whole]
+        ),
     )
     prepared = await intake(log).prepare("default", batch, content_hash=b"", backfill=False)
     ack = await intake(log).append("default", prepared, request_id="")
