@@ -29,10 +29,12 @@ from twinmesh_storage.domain.series import Series
 from twinmesh_testing.history_fake import FakeHistory
 from twinmesh_testing.storage_fakes import FakeDatabase
 
+# Small blocks meet more cases; blocks of their real size are what the integration tests read from.
+BLOCKS = pytest.param("blocks", marks=pytest.mark.slow)
 HYPERTABLE = pytest.param("hypertable", marks=pytest.mark.slow)
 
 
-@pytest.fixture(params=["fake", "blocks", "small blocks", HYPERTABLE])
+@pytest.fixture(params=["fake", "small blocks", BLOCKS, HYPERTABLE])
 async def world(request: Any) -> AsyncIterator[World]:
     if request.param == "fake":
         yield await fake_world()
