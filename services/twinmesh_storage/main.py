@@ -210,7 +210,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         report=_report,
         trimmed=lambda offsets: counter("storage", "trimmed_offsets", "Offsets passed by the trimming.").inc(offsets),
     )
-    retention_servicer = RetentionServicer(view=view, retention=retention, rules=rules)
+    retention_servicer = RetentionServicer(view=view, retention=retention, rules=rules, directory=directory)
     history_retention = HistoryRetention(
         history=history_store,
         rules=rules,

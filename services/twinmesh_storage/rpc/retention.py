@@ -9,7 +9,8 @@ from twinmesh.storage.v1 import storage_pb2
 from twinmesh_core.errors import PermissionDenied, invalid_field
 from twinmesh_core.time import US_PER_DAY, US_PER_S
 from twinmesh_runtime.caller import Role, current_caller
-from twinmesh_runtime.registry_mapping import duration_from_message, duration_to_message
+from twinmesh_runtime.registry_mapping import duration_from_message, duration_to_message, time_to_message
+from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.history_retention import RetentionRule, RetentionRules
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.ports import LogRetention
@@ -29,6 +30,7 @@ class RetentionServicer:
     view: LogView
     retention: LogRetention
     rules: RetentionRules
+    directory: Directory
 
     async def register_checkpoint(
         self, request: storage_pb2.RegisterCheckpointRequest, _: Any
@@ -72,16 +74,27 @@ class RetentionServicer:
         return storage_pb2.SetRetentionResponse()
 
     async def list_retention(
-        self, _request: storage_pb2.ListRetentionRequest, _: Any
+        self, request: storage_pb2.ListRetentionRequest, _: Any
     ) -> storage_pb2.ListRetentionResponse:
-        """Return the rules."""
+        """Return the rules, and what they have done to a twin."""
+        tenant = own_tenant()
+        twin_id = mapping.require_text(request.twin_id, "twin_id")
+        series = await self.directory.every_series(tenant, [twin_id]) if twin_id else []
+        starts = await self.rules.starts(tenant, series) if series else {}
         return storage_pb2.ListRetentionResponse(
             rules=[
                 storage_pb2.RetentionRule(
                     twin_id=rule.twin_id, channel=rule.channel, keep=duration_to_message(rule.keep_us)
                 )
-                for rule in await self.rules.of(own_tenant())
-            ]
+                for rule in await self.rules.of(tenant)
+            ],
+            starts=[
+                storage_pb2.HistoryStart(
+                    twin_id=s.twin_id, channel=s.channel, history_start=time_to_message(starts[s.series_id])
+                )
+                for s in sorted(series, key=lambda s: s.channel)
+                if s.series_id in starts
+            ],
         )
 
     def handlers(self) -> dict[str, Handler]:

@@ -201,6 +201,8 @@ async def test_history_is_dropped_by_rule_and_only_there(database_url):
         assert starts[0] == ("kept", None)
         assert now - 600 * S < starts[1][1] <= rows["t1/raw"][0][0]
         assert aside == (0,)
+        stated = await store.ask("ListRetention", storage_pb2.ListRetentionRequest(twin_id="t1"))
+        assert [(s.channel, s.history_start.ToMicroseconds() >= starts[1][1]) for s in stated.starts] == [("raw", True)]
         removed = storage_pb2.SetRetentionRequest(rule=storage_pb2.RetentionRule(channel="raw"))
         await store.ask("SetRetention", removed)
         assert not (await store.ask("ListRetention", storage_pb2.ListRetentionRequest())).rules

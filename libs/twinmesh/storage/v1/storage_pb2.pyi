@@ -1847,16 +1847,53 @@ class ListRetentionRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Also states from where on the series of this twin are complete; empty = the rules alone."""
     def __init__(
         self,
+        *,
+        twin_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRetentionRequest: _TypeAlias = ListRetentionRequest  # noqa: Y015
+
+@_typing.final
+class HistoryStart(_message.Message):
+    """From where on a series is complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    HISTORY_START_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    channel: _builtins.str
+    """The channel."""
+    @_builtins.property
+    def history_start(self) -> _timestamp_pb2.Timestamp:
+        """Observations with an event time before this may have been dropped."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        history_start: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["history_start", b"history_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "history_start", b"history_start", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryStart: _TypeAlias = HistoryStart  # noqa: Y015
 
 @_typing.final
 class ListRetentionResponse(_message.Message):
@@ -1865,18 +1902,24 @@ class ListRetentionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RULES_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionRule]:
         """Ordered by twin, then channel."""
+
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryStart]:
+        """Series of the twin asked for of which something was dropped, by channel; the others are complete."""
 
     def __init__(
         self,
         *,
         rules: _abc.Iterable[Global___RetentionRule] | None = ...,
+        starts: _abc.Iterable[Global___HistoryStart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules", "starts", b"starts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

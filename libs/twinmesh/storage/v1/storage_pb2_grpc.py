@@ -259,7 +259,7 @@ class StorageServiceServicer:
     def SetRetention(self, request, context):
         """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
         without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
-        too; ListSeries states from where on a series is complete. Idempotent.
+        too; ListRetention states from where on a series is complete. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

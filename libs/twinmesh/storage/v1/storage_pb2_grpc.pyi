@@ -87,7 +87,7 @@ class StorageServiceStub:
     SetRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]
     """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
     without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
-    too; ListSeries states from where on a series is complete. Idempotent.
+    too; ListRetention states from where on a series is complete. Idempotent.
     """
     ListRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRetentionRequest, _storage_pb2.ListRetentionResponse]
     """Lists the rules of how long history is kept. Idempotent."""
@@ -155,7 +155,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     SetRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]  # type: ignore[assignment]
     """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
     without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
-    too; ListSeries states from where on a series is complete. Idempotent.
+    too; ListRetention states from where on a series is complete. Idempotent.
     """
     ListRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRetentionRequest, _storage_pb2.ListRetentionResponse]  # type: ignore[assignment]
     """Lists the rules of how long history is kept. Idempotent."""
@@ -316,7 +316,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_storage_pb2.SetRetentionResponse, _abc.Awaitable[_storage_pb2.SetRetentionResponse]]:
         """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
         without any rule it is kept for ever. What is beyond is dropped in steps of a fiftieth of the span, for reads as of an earlier offset
-        too; ListSeries states from where on a series is complete. Idempotent.
+        too; ListRetention states from where on a series is complete. Idempotent.
         """
 
     @_abc_1.abstractmethod
