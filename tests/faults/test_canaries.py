@@ -32,6 +32,7 @@ BATCHES = [(producer, sequence) for sequence in (1, 2, 3) for producer in produc
 def a_run(directory: Path) -> tuple[Told, Readback]:
     """Return a run in which all went well: two producers, three batches each, one of them not acknowledged."""
     found = Readback()
+    (directory / "history.jsonl").unlink(missing_ok=True)
     with History(directory / "history.jsonl", PLAN) as ledger:
         for offset, batch in enumerate(BATCHES, start=1):
             producer, sequence = batch
@@ -127,22 +128,22 @@ SPOILT: dict[Callable[[Readback], None], str] = {
 }  # fmt: skip
 
 
-def test_the_judge_sees_every_way_a_run_can_be_wrong(tmp_path: Path, report: Report) -> None:
-    told, found = a_run(tmp_path)
+def test_the_judge_sees_every_way_a_run_can_be_wrong(run_dir: Path, report: Report) -> None:
+    told, found = a_run(run_dir)
     assert violations(told, found) == []
-    found.save(tmp_path)
-    assert judge_directory(tmp_path) == [], "a saved run is not judged as it was"
+    found.save(run_dir)
+    assert judge_directory(run_dir) == [], "a saved run is not judged as it was"
     survived = []
     for spoil, word in SPOILT.items():
-        told, found = a_run(tmp_path)
+        told, found = a_run(run_dir)
         spoil(found)
         if not any(word in what for what in violations(told, found)):
             survived.append(spoil.__name__)
-    report(Outcome(name="judge", seed=PLAN.seed, caught=len(SPOILT) - len(survived), canaries=len(SPOILT)), tmp_path)
+    report(Outcome(name="judge", seed=PLAN.seed, caught=len(SPOILT) - len(survived), canaries=len(SPOILT)), run_dir)
     assert not survived
 
 
-async def test_a_follower_of_a_bare_sequence_is_caught(database_url: str, tmp_path: Path, report: Report) -> None:
+async def test_a_follower_of_a_bare_sequence_is_caught(database_url: str, run_dir: Path, report: Report) -> None:
     """Ids become visible out of order, so "greater than the last one seen" skips what commits late."""
     rng = random.Random(5)  # noqa: S311 -- chooses pauses
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as setup:
@@ -176,7 +177,7 @@ async def test_a_follower_of_a_bare_sequence_is_caught(database_url: str, tmp_pa
     caught = any("missed" in what for what in wrong)
     report(
         Outcome(name="bare sequence", seed=5, ops=len(rows), caught=int(caught), canaries=1, note="; ".join(wrong)),
-        tmp_path,
+        run_dir,
     )
     assert caught
 

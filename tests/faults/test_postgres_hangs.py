@@ -105,6 +105,7 @@ async def test_no_call_outlives_its_deadline(
                 nonlocal resumed_s
                 while ledger.acks < 5:  # noqa: ASYNC110 -- plain data
                     await asyncio.sleep(0.02)
+                await w.store.ask("OpenProducer", storage_pb2.OpenProducerRequest(producer_id="somebody"))
                 calling = asyncio.create_task(calls.run())
                 try:
                     async with stopped(await what(w, mortal_postgres)):
