@@ -63,14 +63,14 @@ class Storage:
     process: subprocess.Popen[bytes]
     target: str
 
-    async def series(self, twin: str, count: int) -> tuple[SeriesKey, ...]:
+    async def series(self, twin: str, count: int, interval_us: int = S) -> tuple[SeriesKey, ...]:
         """Return dictionary entries of `count` gauges of a twin."""
         channels = [f"c{i}" for i in range(count)]
         keys = [
             observation_pb2.SeriesKey(twin_id=twin, channel=c, kind=observation_pb2.CHANNEL_KIND_GAUGE)
             for c in channels
         ]
-        request = storage_pb2.ResolveSeriesRequest(series=keys, expected_interval_us=[S] * count)
+        request = storage_pb2.ResolveSeriesRequest(series=keys, expected_interval_us=[interval_us] * count)
         answer = await call(self.stub.ResolveSeries, request, timeout_s=60)
         return tuple(
             SeriesKey(twin_id=twin, channel=c, series_id=i, kind=ChannelKind.GAUGE)
@@ -166,8 +166,8 @@ def copy_floor(url: str, name: str, unique: bool, copy: bytes) -> float:
         return time.perf_counter() - started
 
 
-def batch(keys: tuple[SeriesKey, ...], first_tick: int, ticks: int) -> ObservationBatch:
-    """Return `ticks` seconds of all series, in the order in which live telemetry arrives."""
+def batch(keys: tuple[SeriesKey, ...], first_tick: int, ticks: int, step_us: int = S) -> ObservationBatch:
+    """Return `ticks` steps of all series, in the order in which live telemetry arrives."""
     n = len(keys) * ticks
     tick = np.repeat(np.arange(first_tick, first_tick + ticks), len(keys))
     handle = np.tile(np.arange(len(keys), dtype=np.uint32), ticks)
@@ -175,7 +175,7 @@ def batch(keys: tuple[SeriesKey, ...], first_tick: int, ticks: int) -> Observati
         series=keys,
         doubles=Section(
             series=handle,
-            time_unix_us=T0 + tick * S,
+            time_unix_us=T0 + tick * step_us,
             quality=np.ones(n, np.uint8),
             values=np.round(20 + np.sin(tick / 500 + handle) * 5, 2),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -116,13 +116,12 @@ def time_index(time_unix_us: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
 
 def split_series(batches: Sequence[ObservationBatch]) -> tuple[SeriesData, ...]:
     """Return the rows of batches by series, in order of first appearance."""
-    whole = concat(batches)
+    whole = batches[0] if len(batches) == 1 else concat(batches)
+    whole.check_handles()
     found: dict[int, SeriesData] = {}
     for name, section in whole.sections():
-        handles = section.series
-        for handle in np.unique(handles).tolist():
-            rows = np.flatnonzero(handles == handle)
-            picked = section.select(rows)
+        for handle, rows in _rows_of_series(section.series):
+            picked = section if isinstance(rows, slice) else section.select(rows)
             key = whole.series[handle]
             found[handle] = SeriesData(
                 twin_id=key.twin_id,
@@ -133,6 +132,22 @@ def split_series(batches: Sequence[ObservationBatch]) -> tuple[SeriesData, ...]:
                 quality=picked.quality,
             )
     return tuple(found[handle] for handle in sorted(found))
+
+
+def _rows_of_series(handles: npt.NDArray[np.uint32]) -> Iterator[tuple[int, slice | npt.NDArray[np.intp]]]:
+    """Yield each handle with its rows; a slice = all rows, which then need not be copied."""
+    if not len(handles):
+        return
+    starts = np.flatnonzero(np.concatenate(([True], handles[1:] != handles[:-1])))
+    if len(starts) == 1:
+        yield int(handles[0]), slice(None)
+        return
+    # Stable, so that rows keep their order where those of a series do not lie together.
+    order = np.argsort(handles, kind="stable")
+    ordered = handles[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(handles)], strict=True):
+        yield int(ordered[start]), order[start:end]
 
 
 def _values(section_name: str, section: Section | TextSection, kind: ChannelKind) -> npt.NDArray[Any]:

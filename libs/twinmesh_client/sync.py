@@ -120,11 +120,17 @@ class Twin:
         at: Moment | None = None,
         every: Span | None = None,
         agg: str | Sequence[str] = "mean",
+        fill: str = "none",
+        max_gap: Span | None = None,
+        points: int | None = None,
+        method: str = "lttb",
+        last_count: int = 0,
         min_offset: int = 0,
-        min_quality: str = "bad",
+        as_of: int = 0,
+        min_quality: str | None = None,
         time_zone: str = "",
     ) -> Reading | Buckets:
-        """Read history: rows, or with `every` aggregates on a grid.
+        """Read history: rows, with `points` few rows that show the shape of all, with `every` aggregates on a grid.
 
         Args:
             channels: which; none = all that a value was ever received of.
@@ -132,11 +138,18 @@ class Twin:
             start: from here on (included); instead of `last`.
             end: up to here (excluded).
             at: the end of `last`; None = the newest event time of these channels: recorded twins read as live ones.
-            every: bucket length; None = the rows themselves.
-            agg: count, min, max, mean, sum, first, last or stddev; one or several.
+            every: bucket length, or day, week, month, quarter or year of `time_zone`'s calendar.
+            agg: count, min, max, mean, sum, first, last, stddev, median, p95 (any percentage), time_weighted_mean, of
+                counters increase and rate, of states time_at:2 (seconds at 2); one or several.
+            fill: what a bucket without a value shows: none, hold (the last value before) or linear.
+            max_gap: longest gap filled, and how long a value holds; None = no limit.
+            points: most rows of each channel, chosen by `method`.
+            method: lttb (the shape) or min_max (no peak is lost).
+            last_count: only the newest so many rows of each channel; 0 = all.
             min_offset: waits until the answer reflects it, e.g. the offset of a `WriteAck`.
-            min_quality: rows only: ``good``, ``uncertain`` or ``bad`` (all).
-            time_zone: aligns buckets of whole days; empty = UTC.
+            as_of: what was known as of this offset of the log; 0 = the present.
+            min_quality: the worst that is used: good, uncertain or bad; None = bad for rows, uncertain for the others.
+            time_zone: aligns buckets; empty = UTC.
         """
 
         return self._portal.run(
@@ -148,21 +161,44 @@ class Twin:
                 at=at,
                 every=every,
                 agg=agg,
+                fill=fill,
+                max_gap=max_gap,
+                points=points,
+                method=method,
+                last_count=last_count,
                 min_offset=min_offset,
+                as_of=as_of,
                 min_quality=min_quality,
                 time_zone=time_zone,
             )
         )
 
-    def latest(self, *channels: str, min_offset: int = 0) -> Reading:
-        """Return the newest observation of each channel (none named = all); channels never heard from are absent."""
+    def latest(
+        self,
+        *channels: str,
+        at: Moment | None = None,
+        min_offset: int = 0,
+        as_of: int = 0,
+        min_quality: str | None = None,
+    ) -> Reading:
+        """Return the newest observation of each channel (none named = all); channels never heard from are absent.
 
-        return self._portal.run(self._source.latest(*channels, min_offset=min_offset))
+        Args:
+            channels: which.
+            at: the newest at or before this event time; None = the newest of all.
+            min_offset: waits until the answer reflects it.
+            as_of: what was known as of this offset of the log; 0 = the present.
+            min_quality: the newest that is at least good, or uncertain; None = of any quality.
+        """
 
-    def series(self) -> list[SeriesSummary]:
-        """Return what history holds of each channel: how many observations, from when to when."""
+        return self._portal.run(
+            self._source.latest(*channels, at=at, min_offset=min_offset, as_of=as_of, min_quality=min_quality)
+        )
 
-        return self._portal.run(self._source.series())
+    def series(self, *, min_offset: int = 0, as_of: int = 0) -> list[SeriesSummary]:
+        """Return what history holds of each channel as of an offset (0 = now): how many observations, since when."""
+
+        return self._portal.run(self._source.series(min_offset=min_offset, as_of=as_of))
 
     def forecast(
         self,

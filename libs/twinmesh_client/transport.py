@@ -57,6 +57,7 @@ IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "ReadLatest",
         "ReadWindow",
         "Aggregate",
+        "Downsample",
         "ListSeries",
         "ListQuarantine",
         "GetStatistics",

@@ -4,7 +4,7 @@
 
     TwinmeshError                gRPC status          typical reasons
     ├── InvalidArgument          INVALID_ARGUMENT     INVALID_FIELD, INCOMPATIBLE_UNIT, MALFORMED_MESSAGE
-    ├── OutOfRange               OUT_OF_RANGE         COMPACTED, FUTURE_OFFSET
+    ├── OutOfRange               OUT_OF_RANGE         COMPACTED, FUTURE_OFFSET, AS_OF_PRUNED
     ├── Unauthenticated          UNAUTHENTICATED      UNAUTHENTICATED
     ├── PermissionDenied         PERMISSION_DENIED    PERMISSION_DENIED
     ├── NotFound                 NOT_FOUND            TWIN_NOT_FOUND, CHANNEL_NOT_FOUND, MODEL_NOT_FOUND
@@ -80,6 +80,7 @@ class Reason(StrEnum):
     UNIMPLEMENTED = "UNIMPLEMENTED"
     GATE_NOT_PASSED = "GATE_NOT_PASSED"
     QUARANTINE_CHANGED = "QUARANTINE_CHANGED"
+    AS_OF_PRUNED = "AS_OF_PRUNED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 from twinmesh_storage.domain.blocks import SeriesOf
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide
-from twinmesh_storage.domain.parts import Part, PartPage, RowsPart
+from twinmesh_storage.domain.parts import Part, PartPage, PartSummaries, RowsPart
 from twinmesh_storage.domain.ports import HistoryCounts, LeaseLost, SeriesSpan, SupersededPruned
 from twinmesh_storage.domain.rows import Rows
 from twinmesh_storage.domain.series import Series
@@ -31,6 +31,12 @@ class FakeHistory:
     async def read(self, tenant: str, series: Sequence[Series], start: int, end: int, max_rows: int) -> PartPage:
         """See `HistoryStore.read`."""
         return self._page(self._db.readable.items(), tenant, series, start, end, max_rows)
+
+    async def summaries(
+        self, tenant: str, series: Sequence[Series], start: int, end: int, limit: int
+    ) -> PartSummaries | None:
+        """See `HistoryStore.summaries`; this form keeps none."""
+        return None
 
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """See `HistoryStore.read_last`."""

@@ -30,6 +30,7 @@ from twinmesh_storage.domain.ports import (
     LeaseLost,
     LogPage,
     OutcomeUnknown,
+    SeriesFilter,
 )
 from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
 
@@ -292,8 +293,20 @@ class FakeSeries:
         """See `SeriesStore.list_twins`."""
         return [s for s in self._series if s.tenant == tenant and s.twin_id in set(twin_ids)]
 
-    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[Series]:
+    async def page(self, tenant: str, wanted: SeriesFilter, after: tuple[str, str], limit: int) -> list[Series]:
         """See `SeriesStore.page`."""
-        mine = [s for s in self._series if s.tenant == tenant and twin_id in ("", s.twin_id)]
+        mine = [
+            s
+            for s in self._series
+            if s.tenant == tenant
+            and wanted.twin_id in ("", s.twin_id)
+            and wanted.channel in ("", s.channel)
+            and (not wanted.kinds or s.kind in wanted.kinds)
+            and (wanted.newest_id is None or s.series_id <= wanted.newest_id)
+        ]
         later = sorted((s for s in mine if (s.twin_id, s.channel) > after), key=lambda s: (s.twin_id, s.channel))
         return later[:limit]
+
+    async def newest_id(self, tenant: str) -> int:
+        """See `SeriesStore.newest_id`."""
+        return max((s.series_id for s in self._series if s.tenant == tenant), default=0)

@@ -32,6 +32,7 @@ from twinmesh_storage.domain.catchup import CatchUp
 from twinmesh_storage.domain.compactor import Compactor, Fold
 from twinmesh_storage.domain.counting import Counting
 from twinmesh_storage.domain.directory import Directory
+from twinmesh_storage.domain.downsample import Downsampler
 from twinmesh_storage.domain.eraser import Eraser
 from twinmesh_storage.domain.fold_cache import FoldCache
 from twinmesh_storage.domain.folding import Hide
@@ -49,6 +50,8 @@ from twinmesh_storage.domain.trimming import Trimmer
 from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc import raw
+from twinmesh_storage.rpc.aggregates import AggregateServicer
+from twinmesh_storage.rpc.catalogue import CatalogueServicer
 from twinmesh_storage.rpc.concerns import twins_of
 from twinmesh_storage.rpc.control_entries import hide_of, redact
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
@@ -56,7 +59,7 @@ from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
 from twinmesh_storage.rpc.removal import RemovalServicer, drop_with, hide_with
 from twinmesh_storage.rpc.retention import RetentionServicer
-from twinmesh_storage.rpc.serving import SERVICE_NAME, register
+from twinmesh_storage.rpc.serving import SERVICE_NAME, Servicer, register
 from twinmesh_storage.settings import StorageSettings
 
 _PRUNE_S: Final = 600.0
@@ -136,8 +139,9 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     )
     gauge("storage", "tail_seconds", "How long the oldest of them have waited.").set_function(view.uncompacted_s)
     records = _records(settings, stack)
+    history = History(store=history_store, view=view)
     latest_records = _fold_cache(records, "latest", settings.cache_latest_bytes)
-    latest = LatestReader(view=view, store=history_store, cache=latest_records, catalogue=catalogue)
+    latest = LatestReader(view=view, history=history, store=history_store, cache=latest_records, catalogue=catalogue)
     window_records = _fold_cache(records, "windows", settings.cache_window_bytes)
     window_cache = WindowCache(cache=window_records, view=view)
 
@@ -175,7 +179,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         prepare=prepare,
     )
     directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
-    history = History(store=history_store, view=view)
+    aggregator = Aggregator(history=history)
     follower = Follower(log=store, view=view, twins_of=twins_of, encode=raw.frame_bytes)
     log_servicer = LogServicer(
         log=store,
@@ -193,8 +197,19 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         latest=latest,
         selections=TwinSelections(directory),
         encoder=LatestEncoder(),
-        windows=WindowReader(history=history, latest=latest, store=history_store, view=view, cache=window_cache),
-        aggregator=Aggregator(history=history),
+        windows=WindowReader(history=history, latest=latest, view=view, cache=window_cache),
+    )
+    aggregate_servicer = AggregateServicer(
+        view=view,
+        directory=directory,
+        latest=latest,
+        aggregator=aggregator,
+        downsampler=Downsampler(history=history, aggregator=aggregator),
+    )
+    catalogue_servicer = CatalogueServicer(
+        view=view,
+        directory=directory,
+        aggregator=aggregator,
         counting=Counting(history=history, log=store, view=view),
         store=history_store,
         series=series_store,
@@ -250,6 +265,15 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         view=view, directory=directory, append=sequencer.append, eraser=eraser, erasures=erasures, clock=clock
     )
 
+    servicers: tuple[Servicer, ...] = (
+        log_servicer,
+        read_servicer,
+        aggregate_servicer,
+        catalogue_servicer,
+        retention_servicer,
+        removal_servicer,
+    )
+
     async def prune() -> None:
         while True:
             try:
@@ -263,13 +287,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         view.close()
 
     return Service(
-        register=lambda server: register(
-            server,
-            log_servicer.handlers(),
-            read_servicer.handlers(),
-            retention_servicer.handlers(),
-            removal_servicer.handlers(),
-        ),
+        register=lambda server: register(server, *(part.handlers() for part in servicers)),
         service_names=(SERVICE_NAME,),
         checks={"postgres": lambda: ping(pool)},
         capabilities={"storage.append": sequencer.check},

@@ -336,10 +336,11 @@ async def test_page_tokens_of_nothing_or_of_another_list(mesh: LocalMesh) -> Non
 async def test_positions_that_are_not_of_this_log(mesh: LocalMesh) -> None:
     future = 10**15
     async with asking(mesh) as ask:
-        for name, request in valid.requests().items():
-            if hasattr(request, "min_offset"):
-                request.min_offset = future
-                await refused(ask, name, request, "OUT_OF_RANGE", "FUTURE_OFFSET", str(future))
+        async with asyncio.TaskGroup() as group:  # each waits a while for the offset to arrive
+            for name, request in valid.requests().items():
+                if hasattr(request, "min_offset"):
+                    request.min_offset = future
+                    group.create_task(refused(ask, name, request, "OUT_OF_RANGE", "FUTURE_OFFSET", str(future)))
         for name, field in (("ReplicaService/Watch", "resume_after"), ("StorageService/Follow", "after")):
             for offset, incarnation, code, reason in (
                 (future, "", "OUT_OF_RANGE", "FUTURE_OFFSET"),
@@ -487,7 +488,7 @@ async def test_a_spec_is_refused_by_the_name_of_its_field(mesh: LocalMesh, field
 async def test_a_tenant_never_sees_another(mesh: LocalMesh) -> None:
     """Every read of tenant `other` that names P1, its model or its run finds nothing, and no list shows them."""
     metadata = tenant_metadata("other")
-    reads = re.compile(r"/(Get|List|Read|Aggregate|Forecast|Optimize|DownloadArtifact|Watch|Follow)")
+    reads = re.compile(r"/(Get|List|Read|Aggregate|Downsample|Forecast|Optimize|DownloadArtifact|Watch|Follow)")
     async with asking(mesh) as ask:
         mine = await ask("TrainingService/ListTrainingRuns", training.ListTrainingRunsRequest(page_size=1))
         run_id = mine.answers[0].runs[0].run_id

@@ -204,20 +204,30 @@ def requests() -> dict[str, Message]:
             expire_after=Duration(seconds=60),
         ),
         "StorageService/ReadRange": storage.ReadRangeRequest(
-            series=selector, start_time=_at(3_600), end_time=_at(), min_offset=1, min_quality="QUALITY_BAD"
+            series=selector, start_time=_at(3_600), end_time=_at(), min_offset=1, min_quality="QUALITY_BAD",
+            as_of_offset=1, last_count=5,
         ),
-        "StorageService/ReadLatest": storage.ReadLatestRequest(series=selector, min_offset=1),
+        "StorageService/ReadLatest": storage.ReadLatestRequest(
+            series=selector, min_offset=1, min_quality="QUALITY_GOOD", as_of_offset=1, at=_at()
+        ),
         "StorageService/ReadWindow": storage.ReadWindowRequest(
             twin_ids=[TWIN], channels=["temp", "load"], at=_at(), step=MINUTE, steps=10, aggregate=1, gap_policy=2,
             max_gap=MINUTE, min_quality=1, min_offset=1, as_of_offset=0,
         ),
         "StorageService/Aggregate": storage.AggregateRequest(
             series=selector, start_time=_at(86_400), end_time=_at(), bucket=Duration(seconds=3_600), functions=[1, 4],
-            min_offset=1, time_zone="Europe/Berlin",
+            min_offset=1, time_zone="Europe/Berlin", min_quality="QUALITY_GOOD", as_of_offset=1, quantiles=[0.5],
+            state_values=[1.0], gap_policy=3, max_gap=Duration(seconds=7_200),
         ),
-        "StorageService/ListSeries": storage.ListSeriesRequest(twin_id=TWIN, page_size=1),
-        "StorageService/ListQuarantine": storage.ListQuarantineRequest(page_size=1),
-        "StorageService/GetStatistics": storage.GetStatisticsRequest(twin_id=TWIN),
+        "StorageService/Downsample": storage.DownsampleRequest(
+            series=selector, method=2, max_points=9, min_quality="QUALITY_GOOD", min_offset=1, as_of_offset=1,
+            last=Duration(seconds=3_600), at=_at(),
+        ),
+        "StorageService/ListSeries": storage.ListSeriesRequest(
+            twin_id=TWIN, page_size=1, channel="temp", kinds=["CHANNEL_KIND_GAUGE"], min_offset=1, as_of_offset=1
+        ),
+        "StorageService/ListQuarantine": storage.ListQuarantineRequest(page_size=1, min_offset=1, as_of_offset=1),
+        "StorageService/GetStatistics": storage.GetStatisticsRequest(twin_id=TWIN, min_offset=1),
         "TwinService/CreateTwinType": statesync.CreateTwinTypeRequest(twin_type=twin_type()),
         "TwinService/GetTwinType": statesync.GetTwinTypeRequest(twin_type_id="pump", version=1, min_offset=1),
         "TwinService/ListTwinTypes": statesync.ListTwinTypesRequest(page_size=1),

@@ -24,6 +24,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     latest = commands.add_parser("latest", parents=[common], help="the newest value of each channel")
     latest.add_argument("twin")
     latest.add_argument("channels", nargs="*", metavar="CHANNEL")
+    latest.add_argument("--at", metavar="TIME", help="the newest at or before this time")
+    latest.add_argument("--as-of", type=int, default=0, metavar="OFFSET", help="what was known at this log offset")
     latest.set_defaults(run=on_mesh(_latest))
     history = commands.add_parser("range", parents=[common], help="history: rows, or aggregates with --every")
     history.add_argument("twin")
@@ -31,11 +33,27 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     history.add_argument("--last", metavar="SPAN", help="up to the newest value, e.g. 6h (default: 1h)")
     history.add_argument("--start", metavar="TIME", help="from here on, e.g. 2026-11-23T00:00:00Z")
     history.add_argument("--end", metavar="TIME", help="up to here, not included")
-    history.add_argument("--every", metavar="SPAN", help="aggregate, e.g. 5min")
-    history.add_argument("--agg", default="mean", help="mean (default), min, max, ...; several joined by commas")
-    history.add_argument("--tz", default="", metavar="ZONE", help="zone in which days begin, with --every 1d")
+    history.add_argument("--at", metavar="TIME", help="where --last ends, instead of at the newest value")
+    history.add_argument("--every", metavar="SPAN", help="aggregate, e.g. 5min, 1d, month")
     history.add_argument(
-        "--quality", default="bad", choices=("good", "uncertain", "bad"), help="the worst that is shown"
+        "--agg",
+        default="mean",
+        help="mean (default), min, max, sum, count, first, last, stddev, median, p95, increase, rate, "
+        "time_weighted_mean, time_at:2; several joined by commas",
+    )
+    history.add_argument("--fill", default="none", choices=("none", "hold", "linear"), help="what empty buckets show")
+    history.add_argument("--max-gap", metavar="SPAN", help="the longest gap that --fill bridges")
+    history.add_argument(
+        "--points", type=int, metavar="N", help="at most N rows per channel that show the shape of all"
+    )
+    history.add_argument(
+        "--method", default="lttb", choices=("lttb", "min_max"), help="how --points chooses: shape, or every peak"
+    )
+    history.add_argument("--rows", type=int, default=0, metavar="N", help="only the newest N rows per channel")
+    history.add_argument("--tz", default="", metavar="ZONE", help="zone in which buckets begin, with --every")
+    history.add_argument("--as-of", type=int, default=0, metavar="OFFSET", help="what was known at this log offset")
+    history.add_argument(
+        "--quality", choices=("good", "uncertain", "bad"), help="the worst that counts (default: bad for rows)"
     )
     history.add_argument(
         "--limit", type=int, default=40, metavar="ROWS", help="rows of the table (default: 40; 0 = all)"
@@ -45,7 +63,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 async def _latest(mesh: Mesh, arguments: Namespace, out: Output) -> int:
-    reading = await mesh.twins[arguments.twin].latest(*arguments.channels)
+    reading = await mesh.twins[arguments.twin].latest(*arguments.channels, at=arguments.at, as_of=arguments.as_of)
     if not reading.series:
         # An unknown twin is told apart from one that has not spoken yet.
         await mesh.twins[arguments.twin].type()
@@ -87,14 +105,22 @@ def _points(reading: Reading) -> dict[str, Any]:
 async def _range(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     if arguments.last and (arguments.start or arguments.end):
         raise UsageError("--last excludes --start and --end", remedy=f"twinmesh range {arguments.twin} --last 6h")
-    last = arguments.last or (None if arguments.start or arguments.end else "1h")
+    bounded = arguments.start or arguments.end or arguments.rows
+    last = arguments.last or (None if bounded else "1h")
     answer = await mesh.twins[arguments.twin].read(
         *arguments.channels,
         last=last,
         start=arguments.start,
         end=arguments.end,
+        at=arguments.at,
         every=arguments.every,
         agg=[a.strip() for a in arguments.agg.split(",")],
+        fill=arguments.fill,
+        max_gap=arguments.max_gap,
+        points=arguments.points,
+        method=arguments.method,
+        last_count=arguments.rows,
+        as_of=arguments.as_of,
         min_quality=arguments.quality,
         time_zone=arguments.tz,
     )

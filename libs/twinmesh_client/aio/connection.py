@@ -16,6 +16,7 @@ from twinmesh.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from twinmesh.statesync.v1 import statesync_pb2_grpc
 from twinmesh.storage.v1 import storage_pb2_grpc
 from twinmesh.training.v1 import training_pb2_grpc
+from twinmesh_client.packed_reads import PackedReads
 from twinmesh_client.transport import call, open_channel
 from twinmesh_core.errors import DeadlineExceeded, Unavailable
 
@@ -50,6 +51,7 @@ class Connection:
         self.timeout_s = timeout_s
         self.ingestion = ingestion_pb2_grpc.IngestionServiceStub(channels["ingestion"])
         self.storage = storage_pb2_grpc.StorageServiceStub(channels["storage"])
+        self.packed = PackedReads(channels["storage"])
         self.twins = statesync_pb2_grpc.TwinServiceStub(channels["statesync"])
         self.replicas = statesync_pb2_grpc.ReplicaServiceStub(channels["statesync"])
         self.commands = statesync_pb2_grpc.CommandServiceStub(channels["statesync"])

@@ -11,9 +11,10 @@ from twinmesh_client import history
 from twinmesh_client.acks import WriteAck, total
 from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
-from twinmesh_client.aio.history import list_series, read_buckets, read_latest, read_rows
+from twinmesh_client.aio.desired import write_desired
+from twinmesh_client.aio.history import Scope, Shape, list_series, read, read_latest
 from twinmesh_client.aio.questions import event_message, forecast_request, optimize_request
-from twinmesh_client.aio.write import write_batch
+from twinmesh_client.aio.write import write_batch, write_values
 from twinmesh_client.durations import Moment, Span, proto_span
 from twinmesh_client.forecasts import Decision, Forecast, decision
 from twinmesh_client.frames import frame_batches
@@ -27,7 +28,6 @@ from twinmesh_client.replicas import (
     Replica,
     WatchEvent,
     command,
-    delta_items,
     event,
     position,
     replica,
@@ -111,8 +111,6 @@ class Twin:
         self, values: Mapping[str, Any], *, time: Moment | None = None, units: Mapping[str, str] | None = None
     ) -> WriteAck:
         """Write one value each of several channels, at one time (None = when the server receives it)."""
-        from twinmesh_client.aio.write import write_values
-
         return await write_values(self._connection, self.twin_id, values, time=time, units=units)
 
     async def write_batch(self, batch: ObservationBatch, *, backfill: bool = False) -> WriteAck:
@@ -128,11 +126,17 @@ class Twin:
         at: Moment | None = None,
         every: Span | None = None,
         agg: str | Sequence[str] = "mean",
+        fill: str = "none",
+        max_gap: Span | None = None,
+        points: int | None = None,
+        method: str = "lttb",
+        last_count: int = 0,
         min_offset: int = 0,
-        min_quality: str = "bad",
+        as_of: int = 0,
+        min_quality: str | None = None,
         time_zone: str = "",
     ) -> Reading | Buckets:
-        """Read history: rows, or with `every` aggregates on a grid.
+        """Read history: rows, with `points` few rows that show the shape of all, with `every` aggregates on a grid.
 
         Args:
             channels: which; none = all that a value was ever received of.
@@ -140,42 +144,59 @@ class Twin:
             start: from here on (included); instead of `last`.
             end: up to here (excluded).
             at: the end of `last`; None = the newest event time of these channels: recorded twins read as live ones.
-            every: bucket length; None = the rows themselves.
-            agg: count, min, max, mean, sum, first, last or stddev; one or several.
+            every: bucket length, or day, week, month, quarter or year of `time_zone`'s calendar.
+            agg: count, min, max, mean, sum, first, last, stddev, median, p95 (any percentage), time_weighted_mean, of
+                counters increase and rate, of states time_at:2 (seconds at 2); one or several.
+            fill: what a bucket without a value shows: none, hold (the last value before) or linear.
+            max_gap: longest gap filled, and how long a value holds; None = no limit.
+            points: most rows of each channel, chosen by `method`.
+            method: lttb (the shape) or min_max (no peak is lost).
+            last_count: only the newest so many rows of each channel; 0 = all.
             min_offset: waits until the answer reflects it, e.g. the offset of a `WriteAck`.
-            min_quality: rows only: ``good``, ``uncertain`` or ``bad`` (all).
-            time_zone: aligns buckets of whole days; empty = UTC.
+            as_of: what was known as of this offset of the log; 0 = the present.
+            min_quality: the worst that is used: good, uncertain or bad; None = bad for rows, uncertain for the others.
+            time_zone: aligns buckets; empty = UTC.
         """
+        scope = Scope(min_offset=min_offset, as_of=as_of, min_quality=min_quality)
+        shape = Shape(
+            every=every,
+            functions=(agg,) if isinstance(agg, str) else tuple(agg),
+            time_zone=time_zone,
+            fill=fill,
+            max_gap=max_gap,
+            points=points,
+            method=method,
+            last_count=last_count,
+        )
         names = channels or await self._heard(min_offset)
         window = await history.resolve_window(
-            lambda: read_latest(self._connection, self.twin_id, names, min_offset=min_offset),
-            last=last,
-            start=start,
-            end=end,
-            at=at,
+            lambda: read_latest(self._connection, self.twin_id, names, scope), last=last, start=start, end=end, at=at
         )
-        if every is None:
-            return await read_rows(
-                self._connection, self.twin_id, names, window, min_offset=min_offset, min_quality=min_quality
-            )
-        return await read_buckets(
-            self._connection,
-            self.twin_id,
-            names,
-            window,
-            every=every,
-            functions=[agg] if isinstance(agg, str) else list(agg),
-            min_offset=min_offset,
-            time_zone=time_zone,
-        )
+        return await read(self._connection, self.twin_id, names, window, scope, shape)
 
-    async def latest(self, *channels: str, min_offset: int = 0) -> Reading:
-        """Return the newest observation of each channel (none named = all); channels never heard from are absent."""
-        return await read_latest(self._connection, self.twin_id, channels, min_offset=min_offset)
+    async def latest(
+        self,
+        *channels: str,
+        at: Moment | None = None,
+        min_offset: int = 0,
+        as_of: int = 0,
+        min_quality: str | None = None,
+    ) -> Reading:
+        """Return the newest observation of each channel (none named = all); channels never heard from are absent.
 
-    async def series(self) -> list[SeriesSummary]:
-        """Return what history holds of each channel: how many observations, from when to when."""
-        return await list_series(self._connection, self.twin_id)
+        Args:
+            channels: which.
+            at: the newest at or before this event time; None = the newest of all.
+            min_offset: waits until the answer reflects it.
+            as_of: what was known as of this offset of the log; 0 = the present.
+            min_quality: the newest that is at least good, or uncertain; None = of any quality.
+        """
+        scope = Scope(min_offset=min_offset, as_of=as_of, min_quality=min_quality)
+        return await read_latest(self._connection, self.twin_id, channels, scope, at)
+
+    async def series(self, *, min_offset: int = 0, as_of: int = 0) -> list[SeriesSummary]:
+        """Return what history holds of each channel as of an offset (0 = now): how many observations, since when."""
+        return await list_series(self._connection, self.twin_id, Scope(min_offset=min_offset, as_of=as_of))
 
     async def forecast(
         self,
@@ -292,25 +313,8 @@ class Twin:
             Conflict: somebody else was first; metadata holds the current revision.
             FailedPrecondition: NOT_CONTROLLABLE.
         """
-        request = statesync_pb2.SetDesiredRequest(
-            twin_id=self.twin_id,
-            values=map_to_proto(values or {}, "values"),
-            remove=remove,
-            if_revision=if_revision,
-            request_id=new_request_id(),
-        )
-        if deadline is not None:
-            request.deadline.CopyFrom(proto_span(deadline, "deadline"))
-        answer = await call(self._connection.replicas.SetDesired, request, timeout_s=self._connection.timeout_s)
-        written = position(answer.position)
-        return DesiredWrite(
-            twin_id=self.twin_id,
-            before=Position(incarnation=written.incarnation, offset=written.offset - 1),
-            offset=written.offset,
-            channels=frozenset(values or {}),
-            revision=answer.desired.revision,
-            delta=delta_items(answer.delta),
-            commands=tuple(command(c) for c in answer.commands),
+        return await write_desired(
+            self._connection, self.twin_id, values or {}, remove=remove, if_revision=if_revision, deadline=deadline
         )
 
     async def watch(
@@ -390,5 +394,4 @@ class Twin:
         try:
             return {c.name: c.kind for c in (await self.type()).channels}
         except NotFound:
-            # The server says so for every row, with the command that creates the twin: nothing is refused unseen.
-            return {}
+            return {}  # the server says so for every row, with the command that creates the twin

@@ -1,176 +1,92 @@
-"""Aggregates per bucket of time, from rows or, where a part lies within one bucket, from its statistics.
+"""Aggregates of series per bucket of time: from the statistics of blocks where they suffice, else from every value.
 
-Values that are not BAD count. Both ways give the same result (a property test holds them together), since a partial
-result of any part of the rows can be combined with that of the rest.
+Both ways give the same result (a property test holds them together) under any division of the rows into blocks, tail
+and superseded rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from twinmesh_core.calendar import local_time_us
-from twinmesh_core.errors import invalid_field
-from twinmesh_core.quality import Quality
-from twinmesh_core.time import US_PER_DAY, ceil_to, floor_to
-from twinmesh_storage.domain.history import History, Page, cut
-from twinmesh_storage.domain.parts import Part, Statistics
-from twinmesh_storage.domain.rows import Rows, as_float64, merge
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_storage.domain.division import Piece, Whole, counts, divide
+from twinmesh_storage.domain.filling import fill
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, TRUSTED, History, Seen
+from twinmesh_storage.domain.partials import COMBINABLE, Function, Partials
+from twinmesh_storage.domain.rows import Rows, as_float64
 from twinmesh_storage.domain.series import Series
+from twinmesh_storage.domain.timelines import Holding, Quantiles, Rises
+from twinmesh_storage.domain.window import GapPolicy
 
 Float64s = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
 MAX_VALUES: Final = 8_000_000
+"""Most values of one answer."""
+
+_FILLED: Final = (Function.MIN, Function.MAX, Function.MEAN, Function.FIRST, Function.LAST)
+_RISES: Final = frozenset((Function.INCREASE, Function.RATE))
 
 
-class Function(IntEnum):
-    """A function over the values of a bucket; numbers equal ``twinmesh.storage.v1.AggregateFunction``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of each bucket: functions, then quantiles, then seconds per state, a column each.
 
-    COUNT = 1
-    MIN = 2
-    MAX = 3
-    MEAN = 4
-    SUM = 5
-    FIRST = 6
-    LAST = 7
-    STDDEV = 8
-
-
-@dataclass(slots=True)
-class Partials:
-    """Partial results of some rows of one series, one element per bucket; parts are added in the order of time."""
-
-    count: npt.NDArray[np.int64]
-    sum: Float64s
-    m2: Float64s
-    minimum: Float64s
-    maximum: Float64s
-    first: Float64s
-    last: Float64s
-
-    @classmethod
-    def empty(cls, buckets: int) -> Partials:
-        """Return the partials of no rows."""
-        return cls(
-            count=np.zeros(buckets, np.int64),
-            sum=np.zeros(buckets),
-            m2=np.zeros(buckets),
-            minimum=np.full(buckets, np.inf),
-            maximum=np.full(buckets, -np.inf),
-            first=np.full(buckets, np.nan),
-            last=np.full(buckets, np.nan),
-        )
-
-    def add_rows(self, rows: Rows, values: Float64s, edges: npt.NDArray[np.int64]) -> None:
-        """Add rows of one series, by event time, all within the edges and not BAD."""
-        if not len(rows):
-            return
-        bucket = np.searchsorted(edges, rows.ts, "right") - 1
-        first = np.flatnonzero(np.concatenate(([True], bucket[1:] != bucket[:-1])))
-        ends = np.append(first[1:], len(bucket))
-        count = ends - first
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = np.add.reduceat(values, first)
-            mean = np.repeat(total / count, count)
-            m2 = np.add.reduceat((values - mean) ** 2, first)
-        self._add(
-            bucket[first],
-            count,
-            total,
-            m2,
-            np.minimum.reduceat(values, first),
-            np.maximum.reduceat(values, first),
-            values[first],
-            values[ends - 1],
-        )
-
-    def add_statistics(self, s: Statistics, count: int, bucket: int) -> None:
-        """Add a part that lies wholly within a bucket and whose values that count are all GOOD."""
-        at = np.array([bucket])
-        self._add(
-            at,
-            np.array([count]),
-            np.array([s.sum]),
-            np.array([s.m2]),
-            np.array([s.minimum]),
-            np.array([s.maximum]),
-            np.array([s.first]),
-            np.array([s.last]),
-        )
-
-    def _add(
-        self,
-        at: npt.NDArray[np.intp],
-        count: npt.NDArray[np.int64],
-        total: Float64s,
-        m2: Float64s,
-        minimum: Float64s,
-        maximum: Float64s,
-        first: Float64s,
-        last: Float64s,
-    ) -> None:
-        had = self.count[at]
-        with np.errstate(over="ignore", invalid="ignore"):
-            # Source: Chan, Golub and LeVeque (1979), equation for combining two samples.
-            delta = total / count - self.sum[at] / np.maximum(had, 1)
-            self.m2[at] += m2 + np.where(had > 0, delta**2 * had * count / (had + count), 0.0)
-            self.sum[at] += total
-        self.first[at] = np.where(had > 0, self.first[at], first)
-        self.last[at] = last
-        self.minimum[at] = np.minimum(self.minimum[at], minimum)
-        self.maximum[at] = np.maximum(self.maximum[at], maximum)
-        self.count[at] += count
-
-    def result(self, functions: Sequence[Function]) -> Float64s:
-        """Return float64 [bucket, function]; NaN = no value (COUNT: 0)."""
-        none = self.count == 0
-        count = np.maximum(self.count, 1)
-        columns = {
-            Function.COUNT: self.count.astype(np.float64),
-            Function.MIN: np.where(none, np.nan, self.minimum),
-            Function.MAX: np.where(none, np.nan, self.maximum),
-            Function.MEAN: np.where(none, np.nan, self.sum / count),
-            Function.SUM: np.where(none, np.nan, self.sum),
-            Function.FIRST: self.first,
-            Function.LAST: self.last,
-            Function.STDDEV: np.where(self.count > 1, np.sqrt(self.m2 / np.maximum(count - 1, 1)), np.nan),
-        }
-        return np.stack([columns[f] for f in functions], axis=1)
-
-
-def bucket_edges(start: int, end: int, bucket_us: int, time_zone: str, most: int) -> npt.NDArray[np.int64]:
-    """Return the edges of the buckets that cover [start, end): int64 [buckets + 1].
-
-    Buckets are aligned to the epoch; those of whole days to midnights of the zone, so that a day has 23 to 25 hours.
-
-    Raises:
-        InvalidArgument: more than `most` buckets, no such zone, or an end that is not after the start.
+    Attributes:
+        quantiles: levels, 0 to 1.
+        states: values whose time is asked.
+        max_gap_us: longest gap filled, and how long a value holds; 0 = no limit.
     """
-    if end <= start:
-        raise invalid_field("end_time", "must be after start_time")
-    if (end - start) // bucket_us > most:
-        raise invalid_field("bucket", f"gives more than {most} buckets; take a longer one or a shorter range")
-    if bucket_us % US_PER_DAY or not time_zone:
-        return np.arange(floor_to(start, bucket_us), ceil_to(end, bucket_us) + 1, bucket_us, dtype=np.int64)
-    bounds = local_time_us(np.array([start, end - 1], np.int64), time_zone)
-    first = floor_to(int(bounds[0]), bucket_us)
-    last = floor_to(int(bounds[1]), bucket_us) + bucket_us
-    return _from_local(np.arange(first, last + 1, bucket_us, dtype=np.int64), time_zone)
+
+    functions: tuple[Function, ...] = ()
+    quantiles: tuple[float, ...] = ()
+    states: tuple[float, ...] = ()
+    seen: Seen = TRUSTED
+    gap_policy: GapPolicy = GapPolicy.NONE
+    max_gap_us: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return len(self.functions) + len(self.quantiles) + len(self.states)
+
+    @property
+    def rises(self) -> bool:
+        """Whether rises of counters are asked."""
+        return not _RISES.isdisjoint(self.functions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it matters how long values hold."""
+        return bool(self.states) or Function.TIME_WEIGHTED_MEAN in self.functions
+
+    @property
+    def needs_every_value(self) -> bool:
+        """Whether statistics of blocks do not suffice."""
+        return bool(self.quantiles) or self.rises or self.holds
+
+    @property
+    def fills(self) -> bool:
+        """Whether empty buckets are filled."""
+        return self.gap_policy in (GapPolicy.HOLD, GapPolicy.LINEAR)
+
+    @property
+    def needs_before(self) -> bool:
+        """Whether the newest value before the range matters."""
+        return self.rises or self.holds or self.fills
 
 
-def _from_local(local: npt.NDArray[np.int64], time_zone: str) -> npt.NDArray[np.int64]:
-    """Return the first moments at which clocks at the place show at least these times."""
-    low, high = local - 2 * US_PER_DAY, local + 2 * US_PER_DAY
-    while (high - low > 1).any():
-        middle: npt.NDArray[np.int64] = (low + high) // 2
-        reached = local_time_us(middle, time_zone) >= local
-        high = np.where(reached, middle, high)
-        low = np.where(reached, low, middle)
-    return high
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many rows of each series a read sees, and the event times of the first and the last; count 0 = none."""
+
+    count: Int64s
+    first: Int64s
+    last: Int64s
 
 
 class Aggregator:
@@ -179,39 +95,177 @@ class Aggregator:
     def __init__(self, *, history: History) -> None:
         self._history = history
 
-    async def read(
-        self, tenant: str, series: Sequence[Series], edges: npt.NDArray[np.int64], functions: Sequence[Function]
-    ) -> Float64s:
-        """Return float64 [series, bucket, function]; NaN = no value (COUNT: 0)."""
-        partials = {s.series_id: Partials.empty(len(edges) - 1) for s in series}
-        async for page in self._history.pages(tenant, series, int(edges[0]), int(edges[-1])):
-            add_page(page, edges, partials)
-        return np.stack([partials[s.series_id].result(functions) for s in series])
+    async def read(self, tenant: str, series: Sequence[Series], edges: Int64s, question: Question) -> Float64s:
+        """Return float64 [series, bucket, column]; NaN = no value (COUNT: 0).
 
+        Raises:
+            InvalidArgument: too many values in one bucket for quantiles.
+        """
+        before: dict[int, Rows] = {}
+        if question.needs_before:
+            wanted = [(one, int(edges[0])) for one in series]
+            before = await self._history.newest(tenant, wanted, 1, question.seen)
+        if question.needs_every_value:
+            partials, columns = await self._from_values(tenant, series, edges, question, before)
+        else:
+            partials = Partials(len(series) * (len(edges) - 1))
+            columns = {}
+            await self._from_blocks(tenant, series, edges, question, partials)
+        return _table(series, edges, question, partials, columns, before)
 
-def add_page(page: Page, edges: npt.NDArray[np.int64], partials: dict[int, Partials]) -> None:
-    """Add what store and tail of a page hold; a part within one bucket and untouched by the tail is not unpacked."""
-    by_series: dict[int, list[Part]] = {}
-    for part in page.parts:
-        by_series.setdefault(part.series_id, []).append(part)
-    for one in page.series:
-        into = partials[one.series_id]
-        parts = by_series.get(one.series_id, [])
-        fresh = page.tail.select(one.series_id, page.start, page.end)
-        if fresh or (parts and page.tail.hides_of(one.series_id, page.start, page.end)):
-            # Corrections and deletions may lie anywhere: merge row by row.
-            rows = merge([*(cut(p.rows(), page.start, page.end) for p in parts), *fresh])
-            _add_rows(into, one, page.tail.visible(one.series_id, rows), edges)
-            continue
-        for part in parts:
-            bucket = int(np.searchsorted(edges, part.t0, "right")) - 1
-            whole = page.start <= part.t0 and part.t1 < page.end and part.counts[1] == 0
-            if part.statistics is not None and whole and part.t1 < edges[bucket + 1]:
-                into.add_statistics(part.statistics, part.counts[0], bucket)
+    async def tally(
+        self, tenant: str, series: Sequence[Series], seen: Seen, start: int = MIN_TIME, end: int = MAX_TIME
+    ) -> Tally:
+        """Count the rows of series of any kind, within a range of event time; blocks are not unpacked for it."""
+        count = np.zeros(len(series), np.int64)
+        first, last = np.full(len(series), MAX_TIME), np.full(len(series), MIN_TIME)
+        edges = np.array([start, end], np.int64)
+        pieces = divide(self._history, tenant, series, edges, seen, all_rows_count=True, values_matter=False)
+        async for piece in pieces:
+            if isinstance(piece, Whole):
+                np.add.at(count, piece.place, counts(piece.blocks, seen))
+                np.minimum.at(first, piece.place, piece.blocks["t0"])
+                np.maximum.at(last, piece.place, piece.blocks["t1"])
+                continue
+            for part in piece:
+                count[part.place] += len(part.rows)
+                first[part.place] = min(first[part.place], part.rows.ts[0])
+                last[part.place] = max(last[part.place], part.rows.ts[-1])
+        return Tally(count=count, first=first, last=last)
+
+    async def _from_blocks(
+        self, tenant: str, series: Sequence[Series], edges: Int64s, question: Question, into: Partials
+    ) -> None:
+        buckets = len(edges) - 1
+        # Only filling asks when the last value was: the end of a block may be a row that is not trusted.
+        pieces = divide(self._history, tenant, series, edges, question.seen, all_rows_count=question.fills)
+        async for piece in pieces:
+            if isinstance(piece, Whole):
+                into.add_summaries(
+                    piece.place * buckets + edges.searchsorted(piece.blocks["t0"], "right") - 1, piece.blocks
+                )
             else:
-                _add_rows(into, one, cut(part.rows(), page.start, page.end), edges)
+                _add_parts(into, piece, series, edges)
+
+    async def _from_values(
+        self, tenant: str, series: Sequence[Series], edges: Int64s, question: Question, before: dict[int, Rows]
+    ) -> tuple[Partials, dict[str, Float64s]]:
+        """Return the partial results, and what comes of values in order: float64 [series, buckets, ...] by name."""
+        partials = Partials(len(series) * (len(edges) - 1))
+        lines = [_Line(one, edges, question, before.get(one.series_id)) for one in series]
+        places = {one.series_id: place for place, one in enumerate(series)}
+        async for parts in self._history.stream(tenant, series, int(edges[0]), int(edges[-1]), question.seen):
+            found = [Piece(place=places[p.series.series_id], rows=p.rows) for p in parts if len(p.rows)]
+            _add_parts(partials, found, series, edges)
+            for part in found:
+                lines[part.place].add(part.rows)
+        for line in lines:
+            line.finish()
+        return partials, {
+            "rise": np.stack([line.rises.rise for line in lines]),
+            "span_us": np.stack([line.rises.span_us for line in lines]),
+            "held": np.stack([line.holding.mean() for line in lines]),
+            "states": np.stack([line.holding.states_s() for line in lines]),
+            "quantiles": np.stack([line.quantiles.values for line in lines]),
+        }
 
 
-def _add_rows(into: Partials, series: Series, rows: Rows, edges: npt.NDArray[np.int64]) -> None:
-    usable = rows.take(rows.quality < Quality.BAD)
-    into.add_rows(usable, as_float64(usable.value, series.kind), edges)
+class _Line:
+    """The values of one series in order, with the one before the range in front."""
+
+    def __init__(self, series: Series, edges: Int64s, question: Question, before: Rows | None) -> None:
+        self._kind = series.kind
+        self._question = question
+        self._until = int(edges[-1])
+        self.rises = Rises(edges)
+        self.holding = Holding(edges, question.states, question.max_gap_us)
+        self.quantiles = Quantiles(edges, question.quantiles)
+        has_before = before is not None and len(before) > 0
+        self._last_ts = before.ts[-1:] if before is not None and has_before else np.empty(0, np.int64)
+        self._last = as_float64(before.value[-1:], series.kind) if before is not None and has_before else np.empty(0)
+
+    def add(self, rows: Rows) -> None:
+        """Add rows that follow."""
+        values = as_float64(np.ascontiguousarray(rows.value), self._kind)
+        if self._question.quantiles:
+            self.quantiles.add(rows.ts, values)
+        if self._question.rises or self._question.holds:
+            ts, values = np.append(self._last_ts, rows.ts), np.append(self._last, values)
+            if self._question.rises:
+                self.rises.add(ts, values)
+            if self._question.holds:
+                self.holding.add(ts[:-1], values[:-1], int(ts[-1]))
+            self._last_ts, self._last = ts[-1:], values[-1:]
+
+    def finish(self) -> None:
+        """Take it that nothing follows."""
+        self.quantiles.finish()
+        if self._question.holds:
+            self.holding.add(self._last_ts, self._last, self._until)
+
+
+def _add_parts(into: Partials, parts: Sequence[Piece], series: Sequence[Series], edges: Int64s) -> None:
+    if not parts:
+        return
+    ts = np.concatenate([part.rows.ts for part in parts])
+    values = np.concatenate([as_float64(_contiguous(part.rows), series[part.place].kind) for part in parts])
+    places = np.repeat([part.place for part in parts], [len(part.rows) for part in parts])
+    cells = places * (len(edges) - 1) + edges.searchsorted(ts, "right") - 1
+    into.add_rows(cells, ts, values)
+
+
+def _contiguous(rows: Rows) -> Int64s:
+    return np.ascontiguousarray(rows.value)
+
+
+def _table(
+    series: Sequence[Series],
+    edges: Int64s,
+    question: Question,
+    partials: Partials,
+    lines: dict[str, Float64s],
+    before: dict[int, Rows],
+) -> Float64s:
+    """Return the columns side by side, empty buckets filled."""
+    shape = (len(series), len(edges) - 1)
+    count = partials.count.reshape(shape)
+    out = np.empty((*shape, question.columns))
+    filled = []
+    for column, function in enumerate(question.functions):
+        if function in COMBINABLE:
+            out[:, :, column] = partials.column(function).reshape(shape)
+            if function in _FILLED:
+                filled.append(column)
+        elif function is Function.TIME_WEIGHTED_MEAN:
+            out[:, :, column] = lines["held"]
+        elif function is Function.INCREASE:
+            out[:, :, column] = np.where(count > 0, lines["rise"], np.nan)
+        else:
+            spans = lines["span_us"]
+            out[:, :, column] = np.where(spans > 0, lines["rise"] / np.maximum(spans, 1) * 1e6, np.nan)
+    at = len(question.functions)
+    if question.quantiles:
+        out[:, :, at : at + len(question.quantiles)] = lines["quantiles"]
+        filled += range(at, at + len(question.quantiles))
+    if question.states:
+        out[:, :, at + len(question.quantiles) :] = lines["states"]
+    if question.fills and filled:
+        last, last_ts = _with_before(series, partials, shape, before)
+        lines_allowed = np.array([one.kind in (ChannelKind.GAUGE, ChannelKind.COUNTER) for one in series])
+        straight = lines_allowed & (question.gap_policy is GapPolicy.LINEAR)
+        fill(out, filled, edges, count > 0, last, last_ts, straight, question.max_gap_us)
+    return out
+
+
+def _with_before(
+    series: Sequence[Series], partials: Partials, shape: tuple[int, int], before: dict[int, Rows]
+) -> tuple[Float64s, Int64s]:
+    """Return last value and its event time of each bucket, that of before the range in front: [series, buckets + 1]."""
+    last = np.full((shape[0], shape[1] + 1), np.nan)
+    last_ts = np.full((shape[0], shape[1] + 1), MIN_TIME, np.int64)
+    last[:, 1:], last_ts[:, 1:] = partials.last.reshape(shape), partials.last_ts.reshape(shape)
+    for place, one in enumerate(series):
+        rows = before.get(one.series_id)
+        if rows is not None and len(rows):
+            last[place, 0], last_ts[place, 0] = as_float64(_contiguous(rows), one.kind)[-1], rows.ts[-1]
+    return last, last_ts

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_storage.domain.entries import Lease
-from twinmesh_storage.domain.ports import HistoryStore, SeriesStore
+from twinmesh_storage.domain.ports import HistoryStore, SeriesFilter, SeriesStore
 from twinmesh_storage.domain.sequencer import Report
 from twinmesh_storage.domain.series import Series
 
@@ -150,7 +150,7 @@ class HistoryRetention:
         now = self._clock.now_unix_us()
         for tenant in sorted({rule.tenant for rule in rules}):
             after = ("", "")
-            while page := await self._series.page(tenant, "", after, _PAGE_SERIES):
+            while page := await self._series.page(tenant, SeriesFilter(), after, _PAGE_SERIES):
                 after = (page[-1].twin_id, page[-1].channel)
                 await self._apply_to(tenant, page, rules, now)
 

@@ -16,7 +16,7 @@ from twinmesh_storage.domain.cache_records import Stamp
 from twinmesh_storage.domain.compactor import Fold
 from twinmesh_storage.domain.fold_cache import Bounds, FoldCache
 from twinmesh_storage.domain.folding import Hide, uncovered
-from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, SeriesRows, cut
+from twinmesh_storage.domain.history import EVERYTHING, MAX_TIME, MIN_TIME, History, Seen, SeriesRows, cut
 from twinmesh_storage.domain.latest import CHUNK_SERIES, LatestTable
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.parts import Part, RowsPart
@@ -65,8 +65,11 @@ class LatestReader:
     tail has everything after that.
     """
 
-    def __init__(self, *, view: LogView, store: HistoryStore, cache: FoldCache, catalogue: Catalogue) -> None:
+    def __init__(
+        self, *, view: LogView, history: History, store: HistoryStore, cache: FoldCache, catalogue: Catalogue
+    ) -> None:
         self._view = view
+        self._history = history
         self._store = store
         self._cache = cache
         self._catalogue = catalogue
@@ -97,6 +100,37 @@ class LatestReader:
             async with self._filling:
                 await self._fill(tenant, selection.ids)
         raise Unavailable("History moves too fast to be read; try again.", retry_after_s=1.0)
+
+    async def rows_seen(
+        self, tenant: str, selection: Selection, seen: Seen, before: int = MAX_TIME
+    ) -> tuple[int, dict[Lane, Rows]]:
+        """Return, as `rows`, the newest rows that are seen and have an event time before a moment.
+
+        What the table holds is the newest of any quality, as of now; only where that is not seen, history is searched.
+        """
+        head, by_lane = await self.rows(tenant, selection)
+        if seen == EVERYTHING and before >= MAX_TIME:
+            return head, by_lane
+        out = {}
+        by_id = {s.series_id: s for s in selection.series}
+        for lane, ids in selection.by_lane.items():
+            rows = by_lane[lane]
+            kept = rows.take((rows.quality <= seen.max_quality) & (rows.ts < before))
+            # A deletion since `as_of` may hide what was newest then, and leave what is not.
+            known = no_rows(lane) if seen.as_of else kept
+            there = ids if seen.as_of else rows.series
+            wanted = there[~np.isin(there, known.series)]
+            found = [known]
+            for at in range(0, len(wanted), _BASES_AT_ONCE):
+                part = [(by_id[i], before) for i in wanted[at : at + _BASES_AT_ONCE].tolist()]
+                found += (await self._history.newest(tenant, part, 1, seen)).values()
+            out[lane] = _in_order(concat(found), ids)
+        return seen.as_of or head, out
+
+    async def newest_time(self, tenant: str, series: Sequence[Series], seen: Seen) -> int | None:
+        """Return the newest event time that is seen of any of the series; None = there is no row."""
+        _, by_lane = await self.rows_seen(tenant, Selection.of(series), seen)
+        return max((int(rows.ts.max()) for rows in by_lane.values() if len(rows)), default=None)
 
     async def _fill(self, tenant: str, ids: npt.NDArray[np.int64]) -> None:
         """Put in the bases that are missing; in vain if the table is replaced meanwhile."""
@@ -172,6 +206,13 @@ class LatestReader:
     async def forget(self, series: Iterable[int]) -> bool:
         """Remove the cache's records of series; False = it could not be reached."""
         return await self._cache.forget({series_id // CHUNK_SERIES for series_id in series})
+
+
+def _in_order(rows: Rows, ids: npt.NDArray[np.int64]) -> Rows:
+    """Return rows, at most one per series, in the order of `ids`."""
+    order = np.argsort(ids, kind="stable")
+    place = order[ids[order].searchsorted(rows.series)]
+    return rows.take(np.argsort(place))
 
 
 def _last_rows(parts: Sequence[Part]) -> dict[Lane, Rows]:

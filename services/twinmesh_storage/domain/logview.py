@@ -200,7 +200,7 @@ class LogView:
             return False
         return self._head > offset
 
-    async def wait_for(self, offset: int) -> None:
+    async def wait_for(self, offset: int, field: str = "min_offset") -> None:
         """Wait until this process reflects `offset`.
 
         Every offset that a caller was told is durable, and a process lags behind the log for a moment only: one that
@@ -212,7 +212,7 @@ class LogView:
         if offset <= self._head or await self.wait_beyond(offset - 1, _CATCH_UP_S):
             return
         raise OutOfRange(
-            f"min_offset: {offset} lies beyond the log's head, {self._head}; use the offset of an acknowledgement.",
+            f"{field}: {offset} lies beyond the log's head, {self._head}; use the offset of an acknowledgement.",
             reason=Reason.FUTURE_OFFSET,
             metadata={"head_offset": str(self._head)},
         )

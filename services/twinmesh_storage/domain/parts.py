@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from twinmesh_storage.domain.rows import Rows
 from twinmesh_storage.domain.series import Series
@@ -120,6 +121,35 @@ class RowsPart:
     def rows(self) -> Rows:
         """See `Part`."""
         return self.unpacked
+
+
+SUMMARY: Final = np.dtype(
+    [(name, "i8") for name in ("series_id", "t0", "t1", "good", "uncertain", "bad", "max_offset")]
+    + [(name, "f8") for name in ("minimum", "maximum", "sum", "m2", "first", "last")]
+)
+"""A part without its rows; the statistics are NaN where there is no GOOD number."""
+Summaries = npt.NDArray[np.void]
+"""Records of `SUMMARY`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSummaries:
+    """Summaries of parts, ending where the answer would become too big; `done` and `until` as in `PartPage`."""
+
+    records: Summaries
+    done: int
+    until: int = 0
+
+
+def summaries_of(records: Summaries, series: Sequence[Series], *, truncated: bool) -> PartSummaries:
+    """Return the page of these summaries, in order; as `page_of`."""
+    if not truncated:
+        return PartSummaries(records=records, done=len(series))
+    last = int(records["series_id"][-1])
+    index = next(i for i, one in enumerate(series) if one.series_id == last)
+    if index:
+        return PartSummaries(records=records[records["series_id"] != last], done=index)
+    return PartSummaries(records=records[:-1], done=0, until=int(records["t0"][-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_storage.domain.entries import (
     Appended,
@@ -20,7 +21,7 @@ from twinmesh_storage.domain.entries import (
     QuarantineFilter,
 )
 from twinmesh_storage.domain.folding import FoldResult, FoldWork
-from twinmesh_storage.domain.parts import Part, PartPage
+from twinmesh_storage.domain.parts import Part, PartPage, PartSummaries
 from twinmesh_storage.domain.series import Series, SeriesRequest
 
 DecodeBatch = Callable[[bytes], ObservationBatch]
@@ -173,6 +174,15 @@ class HistoryStore(Protocol):
         """Return parts with rows of start <= event time < end, up to about `max_rows` rows; see `PartPage`."""
         ...
 
+    async def summaries(
+        self, tenant: str, series: Sequence[Series], start: int, end: int, limit: int
+    ) -> PartSummaries | None:
+        """Return counts and statistics of the parts with rows of start <= event time < end, up to `limit` (2 or more).
+
+        None = this form keeps none for its parts: read the rows.
+        """
+        ...
+
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """Return, of each series that has rows, a part that ends with its newest one."""
         ...
@@ -292,9 +302,29 @@ class SeriesStore(Protocol):
         """Return all series of these twins."""
         ...
 
-    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[Series]:
-        """Return series after (twin, channel), by twin and channel; twin_id "" = of all twins."""
+    async def page(self, tenant: str, wanted: SeriesFilter, after: tuple[str, str], limit: int) -> list[Series]:
+        """Return series after (twin, channel), by twin and channel."""
         ...
+
+    async def newest_id(self, tenant: str) -> int:
+        """Return the highest id of the tenant's series; 0 = there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesFilter:
+    """Which series are wanted.
+
+    Attributes:
+        twin_id, channel: "" = all.
+        kinds: empty = all.
+        newest_id: only series with at most this id; None = all.
+    """
+
+    twin_id: str = ""
+    channel: str = ""
+    kinds: tuple[ChannelKind, ...] = ()
+    newest_id: int | None = None
 
 
 class QuarantineStore(Protocol):

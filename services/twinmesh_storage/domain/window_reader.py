@@ -13,12 +13,11 @@ import numpy.typing as npt
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import floor_to
 from twinmesh_storage.domain.flights import Flights
-from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, cut
+from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, Seen, cut
 from twinmesh_storage.domain.hot import HotSeries
 from twinmesh_storage.domain.latest_reader import LatestReader, Selection
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.parts import Part
-from twinmesh_storage.domain.ports import HistoryStore
 from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, winners
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.tail import TailView
@@ -27,7 +26,6 @@ from twinmesh_storage.domain.window_cache import WindowCache
 
 _THREAD_VALUES: Final = 20_000
 _KEEP_WINDOWS: Final = 4  # a window that ends within this many lengths of the newest value is worth keeping unpacked
-_OLDER_ATTEMPTS: Final = 16
 _FILLS_AT_ONCE: Final = 4
 
 
@@ -61,14 +59,11 @@ class _Need:
 class WindowReader:
     """Reads windows of twins."""
 
-    def __init__(
-        self, *, history: History, latest: LatestReader, store: HistoryStore, view: LogView, cache: WindowCache
-    ) -> None:
+    def __init__(self, *, history: History, latest: LatestReader, view: LogView, cache: WindowCache) -> None:
         self._cache = cache
         self._flights = Flights(_FILLS_AT_ONCE)
         self._history = history
         self._latest = latest
-        self._store = store
         self._view = view
 
     async def read(
@@ -102,9 +97,15 @@ class WindowReader:
                 needs.append(_Need(series=series, at=end, start=end - length, since=end - length - reach))
                 recent[series.series_id] = last - end <= _KEEP_WINDOWS * length
         tail = await self._view.tail_view()
-        found = await self._folded(tenant, [n for n in needs if n is not None], recent)
+        head = tail.head
+        there = [n for n in needs if n is not None]
+        if spec.as_of_offset:
+            # Everything comes from history: what is kept unpacked, and the tail, are of the present.
+            found, tail = await self._as_of(tenant, there, spec), _NO_TAIL
+        else:
+            found = await self._folded(tenant, there, recent)
         if spec.fills and not spec.max_gap_us:
-            await self._reach_back(tenant, [n for n in needs if n is not None], found, tail, spec)
+            await self._reach_back(tenant, there, found, tail, spec)
 
         in_tail = frozenset(tail.series().tolist()).union(*(hide.series_ids for hide in tail.hides))
 
@@ -120,26 +121,15 @@ class WindowReader:
             values=np.ascontiguousarray(matrix),
             at=tuple(ends),
             coverage=coverage.reshape(twins, channels),
-            as_of=spec.as_of_offset or tail.head,
+            as_of=spec.as_of_offset or head,
         )
 
     async def _newest(self, tenant: str, grid: Sequence[Sequence[Series | None]], spec: WindowSpec) -> list[int | None]:
         """Return the newest event time of each twin's channels, None = no value."""
         selection = Selection.of([s for twin in grid for s in twin if s is not None])
-        _, by_lane = await self._latest.rows(tenant, selection)
+        _, by_lane = await self._latest.rows_seen(tenant, selection, Seen(as_of=spec.as_of_offset))
         rows = by_lane[Lane.NUMERIC]
         newest = dict(zip(rows.series.tolist(), rows.ts.tolist(), strict=True))
-        hidden: list[Series] = []
-        if spec.as_of_offset:
-            later = set(rows.series[rows.offset > spec.as_of_offset].tolist())
-            hidden = [s for s in selection.series if s.series_id in later]
-            newest = {series_id: ts for series_id, ts in newest.items() if series_id not in later}
-        # The newest value came after the offset asked for; what was newest then has to be looked up.
-        async for parts in self._history.stream(tenant, hidden, MIN_TIME, MAX_TIME):
-            for part in parts:
-                seen = part.rows.ts[part.rows.offset <= spec.as_of_offset]
-                if len(seen):
-                    newest[part.series.series_id] = int(seen[-1])
         out: list[int | None] = []
         for twin in grid:
             times = [newest[s.series_id] for s in twin if s is not None and s.series_id in newest]
@@ -193,6 +183,22 @@ class WindowReader:
                 parts[part.series_id].append(cut(rows, page.start, page.end))
         return {series_id: concat(p) if p else no_rows(Lane.NUMERIC) for series_id, p in parts.items()}
 
+    async def _as_of(self, tenant: str, needs: Sequence[_Need], spec: WindowSpec) -> dict[int, HotSeries]:
+        """Return the rows of each series that were readable as of the offset, from `since` on, at least up to `at`."""
+        found: dict[int, HotSeries] = {}
+        for cluster in _clusters(needs):
+            since, end = min(need.since for need in cluster), max(need.at for need in cluster)
+            rows = await self._stream(tenant, [need.series for need in cluster], since, end, spec.as_of_offset)
+            found |= {series_id: HotSeries(since=since, rows=r) for series_id, r in rows.items()}
+        return found
+
+    async def _stream(self, tenant: str, series: Sequence[Series], since: int, end: int, as_of: int) -> dict[int, Rows]:
+        parts: dict[int, list[Rows]] = {s.series_id: [] for s in series}
+        async for page in self._history.stream(tenant, series, since, end, Seen(as_of=as_of)):
+            for part in page:
+                parts[part.series.series_id].append(part.rows)
+        return {series_id: concat(p) if p else no_rows(Lane.NUMERIC) for series_id, p in parts.items()}
+
     async def _reach_back(
         self,
         tenant: str,
@@ -201,24 +207,27 @@ class WindowReader:
         tail: TailView,
         spec: WindowSpec,
     ) -> None:
-        """Put the newest usable row before the window in front, for columns whose first step is empty."""
+        """Put the newest step with a usable row before the window in front, for columns whose first step is empty."""
         waiting = [need for need in needs if _lacks_start(need, found, tail, spec)]
-        for _ in range(_OLDER_ATTEMPTS):
-            if not waiting:
-                return
-            series = [need.series for need in waiting]
-            parts = await self._store.read_before(tenant, series, [found[s.series_id].since for s in series])
-            older = {part.series_id: part for part in parts}
-            for need in waiting:
-                part = older.get(need.series.series_id)
-                if part is None:
-                    continue
-                known = found[part.series_id]
-                rows = cut(part.rows(), MIN_TIME, known.since)
-                found[part.series_id] = HotSeries(since=part.t0, rows=concat([rows, known.rows]))
-            waiting = [
-                need for need in waiting if need.series.series_id in older and _lacks_start(need, found, tail, spec)
-            ]
+        seen = Seen(max_quality=spec.max_quality, as_of=spec.as_of_offset)
+        older = await self._history.newest(tenant, [(n.series, n.since) for n in waiting], 1, seen)
+        steps = []
+        for need in waiting:
+            rows = older[need.series.series_id]
+            if len(rows):
+                ago = (need.start - int(rows.ts[-1]) - 1) // spec.step_us + 1
+                start = need.start - ago * spec.step_us
+                steps.append(_Need(series=need.series, at=need.since, start=start, since=start))
+        for cluster in _clusters(steps):
+            since, end = min(need.since for need in cluster), max(need.at for need in cluster)
+            bounds = {need.series.series_id: need for need in cluster}
+            loaded = await self._stream(tenant, [need.series for need in cluster], since, end, spec.as_of_offset)
+            for series_id, rows in loaded.items():
+                before = cut(rows, bounds[series_id].since, bounds[series_id].at)
+                parts = [part for part in (before, found[series_id].rows) if len(part)]
+                found[series_id] = HotSeries(
+                    since=bounds[series_id].since, rows=merge(parts) if parts else no_rows(Lane.NUMERIC)
+                )
 
 
 def _take(needs: Sequence[_Need], cached: dict[int, HotSeries], found: dict[int, HotSeries]) -> list[_Need]:
@@ -261,16 +270,13 @@ def _column(need: _Need | None, found: dict[int, HotSeries], tail: TailView, spe
         return Column(kind=ChannelKind.GAUGE, at=0, parts=())
     rows = found[need.series.series_id].rows
     fresh = tail.select(need.series.series_id, MIN_TIME, need.at)
-    if spec.as_of_offset:
-        # Before merging: a later correction must not hide what was readable then.
-        fresh = [f for f in (part.take(part.offset <= spec.as_of_offset) for part in fresh) if len(f)]
     if not fresh:
         parts: tuple[Rows, ...] = (rows,)
     elif len(fresh) == 1 and (not len(rows) or fresh[0].ts[0] > rows.ts[-1]):
         parts = (rows, winners(fresh[0]))
     else:
         parts = (merge([rows, *fresh]),)
-    parts = tuple(tail.visible(need.series.series_id, part, spec.as_of_offset) for part in parts)
+    parts = tuple(tail.visible(need.series.series_id, part) for part in parts)
     return Column(kind=need.series.kind, at=need.at, parts=tuple(p for p in parts if len(p)))
 
 

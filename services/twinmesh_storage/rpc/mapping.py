@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from hashlib import blake2b
-from typing import Final, TypeVar
-
-from google.protobuf.duration_pb2 import Duration
+from typing import Final
 
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2, position_pb2
 from twinmesh_core.errors import InvalidArgument, Reason, invalid_field
 from twinmesh_core.ids import require_producer_id, require_request_id
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
-from twinmesh_runtime.registry_mapping import duration_from_message, time_from_message, time_to_message
-from twinmesh_storage.domain.aggregate import Function
+from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.entries import (
     HASH_BYTES,
     Appended,
@@ -24,10 +19,8 @@ from twinmesh_storage.domain.entries import (
     NewEntry,
     ProducerStamp,
 )
-from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME
 from twinmesh_storage.domain.rows import Segment
 from twinmesh_storage.domain.series import Series, SeriesRequest
-from twinmesh_storage.domain.window import GapPolicy, StepAggregate, WindowSpec
 from twinmesh_storage.rpc import quarantine
 
 MAX_RECEIPT_BYTES: Final = 64 << 10
@@ -182,149 +175,3 @@ def require_text(text: str, field: str) -> str:
     if len(text) > MAX_NAME_LENGTH or "\0" in text:
         raise invalid_field(field, f"must be a name of at most {MAX_NAME_LENGTH} characters")
     return text
-
-
-def time_range(request: storage_pb2.ReadRangeRequest) -> tuple[int, int]:
-    """Return start (included) and end (excluded) in microseconds; an absent bound is beyond every event time.
-
-    Raises:
-        InvalidArgument: the end is before the start.
-    """
-    start = time_from_message(request.start_time) if request.HasField("start_time") else MIN_TIME
-    end = time_from_message(request.end_time) if request.HasField("end_time") else MAX_TIME
-    if end < start:
-        raise invalid_field("end_time", "is before start_time")
-    return start, end
-
-
-def window_end(request: storage_pb2.ReadWindowRequest) -> int | None:
-    """Return where windows end, None = at the newest event time.
-
-    Raises:
-        InvalidArgument: outside the years 1 to 9999.
-    """
-    if not request.HasField("at"):
-        return None
-    at = time_from_message(request.at)
-    if not MIN_TIME_UNIX_US <= at <= MAX_TIME_UNIX_US:
-        raise invalid_field("at", "must lie within the years 1 to 9999")
-    return at
-
-
-def positive_duration(message: Duration, field: str) -> int:
-    """Return a duration in microseconds.
-
-    Raises:
-        InvalidArgument: missing, zero or negative.
-    """
-    duration_us = duration_from_message(message)
-    if duration_us <= 0:
-        raise invalid_field(field, "must be a positive duration")
-    return duration_us
-
-
-def max_quality(number: int, default: int) -> int:
-    """Return the greatest quality number (least trust) wanted; unspecified = `default`.
-
-    Raises:
-        InvalidArgument: not a quality.
-    """
-    if not 0 <= number <= 3:
-        raise invalid_field("min_quality", "must be GOOD, UNCERTAIN or BAD")
-    return number or default
-
-
-def required_range(request: storage_pb2.AggregateRequest) -> tuple[int, int]:
-    """Return start and end in microseconds.
-
-    Raises:
-        InvalidArgument: one is missing, or lies outside the years 1 to 9999.
-    """
-    for field in ("start_time", "end_time"):
-        if not request.HasField(field):
-            raise invalid_field(field, "is required")
-    start, end = time_from_message(request.start_time), time_from_message(request.end_time)
-    for field, value in (("start_time", start), ("end_time", end)):
-        if not MIN_TIME_UNIX_US <= value <= MAX_TIME_UNIX_US:
-            raise invalid_field(field, "must lie within the years 1 to 9999")
-    return start, end
-
-
-def functions(request: storage_pb2.AggregateRequest) -> list[Function]:
-    """Return the functions asked for.
-
-    Raises:
-        InvalidArgument: none, or one that is unknown.
-    """
-    if not request.functions:
-        raise invalid_field("functions", "is empty; name at least one")
-    out = []
-    for index, number in enumerate(request.functions):
-        if number not in _FUNCTIONS:
-            raise invalid_field(f"functions[{index}]", "is not a function")
-        out.append(Function(number))
-    return out
-
-
-_FUNCTIONS: Final = frozenset(int(f) for f in Function)
-_WINDOW_VALUES: Final = 8_000_000
-
-
-def window_axes(request: storage_pb2.ReadWindowRequest) -> tuple[list[str], list[str]]:
-    """Return the twins and the channels of a window request.
-
-    Raises:
-        InvalidArgument: none, too many, or one twice.
-    """
-    twins, channels = list(request.twin_ids), list(request.channels)
-    for field, names_, most in (("twin_ids", twins, 1_000), ("channels", channels, 256)):
-        if not names_:
-            raise invalid_field(field, "is empty; name at least one")
-        if len(names_) > most:
-            raise invalid_field(field, f"has {len(names_)} entries; at most {most} go at once")
-        if len(set(names_)) != len(names_):
-            raise invalid_field(field, "names one twice; give each once")
-        for index, name in enumerate(names_):
-            require_text(name, f"{field}[{index}]")
-    if len(twins) * len(channels) * request.steps > _WINDOW_VALUES:
-        raise invalid_field("steps", f"times twins and channels exceeds {_WINDOW_VALUES}; ask for fewer at once")
-    return twins, channels
-
-
-def window_spec(request: storage_pb2.ReadWindowRequest, most_steps: int) -> WindowSpec:
-    """Return what the windows look like.
-
-    Raises:
-        InvalidArgument: a field is missing or out of range.
-    """
-    if not 1 <= request.steps <= most_steps:
-        raise invalid_field("steps", f"must be 1 to {most_steps}")
-    step_us = positive_duration(request.step, "step")
-    if step_us * request.steps > MAX_TIME_UNIX_US:
-        raise invalid_field("step", "times steps is longer than all of time; take a shorter one")
-    max_gap_us = duration_from_message(request.max_gap)
-    if max_gap_us < 0:
-        raise invalid_field("max_gap", "must not be negative; 0 = no limit")
-    # A gap as long as all of time is no limit either.
-    max_gap_us = 0 if max_gap_us > MAX_TIME_UNIX_US - MIN_TIME_UNIX_US else max_gap_us
-    if request.as_of_offset < 0:
-        raise invalid_field("as_of_offset", "must not be negative; 0 = the present")
-    return WindowSpec(
-        step_us=step_us,
-        steps=request.steps,
-        aggregate=_of(StepAggregate, request.aggregate, "aggregate"),
-        gap_policy=_of(GapPolicy, request.gap_policy, "gap_policy"),
-        max_gap_us=max_gap_us,
-        max_quality=max_quality(request.min_quality, default=2),
-        as_of_offset=request.as_of_offset,
-    )
-
-
-_EnumT = TypeVar("_EnumT", bound=IntEnum)
-
-
-def _of(kind: type[_EnumT], number: int, field: str) -> _EnumT:
-    try:
-        return kind(number)
-    except ValueError:
-        raise invalid_field(field, f"{number} is not one of its values") from None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from twinmesh_core.errors import invalid_field
 
-_ID_BEYOND_ALL = (1 << 63) - 1
+_ID_BEYOND_ALL: Final = (1 << 63) - 1
 
 
 def page_size(asked: int, *, default: int, most: int) -> int:
@@ -23,13 +24,28 @@ def page_size(asked: int, *, default: int, most: int) -> int:
     return asked or default
 
 
-def names_token(twin_id: str, channel: str) -> str:
-    """Return the token of a list by twin and channel that goes on after these."""
-    return _token([twin_id, channel])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """What later pages of a list hold to.
+
+    Attributes:
+        as_of: offset that the first page reflected.
+        newest_id: highest id of what the first page could list.
+        asked: the filter of the request, that of every page must be the same.
+    """
+
+    as_of: int
+    newest_id: int
+    asked: tuple[Any, ...]
+
+
+def names_token(first: str, second: str) -> str:
+    """Return the token of a list by two names that goes on after these."""
+    return _token([first, second])
 
 
 def names_after(token: str) -> tuple[str, str]:
-    """Return after which twin and channel a list goes on; an empty token = from the beginning.
+    """Return after which two names a list goes on; an empty token = from the beginning.
 
     Raises:
         InvalidArgument: not a token of this list.
@@ -42,23 +58,56 @@ def names_after(token: str) -> tuple[str, str]:
     raise _bad_token()
 
 
-def id_token(last_id: int) -> str:
-    """Return the token of a list by descending id that goes on below this one."""
-    return _token(last_id)
+def series_token(after: tuple[str, str], pin: Pin) -> str:
+    """Return the token of a list by twin and channel that goes on after these."""
+    return _token([list(after), pin.as_of, pin.newest_id, list(pin.asked)])
 
 
-def id_before(token: str) -> int:
-    """Return below which id a list goes on; an empty token = from the newest.
+def series_after(token: str, asked: tuple[Any, ...]) -> tuple[tuple[str, str], Pin | None]:
+    """Return after which twin and channel a list goes on, and its pin; an empty token = from the beginning, unpinned.
 
     Raises:
-        InvalidArgument: not a token of this list.
+        InvalidArgument: not a token of this list, or of another filter.
     """
     if not token:
-        return _ID_BEYOND_ALL
-    content = _content(token)
-    if type(content) is int and 0 <= content <= _ID_BEYOND_ALL:
-        return content
+        return ("", ""), None
+    after, pin = _pinned(token, asked)
+    if isinstance(after, list) and len(after) == 2 and all(_is_name(part) for part in after):
+        return (after[0], after[1]), pin
     raise _bad_token()
+
+
+def id_token(last_id: int, pin: Pin) -> str:
+    """Return the token of a list by id that goes on after this one."""
+    return _token([last_id, pin.as_of, pin.newest_id, list(pin.asked)])
+
+
+def id_mark(token: str, asked: tuple[Any, ...]) -> tuple[int, Pin | None]:
+    """Return the last id of the page before, and the list's pin; an empty token = from the beginning, unpinned.
+
+    Raises:
+        InvalidArgument: not a token of this list, or of another filter.
+    """
+    if not token:
+        return 0, None
+    last_id, pin = _pinned(token, asked)
+    if _is_id(last_id):
+        return last_id, pin
+    raise _bad_token()
+
+
+def _pinned(token: str, asked: tuple[Any, ...]) -> tuple[Any, Pin]:
+    content = _content(token)
+    if not isinstance(content, list) or len(content) != 4 or not all(map(_is_id, content[1:3])):
+        raise _bad_token()
+    position, as_of, newest_id, filter_ = content
+    if filter_ != list(asked):
+        raise invalid_field("page_token", "is of a list with another filter; leave the other fields as they were")
+    return position, Pin(as_of=as_of, newest_id=newest_id, asked=asked)
+
+
+def _is_id(part: object) -> bool:
+    return type(part) is int and 0 <= part <= _ID_BEYOND_ALL
 
 
 def _is_name(part: object) -> bool:

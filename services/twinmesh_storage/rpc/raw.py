@@ -14,6 +14,7 @@ from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.entries import EntryKind, LogEntry
 from twinmesh_storage.domain.frame_shelf import Frame
+from twinmesh_storage.rpc.latest import EncodedBatch
 
 _BATCH_FIELD: Final = 1
 _AS_OF_FIELD: Final = 2
@@ -30,15 +31,36 @@ def position_bytes(incarnation: str, offset: int) -> bytes:
     return position_pb2.LogPosition(incarnation=incarnation, offset=offset).SerializeToString()
 
 
-def batch_answer(batch: ObservationBatch, incarnation: str, offset: int) -> bytes:
-    """Return a serialized ReadRangeResponse or ReadLatestResponse: both are a batch (1) and a position (2)."""
-    return encoded_batch_answer(wire.encode(batch), incarnation, offset)
+def batch_answer(batch: ObservationBatch, incarnation: str, offset: int, at: int | None = None) -> bytes:
+    """Return a serialized ReadRangeResponse or DownsampleResponse.
+
+    Both are a batch (1), a position (2), and where a relative read ends (3).
+    """
+    body, as_of = wire.encode(batch), position_bytes(incarnation, offset)
+    answer = b"".join((_record(_BATCH_FIELD, len(body)), body, _record(_AS_OF_FIELD, len(as_of)), as_of))
+    return answer if at is None else answer + at_bytes(at)
 
 
-def encoded_batch_answer(body: bytes, incarnation: str, offset: int) -> bytes:
-    """Return the same for a batch that is serialized already."""
-    as_of = position_bytes(incarnation, offset)
-    return b"".join((_record(_BATCH_FIELD, len(body)), body, _record(_AS_OF_FIELD, len(as_of)), as_of))
+def empty_answer(incarnation: str, offset: int, at: int | None = None) -> bytes:
+    """Return the same without a batch: there is no row."""
+    position = position_pb2.LogPosition(incarnation=incarnation, offset=offset)
+    answer = storage_pb2.ReadRangeResponse(as_of=position).SerializeToString()
+    return answer if at is None else answer + at_bytes(at)
+
+
+def at_bytes(at: int) -> bytes:
+    """Return the field that states where a relative read ends."""
+    return storage_pb2.ReadRangeResponse(at=time_to_message(at)).SerializeToString()
+
+
+def latest_answer(batch: EncodedBatch, known_dictionary_id: int, incarnation: str, offset: int) -> bytes:
+    """Return a serialized ReadLatestResponse; the dictionary is left out where the caller knows it."""
+    dictionary = b"" if batch.dictionary_id and batch.dictionary_id == known_dictionary_id else batch.dictionary
+    tail = storage_pb2.ReadLatestResponse(
+        as_of=position_pb2.LogPosition(incarnation=incarnation, offset=offset), dictionary_id=batch.dictionary_id
+    ).SerializeToString()
+    size = len(dictionary) + sum(map(len, batch.sections))
+    return b"".join((_record(_BATCH_FIELD, size), dictionary, *batch.sections, tail))
 
 
 def frame_bytes(frame: Frame, incarnation: str) -> bytes:

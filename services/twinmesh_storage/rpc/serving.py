@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -13,6 +13,14 @@ from twinmesh_runtime.caller import ALL_TENANTS, current_caller
 
 SERVICE_NAME: Final = "twinmesh.storage.v1.StorageService"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Servicer(Protocol):
+    """Some of the service's methods."""
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the gRPC handlers of these methods, by name."""
+        ...
 
 
 def own_tenant() -> str:

@@ -262,3 +262,34 @@ async def test_any_sequence_of_folds_reads_like_the_simplest_model(world: World,
     now, then = await world.store.counts("default", ""), await model.store.counts("default", "")
     assert (now.folded_points, now.fold_offset) == (then.folded_points, then.fold_offset)
     assert await world.store.spans("default", series) == await model.store.spans("default", series)
+
+
+async def test_summaries_tell_of_parts_what_their_rows_say(world: World) -> None:
+    gauge, state, text = await world.resolve(ChannelKind.GAUGE, ChannelKind.STATE, ChannelKind.TEXT)
+    rows: list[tuple[Series, Row]] = [(gauge, (T0 + i * S, float(i % 7), 1 + i % 3, 1 + i % 2)) for i in range(5_000)]
+    rows += [(state, (T0, 4, 3, 1)), (text, (T0, b"x", 1, 2))]
+    await world.fold(2, rows)
+    asked = [text, gauge, state]
+    if await world.store.summaries(world.tenant, asked, LOW, HIGH, 10) is None:
+        page = await world.store.read(world.tenant, asked, LOW, HIGH, 10_000_000)
+        assert all(part.statistics is None for part in page.parts)
+        return
+    found, lower = [], LOW
+    while asked:  # two at a time, as few as a page may have
+        group = asked if lower == LOW else asked[:1]
+        summaries = await world.store.summaries(world.tenant, group, lower, HIGH, 2)
+        assert summaries is not None
+        found += summaries.records.tolist()
+        lower = LOW if summaries.done else summaries.until
+        asked = asked[summaries.done :]
+    page = await world.store.read(world.tenant, [text, gauge, state], LOW, HIGH, 10_000_000)
+    assert len(found) == len(page.parts) > 3
+    for record, part in zip(found, page.parts, strict=True):
+        assert record[:7] == (part.series_id, part.t0, part.t1, *part.counts, part.max_offset)
+        s = part.statistics
+        expected = [np.nan] * 6 if s is None else [s.minimum, s.maximum, s.sum, s.m2, s.first, s.last]
+        np.testing.assert_array_equal(record[7:], expected)
+    cut = await world.store.summaries(world.tenant, [gauge], T0 + 10 * S, T0 + 11 * S, 10)
+    assert cut is not None
+    assert len(cut.records) == 1
+    assert len(cut.records) == cut.done

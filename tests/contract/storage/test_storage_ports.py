@@ -30,7 +30,7 @@ from twinmesh_storage.domain.entries import (
     QuarantineVerdict,
 )
 from twinmesh_storage.domain.packing import Packer
-from twinmesh_storage.domain.ports import LeaseLost, LogStore, SeriesStore
+from twinmesh_storage.domain.ports import LeaseLost, LogStore, SeriesFilter, SeriesStore
 from twinmesh_storage.domain.series import SeriesRequest
 from twinmesh_testing.storage_fakes import FakeDatabase, FakeLog, FakeSeries
 
@@ -204,9 +204,12 @@ async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
             await ports.series.resolve("default", [wrong])
     assert await ports.series.find_ids("other", [first[0].series_id]) == []
     assert {s.channel for s in await ports.series.list_twins("default", ["t"])} == {"a", "b"}
-    assert [s.channel for s in await ports.series.page("default", "t", ("", ""), 10)] == ["a", "b"]
-    assert [s.channel for s in await ports.series.page("default", "", ("t", "a"), 10)] == ["b"]
-    assert await ports.series.page("default", "t", ("t", "b"), 10) == []
+    assert [s.channel for s in await ports.series.page("default", SeriesFilter(twin_id="t"), ("", ""), 10)] == [
+        "a",
+        "b",
+    ]
+    assert [s.channel for s in await ports.series.page("default", SeriesFilter(), ("t", "a"), 10)] == ["b"]
+    assert await ports.series.page("default", SeriesFilter(twin_id="t"), ("t", "b"), 10) == []
 
 
 GROUP_IDS = [f"5b1c5a3c-0000-4000-8000-0000000000{i:02d}" for i in range(10, 20)]
@@ -248,3 +251,24 @@ async def test_rows_leave_quarantine_with_an_entry_once_and_all_or_none(ports: P
     # A refused request id is free: the same id may come again with what is there.
     outcome = await ports.log.commit(lease, 3, GROUP_IDS[3], [entry("new", request_id="r3")])
     assert offsets(outcome.answers) == [4]
+
+
+async def test_the_catalogue_is_filtered_and_held_to_what_a_first_page_could_list(ports: Ports) -> None:
+    asked = [
+        SeriesRequest(twin_id=t, channel=c, kind=kind, unit="")
+        for t in ("t1", "t2")
+        for c, kind in (("a", ChannelKind.GAUGE), ("b", ChannelKind.STATE))
+    ]
+    assert await ports.series.newest_id("default") == 0
+    await ports.series.resolve("default", asked)
+    newest = await ports.series.newest_id("default")
+    await ports.series.resolve("default", [SeriesRequest(twin_id="t1", channel="c", kind=ChannelKind.TEXT, unit="")])
+
+    async def names(**fields: Any) -> list[tuple[str, str]]:
+        page = await ports.series.page("default", SeriesFilter(**fields), ("", ""), 10)
+        return [(s.twin_id, s.channel) for s in page]
+
+    assert await names() == [("t1", "a"), ("t1", "b"), ("t1", "c"), ("t2", "a"), ("t2", "b")]
+    assert await names(newest_id=newest, twin_id="t1") == [("t1", "a"), ("t1", "b")]
+    assert await names(channel="a") == [("t1", "a"), ("t2", "a")]
+    assert await names(kinds=(ChannelKind.STATE, ChannelKind.TEXT)) == [("t1", "b"), ("t1", "c"), ("t2", "b")]

@@ -9,10 +9,17 @@ import pytest
 from tests.integration.storage.mesh import T0, S, Storage, collect, doubles, storage
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_core.errors import InvalidArgument, NotFound
+from twinmesh.type.v1 import observation_pb2
+from twinmesh_core.errors import InvalidArgument, NotFound, OutOfRange
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_core.observations import ObservationBatch, bool_section, int64_section, text_section
-from twinmesh_runtime.registry_mapping import duration_to_message, time_to_message
+from twinmesh_core.observations import (
+    ObservationBatch,
+    bool_section,
+    double_section,
+    int64_section,
+    text_section,
+)
+from twinmesh_runtime.registry_mapping import duration_to_message, time_from_message, time_to_message
 
 
 @pytest.fixture(params=["tail", "blocks", "both", pytest.param("hypertable", marks=pytest.mark.slow)])
@@ -148,6 +155,193 @@ async def test_aggregates_and_their_buckets(store):
     berlin = await store.ask("Aggregate", request)
     assert berlin.bucket_unix_us[0] == midnight - 3_600 * S
     assert len(berlin.bucket_unix_us) == 4
+
+
+async def test_quantiles_counters_states_and_calendar_months(store):
+    counter = await store.series("t1", ["energy"], ChannelKind.COUNTER, "kW.h")
+    stage = await store.series("t1", ["stage"], ChannelKind.STATE, "")
+    hours = T0 - T0 % (3_600 * S) + 3_600 * S * np.arange(4)
+    batch = ObservationBatch(
+        series=(*counter, *stage),
+        doubles=double_section([0] * 4, hours, [10.0, 14.0, 1.0, 3.0], [1] * 4),
+        int64s=int64_section([1] * 2, hours[[0, 2]], [1, 2], [1, 1]),
+    )
+    await store.append(batch, request_id="c")
+    await settle(store)
+    f = storage_pb2
+    request = storage_pb2.AggregateRequest(
+        series=[storage_pb2.SeriesSelector(twin_id="t1", channel="energy")],
+        bucket=duration_to_message(2 * 3_600 * S),
+        last=duration_to_message(4 * 3_600 * S),
+        functions=[f.AGGREGATE_FUNCTION_INCREASE, f.AGGREGATE_FUNCTION_TIME_WEIGHTED_MEAN],
+        quantiles=[0.25],
+        time_zone="Asia/Kolkata",
+    )
+    answer = await store.ask("Aggregate", request)
+    table = np.frombuffer(answer.values).reshape(-1, 3)
+    assert time_from_message(answer.at) == hours[-1]
+    assert np.nansum(table[:, 0]) == 4 + 1 + 2
+    assert answer.end_unix_us > hours[-1] >= answer.bucket_unix_us[-1]
+    assert (answer.bucket_unix_us[0] + 5.5 * 3_600 * S) % (2 * 3_600 * S) == 0
+    request.ClearField("bucket")
+    request.calendar_unit = f.CALENDAR_UNIT_MONTH
+    monthly = await store.ask("Aggregate", request)
+    np.testing.assert_allclose(np.frombuffer(monthly.values)[[0, 2]], [7, np.quantile([10, 14, 1, 3], 0.25)])
+    request.series[0].channel = "stage"
+    with pytest.raises(InvalidArgument, match="counters"):
+        await store.ask("Aggregate", request)
+    request.ClearField("functions")
+    request.ClearField("quantiles")
+    request.state_values.extend([1.0, 2.0])
+    request.ClearField("last")
+    request.start_time.CopyFrom(time_to_message(int(hours[0])))
+    request.end_time.CopyFrom(time_to_message(int(hours[3])))
+    held = np.frombuffer((await store.ask("Aggregate", request)).values)
+    assert held[0] == 2 * 3_600
+
+
+async def test_downsampling_keeps_the_ends_and_the_peak(store):
+    keys = await store.series("t1", ["oil", "load"])
+    values = np.sin(np.arange(2_000) / 50)
+    values[777] = 9.0
+    times = T0 + S * np.arange(2_000)
+    await store.append(doubles(keys, times, values), request_id="d")
+    await settle(store)
+    for method in (storage_pb2.DOWNSAMPLE_METHOD_LTTB, storage_pb2.DOWNSAMPLE_METHOD_MIN_MAX):
+        rows: dict = {}
+        request = storage_pb2.DownsampleRequest(
+            series=[storage_pb2.SeriesSelector(twin_id="t1", channel=c) for c in ("oil", "load")],
+            method=method,
+            max_points=50,
+        )
+        async for part in store.stream("Downsample", request):
+            collect(part.batch, rows)
+        chosen = rows["t1/oil"]
+        assert 40 <= len(chosen) <= 50
+        assert {(t, v) for t, v, _ in chosen} <= set(zip(times.tolist(), values.tolist(), strict=True))
+        assert int(times[777]) in [t for t, _, _ in chosen]
+        assert (chosen[0][0], chosen[-1][0]) == (times[0], times[-1]) or method == 2
+
+
+async def test_relative_reads_end_at_the_newest_event_time_and_say_so(store):
+    keys = await store.series("t1", ["oil", "load"])
+    times = np.concatenate([T0 + S * np.arange(60), T0 + S * np.arange(50)])
+    await store.append(
+        doubles(keys, times, np.arange(110.0), np.repeat(np.array([0, 1], np.uint32), [60, 50])), request_id="r"
+    )
+    await settle(store)
+    rows = await store.read([("t1", "oil"), ("t1", "load")], last=duration_to_message(12 * S))
+    assert [len(rows["t1/oil"]), len(rows["t1/load"])] == [12, 2]
+    rows = await store.read([("t1", "oil"), ("t1", "load")], last_count=3)
+    assert [[t for t, _, _ in rows[f"t1/{c}"]] for c in ("oil", "load")] == [
+        [T0 + S * t for t in (57, 58, 59)],
+        [T0 + S * t for t in (47, 48, 49)],
+    ]
+    request = storage_pb2.ReadRangeRequest(
+        series=[storage_pb2.SeriesSelector(twin_id="t1", channel="oil")], last_count=2, at=time_to_message(T0 + 20 * S)
+    )
+    (part,) = [part async for part in store.stream("ReadRange", request)]
+    assert list(part.batch.doubles.time_unix_us) == [T0 + 19 * S, T0 + 20 * S]
+    assert time_from_message(part.at) == T0 + 20 * S
+    latest = await store.ask(
+        "ReadLatest", storage_pb2.ReadLatestRequest(twin_ids=["t1"], at=time_to_message(T0 + 49 * S))
+    )
+    assert list(latest.batch.doubles.time_unix_us) == [T0 + 49 * S] * 2
+
+
+async def test_reads_as_of_an_offset_do_not_see_what_came_later(store):
+    keys = await store.series("t1", ["oil"])
+    text = await store.series("t1", ["note"], ChannelKind.TEXT, "")
+    first = ObservationBatch(
+        series=(*keys, *text),
+        doubles=double_section([0] * 3, T0 + S * np.arange(3), [1.0, 2.0, 3.0], [1, 1, 2]),
+        texts=text_section([1], [T0], ["old"], [1]),
+    )
+    then = (await store.append(first, request_id="1")).position.offset
+    await settle(store)
+    later = ObservationBatch(
+        series=(*keys, *text),
+        doubles=double_section([0] * 3, T0 + S * np.array([3, 4, 1]), [50.0, 60.0, 99.0], [1, 1, 3]),
+        texts=text_section([1, 1], [T0 + S, T0], ["new", "corrected"], [1, 1]),
+    )
+    await store.append(later, request_id="2")
+    await settle(store)
+    names = [("t1", "oil"), ("t1", "note")]
+    rows = await store.read(names, as_of_offset=then)
+    assert [v for _, v, _ in rows["t1/oil"]] == [1.0, 2.0, 3.0]
+    assert [v for _, v, _ in rows["t1/note"]] == [b"old"]
+    assert await store.read(names, as_of_offset=then, last_count=5) == rows
+    good = await store.read(names, as_of_offset=then, min_quality=1)
+    assert len(good["t1/oil"]) == 2
+    for quality, expected in ((observation_pb2.QUALITY_BAD, 3.0), (observation_pb2.QUALITY_GOOD, 2.0)):
+        newest = storage_pb2.ReadLatestRequest(twin_ids=["t1"], as_of_offset=then, min_quality=quality)
+        latest = await store.ask("ReadLatest", newest)
+        assert list(latest.batch.doubles.value) == [expected]
+        assert latest.batch.texts.heap == b"old"
+        assert latest.as_of.offset == then
+    request = storage_pb2.AggregateRequest(
+        series=[storage_pb2.SeriesSelector(twin_id="t1", channel="oil")],
+        start_time=time_to_message(T0),
+        end_time=time_to_message(T0 + 10 * S),
+        bucket=duration_to_message(20 * S),
+        functions=[storage_pb2.AGGREGATE_FUNCTION_COUNT, storage_pb2.AGGREGATE_FUNCTION_LAST],
+        as_of_offset=then,
+    )
+    table = np.frombuffer((await store.ask("Aggregate", request)).values).reshape(-1, 2)
+    assert table[table[:, 0] > 0].tolist() == [[3.0, 3.0]]
+    listed = await store.ask("ListSeries", storage_pb2.ListSeriesRequest(as_of_offset=then))
+    assert {s.key.channel: s.point_count for s in listed.series} == {"oil": 3, "note": 1}
+    assert listed.as_of.offset == then
+
+
+async def test_offsets_that_nobody_was_told_are_refused_by_every_read(database_url):
+    oil = storage_pb2.SeriesSelector(twin_id="t1", channel="oil")
+    requests = {
+        "ReadLatest": storage_pb2.ReadLatestRequest(twin_ids=["t1"], as_of_offset=99),
+        "Aggregate": storage_pb2.AggregateRequest(
+            series=[oil],
+            functions=[storage_pb2.AGGREGATE_FUNCTION_COUNT],
+            calendar_unit=storage_pb2.CALENDAR_UNIT_DAY,
+            last=duration_to_message(S),
+            as_of_offset=99,
+        ),
+        "ListSeries": storage_pb2.ListSeriesRequest(as_of_offset=99),
+        "ListQuarantine": storage_pb2.ListQuarantineRequest(min_offset=99),
+        "GetStatistics": storage_pb2.GetStatisticsRequest(min_offset=99),
+    }
+    async with storage(database_url) as store:
+
+        async def refused(method, request):
+            with pytest.raises(OutOfRange, match="beyond the log's head"):
+                await store.ask(method, request)
+
+        async def refused_stream(method, request):
+            with pytest.raises(OutOfRange, match="beyond the log's head"):
+                async for _ in store.stream(method, request):
+                    pass
+
+        await asyncio.gather(
+            *(refused(method, request) for method, request in requests.items()),
+            refused_stream("ReadRange", storage_pb2.ReadRangeRequest(series=[oil], as_of_offset=99)),
+            refused_stream("Downsample", storage_pb2.DownsampleRequest(series=[oil], max_points=9, min_offset=99)),
+        )
+
+
+async def test_the_catalogue_is_paged_by_tokens_that_hold_to_the_first_page(store):
+    keys = await store.series("t1", ["a", "b", "c"])
+    await store.append(doubles(keys, [T0] * 3, [1.0, 2.0, 3.0], np.arange(3, dtype=np.uint32)), request_id="1")
+    await settle(store)
+    first = await store.ask("ListSeries", storage_pb2.ListSeriesRequest(page_size=2))
+    assert [s.key.channel for s in first.series] == ["a", "b"]
+    more = await store.series("t1", ["bb"])
+    await store.append(doubles((*keys, *more), [T0 + S] * 2, [1.0, 2.0], np.array([2, 3], np.uint32)), request_id="2")
+    rest = await store.ask("ListSeries", storage_pb2.ListSeriesRequest(page_size=2, page_token=first.next_page_token))
+    assert [(s.key.channel, s.point_count) for s in rest.series] == [("c", 1)]
+    assert not rest.next_page_token
+    with pytest.raises(InvalidArgument, match="another filter"):
+        await store.ask("ListSeries", storage_pb2.ListSeriesRequest(channel="a", page_token=first.next_page_token))
+    states = storage_pb2.ListSeriesRequest(kinds=[observation_pb2.CHANNEL_KIND_STATE])
+    assert not (await store.ask("ListSeries", states)).series
 
 
 async def test_unknown_names_and_bad_requests_are_told(store):

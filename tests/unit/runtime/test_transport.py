@@ -13,7 +13,7 @@ from twinmesh_core.call_context import CallContext, enter_call
 from twinmesh_core.errors import DeadlineExceeded
 from twinmesh_testing.inprocess import serve
 
-READ_PREFIXES = ("Get", "List", "Read", "Aggregate")
+READ_PREFIXES = ("Get", "List", "Read", "Aggregate", "Downsample")
 MODULES = ("mesh", "ingestion", "storage", "statesync", "training", "inference")
 
 

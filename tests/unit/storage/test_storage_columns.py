@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_storage.domain import columns
-from twinmesh_storage.domain.aggregate import Function, Partials, add_page, bucket_edges
 from twinmesh_storage.domain.blocks import Block, build_blocks
 from twinmesh_storage.domain.folding import settle
-from twinmesh_storage.domain.history import Page, merge_page
 from twinmesh_storage.domain.merging import Merging
-from twinmesh_storage.domain.rows import Lane, Rows, as_float64, merge, no_rows
+from twinmesh_storage.domain.rows import Lane, Rows, merge, no_rows
 from twinmesh_storage.domain.series import Series, cell_us
-from twinmesh_storage.domain.tail import Run, TailView
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 SERIES = {
@@ -155,44 +152,6 @@ def test_merging_does_not_care_how_rows_were_divided(points: list[tuple[int, int
     edges = sorted({0, len(points), *(c for c in cuts if c <= len(points))})
     parts = [whole.take(slice(a, b)) for a, b in pairwise(edges)]
     assert as_dict(merge(parts[::-1])) == model(points)
-
-
-@given(BATCHES, st.lists(POINT, max_size=15), st.integers(1, 9))
-def test_aggregates_of_blocks_and_tail_equal_aggregates_of_points(
-    batches: list[list[tuple[int, int, int, int]]], fresh: list[tuple[int, int, int, int]], bucket_s: int
-) -> None:
-    blocks = folded(batches)
-    count = sum(len(b) for b in batches)
-    runs = (Run.of(Lane.NUMERIC, rows_of(fresh, count + 1)),) if fresh else ()
-    tail = TailView(base=count, head=count + len(fresh), runs=runs)
-    edges = bucket_edges(0, 40_000_001, bucket_s * 1_000_000, "", 1000)
-    series = tuple(SERIES.values())
-    page = Page(series=series, parts=tuple(blocks), tail=tail, start=int(edges[0]), end=int(edges[-1]))
-    partials = {s.series_id: Partials.empty(len(edges) - 1) for s in series}
-    add_page(page, edges, partials)
-    points = merge_page(page)
-    assert {k: v for p in points for k, v in as_dict(p.rows).items()} == model(
-        [p for batch in [*batches, fresh] for p in batch]
-    )
-    for part in points:
-        result = partials[part.series.series_id].result(list(Function))
-        for bucket, (low, high) in enumerate(pairwise(edges)):
-            mine = part.rows.take((part.rows.ts >= low) & (part.rows.ts < high) & (part.rows.quality < 3))
-            values = as_float64(mine.value, part.series.kind)
-            expected = [len(values), *([np.nan] * 7)]
-            if len(values):
-                spread = values.std(ddof=1) if len(values) > 1 else np.nan
-                expected = [
-                    len(values),
-                    values.min(),
-                    values.max(),
-                    values.mean(),
-                    values.sum(),
-                    values[0],
-                    values[-1],
-                    spread,
-                ]
-            np.testing.assert_allclose(result[bucket], expected, rtol=1e-12, atol=1e-9)
 
 
 def test_statistics_of_a_block_are_those_of_its_good_values() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import US_PER_DAY, US_PER_HOUR
-from twinmesh_storage.domain.aggregate import bucket_edges
+from twinmesh_storage.domain.buckets import bucket_edges
 from twinmesh_storage.domain.rows import Rows, to_bits
 from twinmesh_storage.domain.window import Column, GapPolicy, StepAggregate, WindowSpec, build_windows
 

@@ -65,7 +65,7 @@ class _GapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapPolicy.V
     """A straight line between neighbours at most max_gap apart; STATE and BOOL channels are held instead."""
 
 class GapPolicy(_GapPolicy, metaclass=_GapPolicyEnumTypeWrapper):
-    """How steps without a value are filled."""
+    """How steps of a window, or buckets of an aggregate, without a value are filled."""
 
 GAP_POLICY_UNSPECIFIED: GapPolicy.ValueType  # 0
 """Same as NONE."""
@@ -133,6 +133,17 @@ class _AggregateFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Agg
     """Last value by event time."""
     AGGREGATE_FUNCTION_STDDEV: _AggregateFunction.ValueType  # 8
     """Sample standard deviation (n - 1)."""
+    AGGREGATE_FUNCTION_INCREASE: _AggregateFunction.ValueType  # 9
+    """COUNTER only: by how much the counter rose, resets allowed for: the sum of value - value before, or of the value alone where it is
+    less than the one before (the counter began anew at 0). Each rise belongs to the bucket of the later value; the first value of a
+    range rises from the newest value before the range. Sums over all buckets give the rise over the range.
+    """
+    AGGREGATE_FUNCTION_RATE: _AggregateFunction.ValueType  # 10
+    """COUNTER only: INCREASE per second of the time between the values it was taken from; NaN where there is no value before."""
+    AGGREGATE_FUNCTION_TIME_WEIGHTED_MEAN: _AggregateFunction.ValueType  # 11
+    """Mean over time, each value holding until the next, at most max_gap; what holds when a bucket begins counts in it. Of a BOOL channel it
+    is the share of time that was true. NaN for a bucket in which nothing holds.
+    """
 
 class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumTypeWrapper):
     """A function over the values of a bucket."""
@@ -155,7 +166,88 @@ AGGREGATE_FUNCTION_LAST: AggregateFunction.ValueType  # 7
 """Last value by event time."""
 AGGREGATE_FUNCTION_STDDEV: AggregateFunction.ValueType  # 8
 """Sample standard deviation (n - 1)."""
+AGGREGATE_FUNCTION_INCREASE: AggregateFunction.ValueType  # 9
+"""COUNTER only: by how much the counter rose, resets allowed for: the sum of value - value before, or of the value alone where it is
+less than the one before (the counter began anew at 0). Each rise belongs to the bucket of the later value; the first value of a
+range rises from the newest value before the range. Sums over all buckets give the rise over the range.
+"""
+AGGREGATE_FUNCTION_RATE: AggregateFunction.ValueType  # 10
+"""COUNTER only: INCREASE per second of the time between the values it was taken from; NaN where there is no value before."""
+AGGREGATE_FUNCTION_TIME_WEIGHTED_MEAN: AggregateFunction.ValueType  # 11
+"""Mean over time, each value holding until the next, at most max_gap; what holds when a bucket begins counts in it. Of a BOOL channel it
+is the share of time that was true. NaN for a bucket in which nothing holds.
+"""
 Global___AggregateFunction: _TypeAlias = AggregateFunction  # noqa: Y015
+
+class _CalendarUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CalendarUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CalendarUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALENDAR_UNIT_UNSPECIFIED: _CalendarUnit.ValueType  # 0
+    """Buckets have the length of the field bucket."""
+    CALENDAR_UNIT_DAY: _CalendarUnit.ValueType  # 1
+    """Days from midnight."""
+    CALENDAR_UNIT_WEEK: _CalendarUnit.ValueType  # 2
+    """Weeks from Monday (ISO 8601)."""
+    CALENDAR_UNIT_MONTH: _CalendarUnit.ValueType  # 3
+    """Months."""
+    CALENDAR_UNIT_QUARTER: _CalendarUnit.ValueType  # 4
+    """Quarters from January."""
+    CALENDAR_UNIT_YEAR: _CalendarUnit.ValueType  # 5
+    """Years."""
+
+class CalendarUnit(_CalendarUnit, metaclass=_CalendarUnitEnumTypeWrapper):
+    """What the calendar divides time into."""
+
+CALENDAR_UNIT_UNSPECIFIED: CalendarUnit.ValueType  # 0
+"""Buckets have the length of the field bucket."""
+CALENDAR_UNIT_DAY: CalendarUnit.ValueType  # 1
+"""Days from midnight."""
+CALENDAR_UNIT_WEEK: CalendarUnit.ValueType  # 2
+"""Weeks from Monday (ISO 8601)."""
+CALENDAR_UNIT_MONTH: CalendarUnit.ValueType  # 3
+"""Months."""
+CALENDAR_UNIT_QUARTER: CalendarUnit.ValueType  # 4
+"""Quarters from January."""
+CALENDAR_UNIT_YEAR: CalendarUnit.ValueType  # 5
+"""Years."""
+Global___CalendarUnit: _TypeAlias = CalendarUnit  # noqa: Y015
+
+class _DownsampleMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DownsampleMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DownsampleMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DOWNSAMPLE_METHOD_UNSPECIFIED: _DownsampleMethod.ValueType  # 0
+    """Same as LTTB."""
+    DOWNSAMPLE_METHOD_LTTB: _DownsampleMethod.ValueType  # 1
+    """Largest triangle three buckets: the first row, the last, and of each of max_points - 2 buckets of equally many rows between them the
+    one that makes the largest triangle with the row chosen before it and the mean of the bucket after it.
+    Source: S. Steinarsson, "Downsampling Time Series for Visual Representation", MSc thesis, University of Iceland, 2013.
+    """
+    DOWNSAMPLE_METHOD_MIN_MAX: _DownsampleMethod.ValueType  # 2
+    """The rows with the smallest and with the largest value (the earliest of equals) of each of max_points / 2 equal spans of time from the
+    first row to the last: no peak is lost.
+    """
+
+class DownsampleMethod(_DownsampleMethod, metaclass=_DownsampleMethodEnumTypeWrapper):
+    """How observations are chosen to stand for all."""
+
+DOWNSAMPLE_METHOD_UNSPECIFIED: DownsampleMethod.ValueType  # 0
+"""Same as LTTB."""
+DOWNSAMPLE_METHOD_LTTB: DownsampleMethod.ValueType  # 1
+"""Largest triangle three buckets: the first row, the last, and of each of max_points - 2 buckets of equally many rows between them the
+one that makes the largest triangle with the row chosen before it and the mean of the bucket after it.
+Source: S. Steinarsson, "Downsampling Time Series for Visual Representation", MSc thesis, University of Iceland, 2013.
+"""
+DOWNSAMPLE_METHOD_MIN_MAX: DownsampleMethod.ValueType  # 2
+"""The rows with the smallest and with the largest value (the earliest of equals) of each of max_points / 2 equal spans of time from the
+first row to the last: no peak is lost.
+"""
+Global___DownsampleMethod: _TypeAlias = DownsampleMethod  # noqa: Y015
 
 class _ErasureState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -859,10 +951,22 @@ class ReadRangeRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     MIN_QUALITY_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    LAST_COUNT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
     min_quality: _observation_pb2.Quality.ValueType
     """Lowest quality wanted: GOOD = only GOOD, UNCERTAIN = GOOD and UNCERTAIN, BAD or unspecified = all."""
+    as_of_offset: _builtins.int
+    """Reads as of this log offset: entries after it are not seen, and what they replaced is; 0 = the present. Beyond the head:
+    OUT_OF_RANGE, FUTURE_OFFSET.
+    """
+    last_count: _builtins.int
+    """Only the newest so many rows of each series, of those that the other fields let through; 1 to 100,000; 0 = all. With last_count
+    times series above 1,000,000: INVALID_ARGUMENT.
+    """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
         """Required. The series, at most 10,000."""
@@ -875,6 +979,14 @@ class ReadRangeRequest(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Up to this event time (excluded); absent = the end."""
 
+    @_builtins.property
+    def last(self) -> _duration_pb2.Duration:
+        """A range relative to `at` instead of start_time and end_time: at - last < event time <= at. Excludes both."""
+
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """End (included) of `last`, or of `last_count` without end_time. Absent = the newest event time of the series; the answer states it."""
+
     def __init__(
         self,
         *,
@@ -883,10 +995,14 @@ class ReadRangeRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         min_offset: _builtins.int = ...,
         min_quality: _observation_pb2.Quality.ValueType = ...,
+        as_of_offset: _builtins.int = ...,
+        last: _duration_pb2.Duration | None = ...,
+        last_count: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "end_time", b"end_time", "last", b"last", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "last", b"last", "last_count", b"last_count", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -900,6 +1016,7 @@ class ReadRangeResponse(_message.Message):
 
     BATCH_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def batch(self) -> _observation_pb2.ObservationBatch:
         """The rows, at most 100,000, with quality filled in."""
@@ -908,15 +1025,20 @@ class ReadRangeResponse(_message.Message):
     def as_of(self) -> _position_pb2.LogPosition:
         """What the whole answer reflects."""
 
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Where a relative read (`last`, `last_count`) ends; absent for other reads and where there is no row at all."""
+
     def __init__(
         self,
         *,
         batch: _observation_pb2.ObservationBatch | None = ...,
         as_of: _position_pb2.LogPosition | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "batch", b"batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at", "batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "batch", b"batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at", "batch", b"batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,8 +1053,20 @@ class ReadLatestRequest(_message.Message):
     SERIES_FIELD_NUMBER: _builtins.int
     TWIN_IDS_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    MIN_QUALITY_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    KNOWN_DICTIONARY_ID_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
+    min_quality: _observation_pb2.Quality.ValueType
+    """Lowest quality wanted: the newest observation of at least this quality; BAD or unspecified = the newest of any."""
+    as_of_offset: _builtins.int
+    """Reads as of this log offset: entries after it are not seen, and what they replaced is; 0 = the present."""
+    known_dictionary_id: _builtins.int
+    """Optional. The dictionary_id of an earlier answer to the same question: if the answer's dictionary is still the same, it is left out,
+    which halves the answer to who asks again and again.
+    """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
         """The series, at most 100,000. Empty = see twin_ids."""
@@ -941,16 +1075,24 @@ class ReadLatestRequest(_message.Message):
     def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All series of these twins."""
 
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """The newest observation with an event time of at most this; absent = the newest of all."""
+
     def __init__(
         self,
         *,
         series: _abc.Iterable[Global___SeriesSelector] | None = ...,
         twin_ids: _abc.Iterable[_builtins.str] | None = ...,
         min_offset: _builtins.int = ...,
+        min_quality: _observation_pb2.Quality.ValueType = ...,
+        as_of_offset: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        known_dictionary_id: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "series", b"series", "twin_ids", b"twin_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "known_dictionary_id", b"known_dictionary_id", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "twin_ids", b"twin_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,6 +1106,11 @@ class ReadLatestResponse(_message.Message):
 
     BATCH_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    DICTIONARY_ID_FIELD_NUMBER: _builtins.int
+    dictionary_id: _builtins.int
+    """Tells this dictionary from any other; 0 = do not remember it (some series have no row, or series were named one by one). Equal to known_dictionary_id: the
+    dictionary is left out of the batch, and rows refer to that of the earlier answer.
+    """
     @_builtins.property
     def batch(self) -> _observation_pb2.ObservationBatch:
         """At most one row per series, newest event time; series never heard from are absent."""
@@ -977,10 +1124,11 @@ class ReadLatestResponse(_message.Message):
         *,
         batch: _observation_pb2.ObservationBatch | None = ...,
         as_of: _position_pb2.LogPosition | None = ...,
+        dictionary_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "batch", b"batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "batch", b"batch", "dictionary_id", b"dictionary_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1117,29 +1265,77 @@ class AggregateRequest(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    MIN_QUALITY_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    STATE_VALUES_FIELD_NUMBER: _builtins.int
+    GAP_POLICY_FIELD_NUMBER: _builtins.int
+    MAX_GAP_FIELD_NUMBER: _builtins.int
+    CALENDAR_UNIT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
     time_zone: _builtins.str
-    """Optional. IANA time zone whose calendar aligns buckets of whole days; empty = UTC."""
+    """Optional. IANA time zone whose clocks align the buckets; empty = UTC. Buckets of whole days and calendar units begin at midnights
+    (days have 23 to 25 hours where clocks change); shorter buckets begin where clocks show a multiple of their length.
+    """
+    min_quality: _observation_pb2.Quality.ValueType
+    """Lowest quality used; unspecified = UNCERTAIN (BAD values are left out)."""
+    as_of_offset: _builtins.int
+    """Reads as of this log offset: entries after it are not seen, and what they replaced is; 0 = the present."""
+    gap_policy: Global___GapPolicy.ValueType
+    """How MIN, MAX, MEAN, FIRST, LAST and quantiles of buckets without a value are filled. HOLD: the last value before, of before the
+    range too; LINEAR: a line between the buckets of the answer on either side, by where they begin (STATE and BOOL are held instead).
+    The other columns say of an empty bucket what they always say.
+    """
+    calendar_unit: Global___CalendarUnit.ValueType
+    """Buckets by the calendar, in time_zone, instead of `bucket`."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
         """Required. Numeric series, at most 1,000."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Required. From this event time on, aligned down to the bucket."""
+        """Required unless `last` is given. From this event time on, aligned down to the bucket."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Required. Up to this event time (excluded), aligned up to the bucket."""
+        """Required unless `last` is given. Up to this event time (excluded), aligned up to the bucket."""
 
     @_builtins.property
     def bucket(self) -> _duration_pb2.Duration:
-        """Required. Bucket length; series x buckets x functions at most 8,000,000."""
+        """Required unless calendar_unit is given, which excludes it. Bucket length, at most 100 years; series x buckets x columns at most 8,000,000."""
 
     @_builtins.property
     def functions(self) -> _containers.RepeatedScalarFieldContainer[Global___AggregateFunction.ValueType]:
-        """Required. Functions."""
+        """Functions, one column each; at least one of functions, quantiles and state_values is required."""
+
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Quantiles, 0 to 1, one column each, after the functions. Exact, from every value: linear interpolation between the closest ranks
+        (type 7 of Hyndman and Fan; the default of numpy and R). A bucket with over 20,000,000 values: INVALID_ARGUMENT.
+        """
+
+    @_builtins.property
+    def state_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Values of a state, one column each, last: the seconds of the bucket during which the channel held exactly this value, each value
+        holding until the next, at most max_gap. A bucket in which nothing is known: NaN.
+        """
+
+    @_builtins.property
+    def max_gap(self) -> _duration_pb2.Duration:
+        """Longest gap filled: between a value and the beginning of the bucket that it fills, or between the beginnings of the buckets on
+        either side; also how long a value holds for TIME_WEIGHTED_MEAN and state_values. 0 = no limit.
+        """
+
+    @_builtins.property
+    def last(self) -> _duration_pb2.Duration:
+        """A range relative to `at` instead of start_time and end_time: at - last < event time <= at, widened to whole buckets. Excludes both."""
+
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """End (included) of `last`. Absent = the newest event time of the series; the answer states it."""
 
     def __init__(
         self,
@@ -1151,10 +1347,19 @@ class AggregateRequest(_message.Message):
         functions: _abc.Iterable[Global___AggregateFunction.ValueType] | None = ...,
         min_offset: _builtins.int = ...,
         time_zone: _builtins.str = ...,
+        min_quality: _observation_pb2.Quality.ValueType = ...,
+        as_of_offset: _builtins.int = ...,
+        quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        state_values: _abc.Iterable[_builtins.float] | None = ...,
+        gap_policy: Global___GapPolicy.ValueType = ...,
+        max_gap: _duration_pb2.Duration | None = ...,
+        calendar_unit: Global___CalendarUnit.ValueType = ...,
+        last: _duration_pb2.Duration | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "bucket", b"bucket", "end_time", b"end_time", "last", b"last", "max_gap", b"max_gap", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "end_time", b"end_time", "functions", b"functions", "min_offset", b"min_offset", "series", b"series", "start_time", b"start_time", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "bucket", b"bucket", "calendar_unit", b"calendar_unit", "end_time", b"end_time", "functions", b"functions", "gap_policy", b"gap_policy", "last", b"last", "max_gap", b"max_gap", "min_offset", b"min_offset", "min_quality", b"min_quality", "quantiles", b"quantiles", "series", b"series", "start_time", b"start_time", "state_values", b"state_values", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,8 +1374,14 @@ class AggregateResponse(_message.Message):
     BUCKET_UNIX_US_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    END_UNIX_US_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     values: _builtins.bytes
-    """float64, little-endian, row-major [series][bucket][function]; NaN = no value (COUNT: 0)."""
+    """float64, little-endian, row-major [series][bucket][column]; NaN = no value (COUNT: 0). Columns: functions, then quantiles, then
+    state_values, each in the order asked.
+    """
+    end_unix_us: _builtins.int
+    """End of the last bucket, microseconds since the Unix epoch."""
     @_builtins.property
     def bucket_unix_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Start of each bucket, microseconds since the Unix epoch."""
@@ -1179,20 +1390,130 @@ class AggregateResponse(_message.Message):
     def as_of(self) -> _position_pb2.LogPosition:
         """What the answer reflects."""
 
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Where a relative read (`last`) ends."""
+
     def __init__(
         self,
         *,
         bucket_unix_us: _abc.Iterable[_builtins.int] | None = ...,
         values: _builtins.bytes = ...,
         as_of: _position_pb2.LogPosition | None = ...,
+        end_unix_us: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "bucket_unix_us", b"bucket_unix_us", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at", "bucket_unix_us", b"bucket_unix_us", "end_unix_us", b"end_unix_us", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AggregateResponse: _TypeAlias = AggregateResponse  # noqa: Y015
+
+@_typing.final
+class DownsampleRequest(_message.Message):
+    """Asks for observations that stand for all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    MIN_QUALITY_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    method: Global___DownsampleMethod.ValueType
+    """How rows are chosen."""
+    max_points: _builtins.int
+    """Required. Most rows per series, 3 to 100,000; a series with at most so many comes whole."""
+    min_quality: _observation_pb2.Quality.ValueType
+    """Lowest quality used; unspecified = UNCERTAIN (BAD values are left out)."""
+    min_offset: _builtins.int
+    """Waits until reads reflect this offset; 0 = the present."""
+    as_of_offset: _builtins.int
+    """Reads as of this log offset: entries after it are not seen, and what they replaced is; 0 = the present."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
+        """Required. Numeric series, at most 100."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From this event time on (included); absent = the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to this event time (excluded); absent = the end."""
+
+    @_builtins.property
+    def last(self) -> _duration_pb2.Duration:
+        """A range relative to `at` instead of start_time and end_time: at - last < event time <= at. Excludes both."""
+
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """End (included) of `last`. Absent = the newest event time of the series; the answer states it."""
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___SeriesSelector] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        method: Global___DownsampleMethod.ValueType = ...,
+        max_points: _builtins.int = ...,
+        min_quality: _observation_pb2.Quality.ValueType = ...,
+        min_offset: _builtins.int = ...,
+        as_of_offset: _builtins.int = ...,
+        last: _duration_pb2.Duration | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "end_time", b"end_time", "last", b"last", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "last", b"last", "max_points", b"max_points", "method", b"method", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownsampleRequest: _TypeAlias = DownsampleRequest  # noqa: Y015
+
+@_typing.final
+class DownsampleResponse(_message.Message):
+    """A part of the chosen observations; the dictionary of the batch holds only series of this part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> _observation_pb2.ObservationBatch:
+        """The rows, at most 100,000, with quality filled in."""
+
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What the whole answer reflects."""
+
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Where a relative read (`last`) ends."""
+
+    def __init__(
+        self,
+        *,
+        batch: _observation_pb2.ObservationBatch | None = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at", "batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "at", b"at", "batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownsampleResponse: _TypeAlias = DownsampleResponse  # noqa: Y015
 
 @_typing.final
 class ListSeriesRequest(_message.Message):
@@ -1203,22 +1524,40 @@ class ListSeriesRequest(_message.Message):
     TWIN_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Only series of this twin; empty = all."""
     page_size: _builtins.int
     """1 to 10,000; 0 = 1,000."""
     page_token: _builtins.str
-    """From the previous answer."""
+    """From the previous answer; the other fields must be those of its request. Pages after the first list what the first one reflected."""
+    channel: _builtins.str
+    """Only series of this channel; empty = all."""
+    min_offset: _builtins.int
+    """Waits until reads reflect this offset; 0 = the present."""
+    as_of_offset: _builtins.int
+    """Counts and times as of this log offset; 0 = the present. Series without a row as of then are listed, with no times."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_observation_pb2.ChannelKind.ValueType]:
+        """Only series of these kinds; empty = all."""
+
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        kinds: _abc.Iterable[_observation_pb2.ChannelKind.ValueType] | None = ...,
+        min_offset: _builtins.int = ...,
+        as_of_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "channel", b"channel", "kinds", b"kinds", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1272,21 +1611,27 @@ class ListSeriesResponse(_message.Message):
 
     SERIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty = the end."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesInfo]:
         """Ordered by twin, then channel."""
 
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What this page reflects."""
+
     def __init__(
         self,
         *,
         series: _abc.Iterable[Global___SeriesInfo] | None = ...,
         next_page_token: _builtins.str = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "next_page_token", b"next_page_token", "series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1306,6 +1651,8 @@ class ListQuarantineRequest(_message.Message):
     OLDEST_FIRST_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
     reason: _observation_pb2.FlagReason.ValueType
     """Only this reason; unspecified = all."""
     twin_id: _builtins.str
@@ -1313,13 +1660,17 @@ class ListQuarantineRequest(_message.Message):
     page_size: _builtins.int
     """1 to 10,000; 0 = 100. A page holds fewer rows where these are more than about 8 MiB."""
     page_token: _builtins.str
-    """From the previous answer."""
+    """From the previous answer; the other fields must be those of its request. Pages after the first list what the first one reflected."""
     oldest_first: _builtins.bool
     """Oldest first instead of newest first."""
     state: _quarantine_pb2.QuarantineState.ValueType
     """Only rows in this state; unspecified = OPEN."""
     after_quarantine_id: _builtins.int
     """With oldest_first, optional: only rows with greater ids."""
+    min_offset: _builtins.int
+    """Waits until reads reflect this offset; 0 = the present."""
+    as_of_offset: _builtins.int
+    """Only rows that came with entries up to this log offset, in the state they are in now; 0 = the present."""
     @_builtins.property
     def filter(self) -> _quarantine_pb2.QuarantineFilter:
         """Further conditions; all of them must be met."""
@@ -1335,10 +1686,12 @@ class ListQuarantineRequest(_message.Message):
         oldest_first: _builtins.bool = ...,
         state: _quarantine_pb2.QuarantineState.ValueType = ...,
         after_quarantine_id: _builtins.int = ...,
+        min_offset: _builtins.int = ...,
+        as_of_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "filter", b"filter", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "as_of_offset", b"as_of_offset", "filter", b"filter", "min_offset", b"min_offset", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1353,6 +1706,7 @@ class ListQuarantineResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty = the end."""
     total_count: _builtins.int
@@ -1361,16 +1715,21 @@ class ListQuarantineResponse(_message.Message):
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedRow]:
         """In the order asked for."""
 
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What this page reflects."""
+
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___QuarantinedRow] | None = ...,
         next_page_token: _builtins.str = ...,
         total_count: _builtins.int = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows", "total_count", b"total_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "next_page_token", b"next_page_token", "rows", b"rows", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1383,16 +1742,20 @@ class GetStatisticsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Only this twin; empty = all of the tenant."""
+    min_offset: _builtins.int
+    """Waits until the counts reflect this offset; 0 = the present. Counts are always of the present: ListSeries counts as of an offset."""
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
+        min_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,11 @@ class StorageServiceStub:
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateResponse.FromString,
                 _registered_method=True)
+        self.Downsample = channel.unary_stream(
+                '/twinmesh.storage.v1.StorageService/Downsample',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleResponse.FromString,
+                _registered_method=True)
         self.ListSeries = channel.unary_unary(
                 '/twinmesh.storage.v1.StorageService/ListSeries',
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.ListSeriesRequest.SerializeToString,
@@ -207,7 +212,17 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Aggregate(self, request, context):
-        """Returns aggregates of series per time bucket, from values that are not BAD. Idempotent.
+        """Returns aggregates of series per time bucket, by default from values that are not BAD. COUNT to STDDEV come from the statistics of
+        stored blocks wherever a block lies within one bucket, whatever the bucket's length; the others read every value. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Downsample(self, request, context):
+        """Streams, of each numeric series, few of its observations that show the shape of all: for drawing long histories. The rows are
+        observations as they are, never averages; ordered by series, then event time. Memory does not grow with the range. NOT_FOUND:
+        CHANNEL_NOT_FOUND for a series that storage never saw. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -338,6 +353,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.Aggregate,
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateRequest.FromString,
                     response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateResponse.SerializeToString,
+            ),
+            'Downsample': grpc.unary_stream_rpc_method_handler(
+                    servicer.Downsample,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleResponse.SerializeToString,
             ),
             'ListSeries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSeries,
@@ -656,6 +676,33 @@ class StorageService:
             '/twinmesh.storage.v1.StorageService/Aggregate',
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateRequest.SerializeToString,
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.AggregateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Downsample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twinmesh.storage.v1.StorageService/Downsample',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.DownsampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

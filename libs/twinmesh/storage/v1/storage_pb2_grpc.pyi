@@ -63,7 +63,14 @@ class StorageServiceStub:
     ReadWindow: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ReadWindowRequest, _storage_pb2.ReadWindowResponse]
     """Returns aligned windows (steps x channels) of many twins at once: what models eat. Idempotent."""
     Aggregate: _grpc.UnaryUnaryMultiCallable[_storage_pb2.AggregateRequest, _storage_pb2.AggregateResponse]
-    """Returns aggregates of series per time bucket, from values that are not BAD. Idempotent."""
+    """Returns aggregates of series per time bucket, by default from values that are not BAD. COUNT to STDDEV come from the statistics of
+    stored blocks wherever a block lies within one bucket, whatever the bucket's length; the others read every value. Idempotent.
+    """
+    Downsample: _grpc.UnaryStreamMultiCallable[_storage_pb2.DownsampleRequest, _storage_pb2.DownsampleResponse]
+    """Streams, of each numeric series, few of its observations that show the shape of all: for drawing long histories. The rows are
+    observations as they are, never averages; ordered by series, then event time. Memory does not grow with the range. NOT_FOUND:
+    CHANNEL_NOT_FOUND for a series that storage never saw. Idempotent.
+    """
     ListSeries: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListSeriesRequest, _storage_pb2.ListSeriesResponse]
     """Lists the series catalogue. Idempotent."""
     ListQuarantine: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]
@@ -131,7 +138,14 @@ class StorageServiceAsyncStub(StorageServiceStub):
     ReadWindow: _aio.UnaryUnaryMultiCallable[_storage_pb2.ReadWindowRequest, _storage_pb2.ReadWindowResponse]  # type: ignore[assignment]
     """Returns aligned windows (steps x channels) of many twins at once: what models eat. Idempotent."""
     Aggregate: _aio.UnaryUnaryMultiCallable[_storage_pb2.AggregateRequest, _storage_pb2.AggregateResponse]  # type: ignore[assignment]
-    """Returns aggregates of series per time bucket, from values that are not BAD. Idempotent."""
+    """Returns aggregates of series per time bucket, by default from values that are not BAD. COUNT to STDDEV come from the statistics of
+    stored blocks wherever a block lies within one bucket, whatever the bucket's length; the others read every value. Idempotent.
+    """
+    Downsample: _aio.UnaryStreamMultiCallable[_storage_pb2.DownsampleRequest, _storage_pb2.DownsampleResponse]  # type: ignore[assignment]
+    """Streams, of each numeric series, few of its observations that show the shape of all: for drawing long histories. The rows are
+    observations as they are, never averages; ordered by series, then event time. Memory does not grow with the range. NOT_FOUND:
+    CHANNEL_NOT_FOUND for a series that storage never saw. Idempotent.
+    """
     ListSeries: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListSeriesRequest, _storage_pb2.ListSeriesResponse]  # type: ignore[assignment]
     """Lists the series catalogue. Idempotent."""
     ListQuarantine: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]  # type: ignore[assignment]
@@ -256,7 +270,20 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.AggregateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.AggregateResponse, _abc.Awaitable[_storage_pb2.AggregateResponse]]:
-        """Returns aggregates of series per time bucket, from values that are not BAD. Idempotent."""
+        """Returns aggregates of series per time bucket, by default from values that are not BAD. COUNT to STDDEV come from the statistics of
+        stored blocks wherever a block lies within one bucket, whatever the bucket's length; the others read every value. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def Downsample(
+        self,
+        request: _storage_pb2.DownsampleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_storage_pb2.DownsampleResponse], _abc.AsyncIterator[_storage_pb2.DownsampleResponse]]:
+        """Streams, of each numeric series, few of its observations that show the shape of all: for drawing long histories. The rows are
+        observations as they are, never averages; ordered by series, then event time. Memory does not grow with the range. NOT_FOUND:
+        CHANNEL_NOT_FOUND for a series that storage never saw. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def ListSeries(

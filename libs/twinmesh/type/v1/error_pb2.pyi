@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
     ERROR_REASON_QUARANTINE_CHANGED: _ErrorReason.ValueType  # 38
     """FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
+    ERROR_REASON_AS_OF_PRUNED: _ErrorReason.ValueType  # 39
+    """A read as of an offset whose superseded values are not kept any more; metadata "floor_offset" is the earliest that can be read."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -184,4 +186,6 @@ ERROR_REASON_GATE_NOT_PASSED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: the version did not pass the gate; promote it with force if you know why."""
 ERROR_REASON_QUARANTINE_CHANGED: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
+ERROR_REASON_AS_OF_PRUNED: ErrorReason.ValueType  # 39
+"""A read as of an offset whose superseded values are not kept any more; metadata "floor_offset" is the earliest that can be read."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

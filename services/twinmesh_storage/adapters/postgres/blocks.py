@@ -37,7 +37,7 @@ from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
 from twinmesh_storage.domain.merging import Merging
 from twinmesh_storage.domain.partitions import REST, Partition, partition_of, width_of
-from twinmesh_storage.domain.parts import Part, PartPage, page_of
+from twinmesh_storage.domain.parts import SUMMARY, Part, PartPage, PartSummaries, page_of, summaries_of
 from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
@@ -90,6 +90,13 @@ class BlockHistory:
         found = await self._fetch(sql.READ, arguments | _within(series, start), self._timeout_s)
         truncated = len(found) > 1 and (len(found) >= _PAGE_BLOCKS or found[-1][-1] >= max_rows)
         return page_of([to_block(row) for row in found], series, truncated=truncated)
+
+    async def summaries(self, tenant: str, series: Sequence[Series], start: int, end: int, limit: int) -> PartSummaries:
+        """See `HistoryStore.summaries`."""
+        arguments = {"tenant": tenant, "series": _ids(series), "start": start, "end": end, "limit": limit}
+        ((packed,),) = await self._fetch(sql.SUMMARIES, arguments | _within(series, start), self._timeout_s)
+        records = np.frombuffer(packed or b"", SUMMARY.newbyteorder(">")).astype(SUMMARY)
+        return summaries_of(records, series, truncated=len(records) >= limit)
 
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """See `HistoryStore.read_last`."""

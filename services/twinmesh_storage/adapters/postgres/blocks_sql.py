@@ -54,6 +54,29 @@ where b.total - b.n < %(max_rows)s or b.number <= 2
 order by b.total
 """  # noqa: S608 -- constants of this module
 
+# One value with all records, as numpy reads them: a row of Python values for each block would cost ten times as much.
+_RECORD: Final = " || ".join(
+    [f"int8send(b.{name}::bigint)" for name in ("series_id", "t0", "t1")]
+    + [f"int8send(b.{name}::bigint)" for name in ("good_count", "uncertain_count", "bad_count", "max_offset")]
+    + [
+        f"float8send(coalesce(b.{name}, 'NaN'))"
+        for name in ("min_value", "max_value", "sum_value", "m2_value", "first_value", "last_value")
+    ]
+)
+SUMMARIES: Final = f"""
+select string_agg({_RECORD}, ''::bytea order by b.rank, b.t0) from (
+    select s.rank, b.* from unnest(%(series)s::bigint[]) with ordinality as s (id, rank)
+    cross join lateral (
+        select series_id, t0, t1, good_count, uncertain_count, bad_count, max_offset,
+               min_value, max_value, sum_value, m2_value, first_value, last_value from block
+        where tenant = %(tenant)s and series_id = s.id and t0 < %(end)s and t1 >= %(start)s and {_WITHIN}
+          and t0 >= coalesce((select max(t0) from block
+                              where tenant = %(tenant)s and series_id = s.id and t0 <= %(start)s and {_WITHIN}),
+                             %(start)s)
+        order by t0 limit %(limit)s) b
+    order by s.rank, b.t0 limit %(limit)s) b
+"""  # noqa: S608 -- constants of this module
+
 READ_LAST: Final = f"""
 select {_B} from unnest(%(series)s::bigint[]) as s (id)
 cross join lateral (

@@ -9,6 +9,7 @@ from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import from_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineFilter, QuarantineRow, QuarantineState
+from twinmesh_storage.domain.ports import SeriesFilter
 from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
 
 _S: Final = "s.tenant, s.series_id, s.twin_id, s.channel, s.kind, s.unit, s.expected_interval_us"
@@ -35,9 +36,14 @@ _LIST_TWINS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.twin_id = any(%
 
 _PAGE: Final = f"""
 {_LOAD} where tenant = %(tenant)s and (%(twin)s = '' or twin_id = %(twin)s)
+  and (%(channel)s = '' or channel = %(channel)s)
+  and (cardinality(%(kinds)s::smallint[]) = 0 or kind = any(%(kinds)s))
+  and (%(newest)s::bigint is null or series_id <= %(newest)s)
   and (twin_id, channel) > (%(after_twin)s, %(after_channel)s)
 order by twin_id, channel limit %(limit)s
 """
+
+_NEWEST_ID: Final = "select coalesce(max(series_id), 0) from series where tenant = %(tenant)s"
 
 _QUARANTINE_FILTER: Final = """
 from quarantine where tenant = %(tenant)s and state = %(state)s
@@ -110,16 +116,25 @@ class PostgresSeries:
         """See `SeriesStore.list_twins`."""
         return await self._query(_LIST_TWINS, {"tenant": tenant, "twins": list(twin_ids)})
 
-    async def page(self, tenant: str, twin_id: str, after: tuple[str, str], limit: int) -> list[Series]:
+    async def page(self, tenant: str, wanted: SeriesFilter, after: tuple[str, str], limit: int) -> list[Series]:
         """See `SeriesStore.page`."""
         arguments = {
             "tenant": tenant,
-            "twin": twin_id,
+            "twin": wanted.twin_id,
+            "channel": wanted.channel,
+            "kinds": [int(kind) for kind in wanted.kinds],
+            "newest": wanted.newest_id,
             "after_twin": after[0],
             "after_channel": after[1],
             "limit": limit,
         }
         return await self._query(_PAGE, arguments)
+
+    async def newest_id(self, tenant: str) -> int:
+        """See `SeriesStore.newest_id`."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            row = await (await conn.execute(_NEWEST_ID, {"tenant": tenant})).fetchone()
+        return int(row[0]) if row else 0
 
     async def _query(self, statement: str, arguments: dict[str, Any]) -> list[Series]:
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:

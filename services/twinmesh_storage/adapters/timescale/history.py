@@ -23,7 +23,7 @@ from twinmesh_storage.adapters.timescale.tables import TABLES, Table, table_of
 from twinmesh_storage.domain.blocks import SeriesOf
 from twinmesh_storage.domain.entries import Lease
 from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
-from twinmesh_storage.domain.parts import Part, PartPage, RowsPart
+from twinmesh_storage.domain.parts import Part, PartPage, PartSummaries, RowsPart
 from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
 from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
@@ -86,6 +86,12 @@ class TimescaleHistory:
             return PartPage(parts=[RowsPart(unpacked=cut)], done=0, until=int(rows.ts[-1]))
         parts = [RowsPart(unpacked=found[s.series_id]) for s in series[:done] if s.series_id in found]
         return PartPage(parts=parts, done=done)
+
+    async def summaries(
+        self, tenant: str, series: Sequence[Series], start: int, end: int, limit: int
+    ) -> PartSummaries | None:
+        """See `HistoryStore.summaries`; this form keeps none."""
+        return None
 
     async def read_last(self, tenant: str, series: Sequence[Series]) -> list[Part]:
         """See `HistoryStore.read_last`."""
