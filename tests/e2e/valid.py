@@ -33,6 +33,14 @@ def _at(seconds_ago: float = 0.0) -> Timestamp:
     return Timestamp(seconds=_us(seconds_ago) // 1_000_000)
 
 
+def batch_of(twin_id: str) -> observation_pb2.ObservationBatch:
+    """Return the rows of `batch`, of another twin."""
+    made = batch()
+    for series in made.series:
+        series.twin_id = twin_id
+    return made
+
+
 def batch() -> observation_pb2.ObservationBatch:
     """Return two rows of each section."""
     times = [_us(20), _us(10)]
