@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from twinmesh_client.aio.watcher import GapDetected
     from twinmesh_client.connecting import connect, open_writer
     from twinmesh_client.modelling import channel, command, twin_type
+    from twinmesh_client.refusals import RefusedBatch
     from twinmesh_client.replicas import NotConverged, Position
 
 # A module must not be named as one of these: importing it would put the module in the name's place.
@@ -47,6 +48,7 @@ _LAZY = {
     "NotConverged": "twinmesh_client.replicas",
     "Position": "twinmesh_client.replicas",
     "Refused": "twinmesh_client.aio.device",
+    "RefusedBatch": "twinmesh_client.refusals",
     "WriteAck": "twinmesh_client.acks",
     "channel": "twinmesh_client.modelling",
     "command": "twinmesh_client.modelling",
@@ -78,6 +80,7 @@ __all__ = [
     "PropertySpec",
     "Quality",
     "Refused",
+    "RefusedBatch",
     "ResourceExhausted",
     "TwinType",
     "TwinmeshError",

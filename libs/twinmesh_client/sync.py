@@ -28,6 +28,7 @@ from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.portal import Portal
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
+from twinmesh_client.refusals import OnRefused, RefusedBatch
 from twinmesh_client.removals import Erasure, RetentionRule
 from twinmesh_client.replicas import (
     Command,
@@ -730,7 +731,7 @@ class Writer:
 
     @property
     def durable(self) -> int:
-        """Number up to which every batch is durable in the mesh."""
+        """Number up to which every batch is durable in the mesh, or was refused by it."""
 
         return self._source.durable
 
@@ -751,6 +752,24 @@ class Writer:
         """Batches whose record was damaged on disk: they were not sent, and are gone."""
 
         return self._source.spool_damaged
+
+    @property
+    def refused_count(self) -> int:
+        """Batches that the mesh refused for good and that were set aside, by this spool's earlier processes too."""
+
+        return self._source.refused_count
+
+    @property
+    def refused_points(self) -> int:
+        """Their rows."""
+
+        return self._source.refused_points
+
+    @property
+    def last_refusal(self) -> TwinmeshError | None:
+        """Why the last of them was refused; None when there was none in this process."""
+
+        return self._source.last_refusal
 
     @property
     def spool_cut_bytes(self) -> int:
@@ -787,7 +806,7 @@ class Writer:
             time: when it was true; None = now, by this machine's clock.
             unit: of the value, if not the channel's own.
             quality: what the source says of it.
-            kind: of the channel; None = as the value looks, and every number is a gauge's: say STATE where it is one.
+            kind: of the channel; None = as the value looks: numbers go as a gauge's, and whole ones count for a STATE.
 
         Returns:
             Tells when the row is written, and when it is durable.
@@ -824,7 +843,7 @@ class Writer:
             values: [n] numbers, truths, or texts.
             unit: of the values, if not the channel's own.
             quality: [n] `Quality` codes; None = not stated.
-            kind: of the channel; None = as the dtype says, and every number is a gauge's.
+            kind: of the channel; None = as the dtype says: numbers go as a gauge's, and whole ones count for a STATE.
         """
 
         return Taken(
@@ -840,7 +859,7 @@ class Writer:
         return Taken(self._portal, self._portal.run(self._source.observe_batch(batch)))
 
     def write(self, batch: ObservationBatch) -> int:
-        """Take one batch as it is and return its number, its sequence unless there is a spool.
+        """Take one batch as it is and return its number: its sequence, unless there is a spool or one was refused.
 
         Waits while too much is unacknowledged. With a spool the batch is on disk when this returns.
 
@@ -893,9 +912,19 @@ class Writer:
         return self._portal.run(self._source.sync())
 
     def until_durable(self, number: int) -> None:
-        """Wait until every batch up to this number is durable in the mesh; raises as `write`."""
+        """Wait until every batch up to this number is durable in the mesh, or refused by it; raises as `write`."""
 
         self._portal.run(self._source.until_durable(number))
+
+    def refused_batches(self) -> list[RefusedBatch]:
+        """Return the refused batches that the spool keeps, oldest first; none without a spool."""
+
+        return self._portal.run(self._source.refused_batches())
+
+    def forget_refused(self) -> None:
+        """Remove them from the spool, when they were looked at; the counts stay."""
+
+        self._portal.run(self._source.forget_refused())
 
     def resumed(self) -> int:
         """Wait for the first session and return the producer's last durable number: go on behind it.
@@ -1133,6 +1162,7 @@ class Mesh:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
+        on_refused: OnRefused | None = None,
         patience_s: float | None = None,
         gather_rows: int = GATHER_ROWS,
         gather_delay_s: float = GATHER_DELAY_S,
@@ -1148,7 +1178,9 @@ class Mesh:
         Args:
             producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
             backfill: declares recorded history: times back to 1970 are accepted.
-            on_ack: called after each acknowledgement.
+            on_ack: called after each acknowledgement; one may be of several batches.
+            on_refused: told of each batch that the mesh refuses for good, after which the session goes on without it;
+                with a spool it does so anyhow, and keeps them. Without either such a batch ends the session.
             patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
             gather_rows: `observe` closes a batch at so many rows.
             gather_delay_s: or when its first row is so old.
@@ -1172,6 +1204,7 @@ class Mesh:
                     producer_id,
                     backfill=backfill,
                     on_ack=on_ack,
+                    on_refused=on_refused,
                     patience_s=patience_s,
                     gather_rows=gather_rows,
                     gather_delay_s=gather_delay_s,

@@ -37,6 +37,7 @@ class Status:
         batches_waiting: taken and not yet acknowledged, as of the last line.
         spooled_bytes: of the spool on disk.
         batches_damaged: that were damaged on disk and not sent.
+        batches_refused: that the mesh refused as a whole, kept aside in the spool.
         restarts: how often the source was opened again.
         last_error: of the source or the mesh; empty when there was none.
         note: what the connector wants people to know now, e.g. its progress.
@@ -51,6 +52,7 @@ class Status:
     batches_waiting: int = 0
     spooled_bytes: int = 0
     batches_damaged: int = 0
+    batches_refused: int = 0
     restarts: int = 0
     last_error: str = ""
     note: str = ""
@@ -75,6 +77,9 @@ class Status:
             self.batches_waiting = writer.taken - writer.durable
             self.spooled_bytes = writer.spool_bytes
             self.batches_damaged = writer.spool_damaged
+            self.batches_refused = writer.refused_count
+            if writer.last_refusal is not None:
+                self.last_error = writer.last_refusal.message
             if not writer.connected and writer.last_error is not None:
                 self.last_error = writer.last_error.message
 
@@ -96,6 +101,8 @@ class Status:
             parts.append(f"spool {self.spooled_bytes:,} B")
         if self.batches_damaged:
             parts.append(f"DAMAGED ON DISK {self.batches_damaged:,} batches")
+        if self.batches_refused:
+            parts.append(f"REFUSED BY THE MESH {self.batches_refused:,} batches")
         if self.rows_dropped:
             parts.append("dropped " + ", ".join(f"{n:,} {why}" for why, n in sorted(self.rows_dropped.items())))
         if self.restarts:
@@ -119,6 +126,7 @@ class Status:
             "batches_waiting": self.batches_waiting,
             "spooled_bytes": self.spooled_bytes,
             "batches_damaged": self.batches_damaged,
+            "batches_refused": self.batches_refused,
             "restarts": self.restarts,
             "last_error": self.last_error,
             "note": self.note,

@@ -22,6 +22,7 @@ from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
+from twinmesh_client.refusals import OnRefused
 from twinmesh_client.removals import Erasure, RetentionRule, erasure, retention_request, retention_rule
 from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
@@ -278,6 +279,7 @@ class Mesh:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
+        on_refused: OnRefused | None = None,
         patience_s: float | None = None,
         gather_rows: int = GATHER_ROWS,
         gather_delay_s: float = GATHER_DELAY_S,
@@ -293,7 +295,9 @@ class Mesh:
         Args:
             producer_id: one per source of ordered batches; a newer session of the same producer fences this one.
             backfill: declares recorded history: times back to 1970 are accepted.
-            on_ack: called after each acknowledgement.
+            on_ack: called after each acknowledgement; one may be of several batches.
+            on_refused: told of each batch that the mesh refuses for good, after which the session goes on without it;
+                with a spool it does so anyhow, and keeps them. Without either such a batch ends the session.
             patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
             gather_rows: `observe` closes a batch at so many rows.
             gather_delay_s: or when its first row is so old.
@@ -314,6 +318,7 @@ class Mesh:
             producer_id,
             backfill=backfill,
             on_ack=on_ack,
+            on_refused=on_refused,
             patience_s=patience_s,
             gather_rows=gather_rows,
             gather_delay_s=gather_delay_s,

@@ -15,6 +15,7 @@ from twinmesh_client.aio.mesh import Mesh, connect_async
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
+from twinmesh_client.refusals import OnRefused
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import open_channel
 
@@ -60,6 +61,7 @@ async def open_writer_async(
     prepare: Prepare | None = None,
     backfill: bool = False,
     on_ack: Callable[[WriteAck], None] | None = None,
+    on_refused: OnRefused | None = None,
     patience_s: float | None = None,
     gather_rows: int = GATHER_ROWS,
     gather_delay_s: float = GATHER_DELAY_S,
@@ -79,7 +81,9 @@ async def open_writer_async(
         prepare: called once with the mesh when it is there, before anything is sent: creates twins, say. What it raises
             is tried again as a lost connection is, or ends the session, by its kind.
         backfill: declares recorded history: times back to 1970 are accepted.
-        on_ack: called after each acknowledgement.
+        on_ack: called after each acknowledgement; one may be of several batches.
+        on_refused: told of each batch that the mesh refuses for good, after which the session goes on without it;
+            with a spool it does so anyhow, and keeps them. Without either such a batch ends the session.
         patience_s: how long the mesh may be away before it gives up; None = 120 s, with a spool for ever.
         gather_rows: `observe` closes a batch at so many rows.
         gather_delay_s: or when its first row is so old.
@@ -102,6 +106,7 @@ async def open_writer_async(
             producer_id,
             backfill=backfill,
             on_ack=on_ack,
+            on_refused=on_refused,
             patience_s=patience_s,
             gather_rows=gather_rows,
             gather_delay_s=gather_delay_s,

@@ -11,6 +11,7 @@ import grpc.aio
 from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh_client.acks import WriteAck, total, write_ack
 from twinmesh_client.aio.backlog import Backlog
+from twinmesh_client.refusals import OnRefused, refuses
 from twinmesh_client.transport import rpc_errors
 from twinmesh_core.errors import (
     DeadlineExceeded,
@@ -37,7 +38,9 @@ class Session:
         channel: to the ingestion service, or what finds it.
         producer_id: whose session it is.
         backlog: what is sent.
-        on_ack: called after each acknowledgement.
+        on_ack: called after each acknowledgement; one may be of several batches.
+        on_refused: told of each batch that the mesh refuses for good; the session goes on without it.
+        sets_aside: whether it does so; else such a batch ends the session.
         patience_s: how long something may wait in vain before it ends for good.
         silence_s: a session that says nothing for so long is opened anew.
     """
@@ -49,6 +52,8 @@ class Session:
         backlog: Backlog,
         *,
         on_ack: Callable[[WriteAck], None] | None,
+        on_refused: OnRefused | None,
+        sets_aside: bool,
         patience_s: float,
         silence_s: float,
     ) -> None:
@@ -56,6 +61,12 @@ class Session:
         self._producer_id = producer_id
         self._backlog = backlog
         self._on_ack = on_ack
+        self._on_refused = on_refused
+        self._sets_aside = sets_aside
+        self._refused: tuple[int, TwinmeshError] | None = None
+        """Sequence and fault of a batch that was refused, until the next welcome says that it is not durable."""
+        self._welcomed: int | None = None
+        """Last durable sequence of the session that is open, or was the last one."""
         self._patience_s = patience_s
         self._silence_s = silence_s
         self._heard_s = 0.0
@@ -63,6 +74,8 @@ class Session:
         self.failure: TwinmeshError | None = None
         self.last_error: TwinmeshError | None = None
         self.connected = False
+        self._in_session = False
+        """Whether the session that is open, or ended last, was welcomed."""
         self.acknowledged = WriteAck()
         self.reconnects = 0
         self.replayed = 0
@@ -88,7 +101,9 @@ class Session:
                     if self._heard_s > heard_before:
                         pause_s = FIRST_PAUSE_S
                     waiting = self._backlog.durable < self._backlog.taken or not self._backlog.started
-                    if not _mends(error) or (waiting and loop.time() - self._heard_s > self._patience_s):
+                    if not (_mends(error) or self._goes_on_without(error)) or (
+                        waiting and loop.time() - self._heard_s > self._patience_s
+                    ):
                         await self.fail(error)
                         return
                     self.reconnects += 1
@@ -102,6 +117,18 @@ class Session:
                 Internal("The writer failed by a defect of the SDK; what it had not had acknowledged may be lost.")
             )
             raise
+
+    def _goes_on_without(self, error: TwinmeshError) -> bool:
+        """Whether the session may go on when a batch is set aside; notes which one, as soon as that is certain."""
+        if not self._sets_aside or not self._in_session or not refuses(error):
+            return False
+        window = self._backlog.window
+        if window.sent == 1:
+            self._refused = window.items[0].sequence, error
+        elif window.sent:
+            # Acknowledgements may be lost with the session: only a batch that is alone is surely the one.
+            window.alone_until = window.items[window.sent - 1].sequence
+        return window.sent > 0
 
     async def fail(self, failure: TwinmeshError) -> None:
         """End for good: whoever waits must hear of it."""
@@ -119,10 +146,11 @@ class Session:
         return call()
 
     async def _run_once(self) -> None:
+        self._in_session = False
         opened = await self._open()
         try:
             await self._welcome(opened)
-            self.connected = True
+            self.connected = self._in_session = True
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self._send(opened)), group.create_task(self._watch_for_silence())]
                 group.create_task(self._receive(opened, helpers))
@@ -135,7 +163,9 @@ class Session:
             opened.cancel()
 
     async def _welcome(self, opened: _Stream) -> None:
-        hello = ingestion_pb2.WriteStreamRequest(hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id))
+        hello = ingestion_pb2.WriteStreamRequest(
+            hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id, ack_ranges=True)
+        )
         try:
             async with asyncio.timeout(self._silence_s):
                 with rpc_errors():
@@ -147,14 +177,37 @@ class Session:
             raise Unavailable("The session ended before it was opened.") from None
         if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
             raise Unavailable("The server ended the session without a welcome.")
-        self.durable_without_ack += await self._backlog.start(first.welcome.last_sequence)
+        await self._begin(first.welcome)
+
+    async def _begin(self, welcome: ingestion_pb2.ProducerWelcome) -> None:
+        durable, window = welcome.last_sequence, self._backlog.window
+        ask_again = True
+        if self._refused is not None:
+            sequence, error = self._refused
+            if durable < sequence:
+                refused = await self._backlog.set_aside(sequence, error)
+                if refused is not None and self._on_refused is not None:
+                    self._on_refused(refused)
+            # Else it is durable in spite of all, and must not be asked about.
+            ask_again = durable < sequence
+            self._refused = None
+        elif durable == self._welcomed and window.sent:
+            # A session that brought nothing about may have been ended by a batch, which the transport can hide.
+            window.alone_until = window.items[window.sent - 1].sequence
+        self._welcomed = durable
+        self.durable_without_ack += await self._backlog.start(
+            durable,
+            ask_again=ask_again,
+            points=welcome.max_in_flight_points,
+            byte_count=welcome.max_in_flight_bytes,
+        )
 
     async def _send(self, opened: _Stream) -> None:
         while True:
             item = await self._backlog.next()
             try:
                 with rpc_errors():
-                    await opened.write(item.message)
+                    await opened.write(item.message())
             except (asyncio.InvalidStateError, TwinmeshError):
                 # The call has ended; the reader knows why, and a new session sends this one again.
                 return

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from twinmesh_client.aio.backlog import Item, Window, batch_message, copied, fenced, rewound
+from twinmesh_client.aio.backlog import Item, Window, copied, fenced, rewound
 from twinmesh_client.limits import MAX_UNACKED_BYTES, MAX_UNACKED_POINTS, SPOOL_MAX_BYTES
+from twinmesh_client.refusals import Refusals, RefusedBatch
 from twinmesh_client.spool.spool import SEGMENT_BYTES, Batch, Cursor, Spool, disk_error
 from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable, invalid_field
 from twinmesh_core.ids import require_producer_id
@@ -81,6 +82,7 @@ class SpoolBacklog:
         self.changed = asyncio.Condition()
         self.window = Window()
         self.started = False
+        self.refusals = Refusals()
         self._producer_id = require_producer_id(producer_id)
         self._options = options
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="twinmesh-spool")
@@ -102,10 +104,13 @@ class SpoolBacklog:
                 fsync=options.fsync,
                 keep_bytes=options.keep_bytes,
                 segment_bytes=min(SEGMENT_BYTES, options.max_bytes // 8),
+                refused_bytes=options.max_bytes // 4,
             )
         )
         self._on_disk = self._spool.next_number - 1
         self._durable = self._spool.first_number - 1
+        state = self._spool.state
+        self.refusals.batches, self.refusals.points = state.refused, state.refused_points
 
     async def close(self) -> None:
         """Let go of the directory."""
@@ -122,7 +127,7 @@ class SpoolBacklog:
 
     @property
     def durable(self) -> int:
-        """Number up to which all are durable in the mesh, or were lost."""
+        """Number up to which all are durable in the mesh, or were lost or refused."""
         return self._durable
 
     @property
@@ -133,14 +138,14 @@ class SpoolBacklog:
     @property
     def damaged(self) -> int:
         """Batches that were damaged on disk and not sent."""
-        return self._spool.state.lost_count
+        return self._spool.state.lost_count - self._spool.state.refused
 
     @property
     def cut_bytes(self) -> int:
         """Bytes at the end that a killed process had only begun to write."""
         return self._spool.cut_bytes
 
-    async def start(self, durable: int) -> int:
+    async def start(self, durable: int, *, ask_again: bool, points: int = 0, byte_count: int = 0) -> int:
         """Go on after what the mesh says is durable; the first time ever, this settles which sequences ours are."""
         state = self._spool.state
         first = self._spool.first_number
@@ -155,17 +160,35 @@ class SpoolBacklog:
             await self._run(lambda: self._spool.adopt(base))
             self.window.clear()
         async with self.changed:
-            unheard = self.window.settle(durable - 1)
-            if self.window.items and self.window.items[0].sequence <= durable + 1:
-                self.window.send_again()
-            else:
+            unheard = self.window.settle(durable - ask_again)
+            if not self.window.items or self.window.items[0].sequence > durable + 1:
                 self.window.clear()
                 self._cursor = Cursor(state.number_of(durable) + 1)
+            self.window.grant(points, byte_count)
             self._durable = state.number_of(durable)
             self.started = True
             self.changed.notify_all()
         await self._release()
         return unheard
+
+    async def set_aside(self, sequence: int, error: TwinmeshError) -> RefusedBatch | None:
+        """Keep a refused batch in the spool's file for such; those behind it are read again, with new sequences."""
+        async with self.changed:
+            number = self._spool.state.number_of(sequence - 1) + 1
+            refused = await self._run(lambda: self._spool.set_aside(number, error))
+            self.window.clear()
+            self._cursor = Cursor(number + 1)
+            if refused is not None:
+                self.refusals.add(refused)
+            return refused
+
+    async def refused(self) -> list[RefusedBatch]:
+        """Return the refused batches that are kept, oldest first."""
+        return await self._run(self._spool.refused.load)
+
+    async def forget_refused(self) -> None:
+        """Remove them from the disk."""
+        await self._run(self._spool.refused.clear)
 
     async def put(self, columns: bytes, points: int, *, backfill: bool) -> int:
         """Take one batch and return its number when it is on disk; waits for room, or raises where that was chosen."""
@@ -188,6 +211,9 @@ class SpoolBacklog:
         """Return the next batch to send, from memory or from disk."""
         async with self.changed:
             while (item := self.window.next()) is None:
+                if self.window.unsent:
+                    await self.changed.wait()
+                    continue
                 await self.changed.wait_for(self._may_read)
                 await self._read()
             return item
@@ -238,9 +264,7 @@ class SpoolBacklog:
         records, self._cursor = await self._run(lambda: self._spool.read(cursor, READ_BYTES))
         state = self._spool.state
         for record in records:
-            sequence = state.sequence_of(record.number)
-            message = batch_message(sequence, record.body, backfill=record.backfill)
-            self.window.add(Item(sequence, message, record.points))
+            self.window.add(Item(state.sequence_of(record.number), record.body, record.points, record.backfill))
         if not self.window.items:
             # Nothing whole is left: what was damaged must not be waited for.
             self._durable = self._on_disk

@@ -20,6 +20,7 @@ from twinmesh_client.aio.spooling import SpoolBacklog, SpoolOptions
 from twinmesh_client.durations import Moment, moment_us
 from twinmesh_client.gathering import column_batch, pieces
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, LINGER_S, PATIENCE_S
+from twinmesh_client.refusals import OnRefused, RefusedBatch
 from twinmesh_client.transport import MAX_MESSAGE_BYTES
 from twinmesh_core.errors import FailedPrecondition, Internal, Reason, ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.kinds import ChannelKind
@@ -51,6 +52,7 @@ class Writer:
         *,
         backfill: bool = False,
         on_ack: Callable[[WriteAck], None] | None = None,
+        on_refused: OnRefused | None = None,
         patience_s: float | None = None,
         silence_s: float = SILENCE_S,
         gather_rows: int = GATHER_ROWS,
@@ -63,9 +65,16 @@ class Writer:
         if patience_s is None:
             patience_s = PATIENCE_S if spool is None else math.inf
         self._session = Session(
-            channel, producer_id, self._backlog, on_ack=on_ack, patience_s=patience_s, silence_s=silence_s
+            channel,
+            producer_id,
+            self._backlog,
+            on_ack=on_ack,
+            on_refused=on_refused,
+            sets_aside=spool is not None or on_refused is not None,
+            patience_s=patience_s,
+            silence_s=silence_s,
         )
-        self._pump = Pump(self._put, self.until_durable, rows=gather_rows, delay_s=gather_delay_s)
+        self._pump = Pump(self._put, self._until_stored, rows=gather_rows, delay_s=gather_delay_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._abandoned = False
 
@@ -111,7 +120,7 @@ class Writer:
 
     @property
     def durable(self) -> int:
-        """Number up to which every batch is durable in the mesh."""
+        """Number up to which every batch is durable in the mesh, or was refused by it."""
         return self._backlog.durable
 
     @property
@@ -128,6 +137,21 @@ class Writer:
     def spool_damaged(self) -> int:
         """Batches whose record was damaged on disk: they were not sent, and are gone."""
         return 0 if self._spool is None else self._spool.damaged
+
+    @property
+    def refused_count(self) -> int:
+        """Batches that the mesh refused for good and that were set aside, by this spool's earlier processes too."""
+        return self._backlog.refusals.batches
+
+    @property
+    def refused_points(self) -> int:
+        """Their rows."""
+        return self._backlog.refusals.points
+
+    @property
+    def last_refusal(self) -> TwinmeshError | None:
+        """Why the last of them was refused; None when there was none in this process."""
+        return self._backlog.refusals.last
 
     @property
     def spool_cut_bytes(self) -> int:
@@ -182,7 +206,7 @@ class Writer:
             time: when it was true; None = now, by this machine's clock.
             unit: of the value, if not the channel's own.
             quality: what the source says of it.
-            kind: of the channel; None = as the value looks, and every number is a gauge's: say STATE where it is one.
+            kind: of the channel; None = as the value looks: numbers go as a gauge's, and whole ones count for a STATE.
 
         Returns:
             Tells when the row is written, and when it is durable.
@@ -216,7 +240,7 @@ class Writer:
             values: [n] numbers, truths, or texts.
             unit: of the values, if not the channel's own.
             quality: [n] `Quality` codes; None = not stated.
-            kind: of the channel; None = as the dtype says, and every number is a gauge's.
+            kind: of the channel; None = as the dtype says: numbers go as a gauge's, and whole ones count for a STATE.
         """
         batch = column_batch(twin_id, channel, times, values, unit=unit, quality=quality, kind=kind)
         return await self.observe_batch(batch)
@@ -237,7 +261,7 @@ class Writer:
         return self._pump.add_batch(batch)
 
     async def write(self, batch: ObservationBatch) -> int:
-        """Take one batch as it is and return its number, its sequence unless there is a spool.
+        """Take one batch as it is and return its number: its sequence, unless there is a spool or one was refused.
 
         Waits while too much is unacknowledged. With a spool the batch is on disk when this returns.
 
@@ -303,10 +327,19 @@ class Writer:
         return self._backlog.taken
 
     async def until_durable(self, number: int) -> None:
-        """Wait until every batch up to this number is durable in the mesh; raises as `write`."""
+        """Wait until every batch up to this number is durable in the mesh, or refused by it; raises as `write`."""
         async with self._backlog.changed:
             await self._backlog.changed.wait_for(lambda: self.failure is not None or self._backlog.durable >= number)
             self._raise_failure()
+
+    async def refused_batches(self) -> list[RefusedBatch]:
+        """Return the refused batches that the spool keeps, oldest first; none without a spool."""
+        return [] if self._spool is None else await self._spool.refused()
+
+    async def forget_refused(self) -> None:
+        """Remove them from the spool, when they were looked at; the counts stay."""
+        if self._spool is not None:
+            await self._spool.forget_refused()
 
     async def resumed(self) -> int:
         """Wait for the first session and return the producer's last durable number: go on behind it.
@@ -321,6 +354,12 @@ class Writer:
     def abandon(self) -> None:
         """Give up what is not yet acknowledged: leaving the session no longer waits for it."""
         self._abandoned = True
+
+    async def _until_stored(self, number: int) -> None:
+        await self.until_durable(number)
+        refusal = self._backlog.refusals.error_of(number)
+        if refusal is not None:
+            raise copied(refusal)
 
     async def _leave(self) -> None:
         if self._spool is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time as clock
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from twinmesh_client.refusals import RefusedBatch
 from twinmesh_client.spool import records, state
 from twinmesh_client.spool.records import Record
+from twinmesh_client.spool.refused import MAX_BYTES, RefusedFile
 from twinmesh_core.errors import DataLoss, FailedPrecondition, ResourceExhausted, TwinmeshError, Unavailable
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
@@ -60,6 +63,7 @@ class Spool:
             the end of this process, but not that of the machine.
         keep_bytes: acknowledged batches to keep at most, for a mesh that is restored from a backup.
         segment_bytes: a file is full at this size.
+        refused_bytes: bound of the file of refused batches.
 
     Raises:
         FailedPrecondition: another process has it open (its pid is named), or it is another producer's.
@@ -74,11 +78,14 @@ class Spool:
         fsync: bool = True,
         keep_bytes: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
+        refused_bytes: int = MAX_BYTES,
     ) -> None:
         self._directory = directory
         self._fsync = fsync
         self._keep_bytes = keep_bytes
         self._segment_bytes = segment_bytes
+        self.refused = RefusedFile(directory, refused_bytes)
+        """Batches that the mesh refused."""
         self._lock = _lock(directory)
         try:
             self._state = state.load(directory, producer_id)
@@ -149,7 +156,8 @@ class Spool:
     def read(self, cursor: Cursor, max_bytes: int) -> tuple[list[Record], Cursor]:
         """Return the next whole batches, at least one unless none is left, and where to go on.
 
-        What is damaged is passed over, and noted in `state.lost` durably before anything behind it is returned.
+        What was refused is passed over. So is what is damaged, and noted in `state.lost` durably before anything behind
+        it is returned.
         """
         found: list[Record] = []
         size = 0
@@ -158,8 +166,10 @@ class Spool:
         for segment, end, record in self._walk(cursor):
             if record.number > number:
                 damaged |= self._state.lose(number, record.number - 1)
-            found.append(record)
-            number, size = record.number + 1, size + len(record.body)
+            number = record.number + 1
+            if not self._state.is_lost(record.number):
+                found.append(record)
+                size += len(record.body)
             cursor = Cursor(number, segment.first, end)
             if size >= max_bytes:
                 break
@@ -170,6 +180,37 @@ class Spool:
         if damaged:
             state.save(self._directory, self._state)
         return found, cursor
+
+    def set_aside(self, number: int, error: TwinmeshError) -> RefusedBatch | None:
+        """Keep a batch that the mesh refused in a file of its own, and give its sequence to the next one, durably.
+
+        A process that is killed in between sends the batch again, is refused again, and keeps it once.
+
+        Returns:
+            What was refused; None = it is damaged by now, and counts as that.
+
+        Raises:
+            ResourceExhausted: no room for it there.
+        """
+        records, _ = self.read(Cursor(number), 1)
+        if not records or records[0].number != number:
+            return None
+        record = records[0]
+        refused = RefusedBatch(
+            number=number,
+            points=record.points,
+            backfill=record.backfill,
+            time_unix_us=clock.time_ns() // 1_000,
+            error=error,
+            columns=record.body,
+        )
+        self.refused.append(refused)
+        self._state.lose(number, number)
+        self._state.refused += 1
+        self._state.refused_points += record.points
+        self._state.forget(self.first_number)
+        state.save(self._directory, self._state)
+        return refused
 
     def holds_only_durable(self, number: int) -> bool:
         """Return whether `release` up to this number would remove a file; may be asked from any thread."""

@@ -22,17 +22,38 @@ class State:
     Attributes:
         producer_id: whose batches these are.
         base: sequence of number n is base + n - (lost numbers up to n); None before the first contact.
-        lost: ranges of numbers, both ends included and ascending, that were damaged on disk and never sent.
+        lost: ranges of numbers, both ends included and ascending, that have no sequence: damaged on disk and never
+            sent, or refused by the mesh.
+        forgotten: lost numbers that are no longer listed, but taken off `base`.
+        refused: batches that the mesh refused; they count among the lost ones.
+        refused_points: their rows.
     """
 
     producer_id: str
     base: int | None = None
     lost: list[tuple[int, int]] = field(default_factory=list)
+    forgotten: int = 0
+    refused: int = 0
+    refused_points: int = 0
 
     @property
     def lost_count(self) -> int:
-        """Batches that were damaged on disk and not sent."""
-        return sum(last - first + 1 for first, last in self.lost)
+        """Batches that have no sequence."""
+        return self.forgotten + sum(last - first + 1 for first, last in self.lost)
+
+    def is_lost(self, number: int) -> bool:
+        """Return whether a number has no sequence."""
+        return any(first <= number <= last for first, last in self.lost)
+
+    def forget(self, number: int) -> None:
+        """List lost numbers below this one no longer: nobody asks for sequences before it."""
+        if self.base is None:
+            return
+        gone = [(first, last) for first, last in self.lost if last < number]
+        count = sum(last - first + 1 for first, last in gone)
+        self.lost = self.lost[len(gone) :]
+        self.base -= count
+        self.forgotten += count
 
     def sequence_of(self, number: int) -> int:
         """Return the producer's sequence of a number; for a lost one that of the whole one before it."""
@@ -77,6 +98,9 @@ def load(directory: Path, producer_id: str) -> State:
             producer_id=str(body["producer_id"]),
             base=None if body["base"] is None else int(body["base"]),
             lost=[(int(first), int(last)) for first, last in body["lost"]],
+            forgotten=int(body.get("forgotten", 0)),
+            refused=int(body.get("refused", 0)),
+            refused_points=int(body.get("refused_points", 0)),
         )
     except (ValueError, KeyError, TypeError):
         raise DataLoss(
@@ -95,7 +119,14 @@ def load(directory: Path, producer_id: str) -> State:
 
 def save(directory: Path, state: State) -> None:
     """Replace the file at once and for good: after a crash the old or the new one is there."""
-    body = {"producer_id": state.producer_id, "base": state.base, "lost": [list(pair) for pair in state.lost]}
+    body = {
+        "producer_id": state.producer_id,
+        "base": state.base,
+        "lost": [list(pair) for pair in state.lost],
+        "forgotten": state.forgotten,
+        "refused": state.refused,
+        "refused_points": state.refused_points,
+    }
     text = json.dumps({"format": _FORMAT, "crc32": _checksum(body), "state": body})
     partial = directory / f".{_NAME}"
     with partial.open("w", encoding="utf-8") as file:

@@ -51,6 +51,13 @@ class FakeIngestion:
         self.sessions = 0
         self.fault: Callable[[int], str | TwinmeshError | None] = lambda _sequence: None
         """Asked before each batch: None, an error to end with, ``lose`` (store, then break), or ``hang``."""
+        self.poison: Callable[[list[float]], TwinmeshError | None] = lambda _values: None
+        """Asked for each batch by its values: an error ends the session and moves no sequence."""
+        self.acks_per_message = 1
+        """Batches that one acknowledgement covers, where the producer asks for ranges."""
+        self.acks_sent = 0
+        self.credits = (0, 0)
+        """Points and bytes that the welcome grants; 0 = an older server, which says nothing of it."""
         self.refuse: TwinmeshError | None = None
         self.hold = asyncio.Event()
         self.hold.set()
@@ -62,8 +69,14 @@ class FakeIngestion:
         hello = ingestion_pb2.WriteStreamRequest.FromString(await anext(requests)).hello
         producer = self.producers.setdefault(hello.producer_id, Producer())
         yield ingestion_pb2.WriteStreamResponse(
-            welcome=ingestion_pb2.ProducerWelcome(epoch=self.sessions, last_sequence=producer.last_sequence)
+            welcome=ingestion_pb2.ProducerWelcome(
+                epoch=self.sessions,
+                last_sequence=producer.last_sequence,
+                max_in_flight_points=self.credits[0],
+                max_in_flight_bytes=self.credits[1],
+            )
         ).SerializeToString()
+        range_points, range_first = 0, 0
         async for data in requests:
             batch = ingestion_pb2.WriteStreamRequest.FromString(data).batch
             await self.hold.wait()
@@ -71,6 +84,9 @@ class FakeIngestion:
             fault = self.fault(batch.sequence)
             if isinstance(fault, TwinmeshError):
                 await abort(context, fault)
+            poisoned = self.poison(list(batch.batch.doubles.value))
+            if poisoned is not None:
+                await abort(context, poisoned)
             if fault == "hang":
                 await asyncio.sleep(60)
             if batch.sequence > producer.last_sequence + 1:
@@ -83,9 +99,19 @@ class FakeIngestion:
             producer.last_sequence = max(producer.last_sequence, batch.sequence)
             if fault == "lose":
                 await abort(context, Unavailable("the connection broke"))
+            if hello.ack_ranges and not replayed and self.acks_per_message > 1:
+                range_points, range_first = range_points + points, range_first or batch.sequence
+                if batch.sequence % self.acks_per_message:
+                    continue
+                points, first = range_points, range_first
+                range_points, range_first = 0, 0
+            else:
+                first = 0
+            self.acks_sent += 1
             yield ingestion_pb2.WriteStreamResponse(
                 ack=ingestion_pb2.ProducerAck(
                     sequence=batch.sequence,
+                    first_sequence=first,
                     ack=ingestion_pb2.WriteAck(accepted_count=points, offset=batch.sequence, replayed=replayed),
                 )
             ).SerializeToString()

@@ -226,3 +226,54 @@ async def test_an_empty_batch_is_not_sent(client, fake):
         assert await w.write(ObservationBatch()) == 0
         assert (await w.flush()).accepted == 0
     assert fake.ingestion.deliveries == []
+
+
+async def test_the_servers_credits_bound_what_is_on_its_way(client, fake):
+    fake.ingestion.credits = (35, 0)
+    async with writer(client) as w:
+        fake.ingestion.hold.clear()
+        for _ in range(6):
+            await w.write(batch())
+        await asyncio.sleep(0.05)
+        assert (w._backlog.window.sent, w._backlog.window.unsent) == (3, 3)
+        fake.ingestion.hold.set()
+        assert (await w.flush()).accepted == 60
+        # One batch always fits, however large.
+        await w.write(batch(100))
+        assert (await w.flush()).accepted == 160
+
+
+async def test_credits_in_bytes_bound_likewise(client, fake):
+    fake.ingestion.credits = (0, 700)
+    async with writer(client) as w:
+        fake.ingestion.hold.clear()
+        for _ in range(6):
+            await w.write(batch())
+        await asyncio.sleep(0.05)
+        assert w._backlog.window.sent == 700 // (w._backlog.window.bytes // 6) < 6
+        fake.ingestion.hold.set()
+        assert (await w.flush()).accepted == 60
+
+
+async def test_one_acknowledgement_may_be_of_several_batches(client, fake):
+    fake.ingestion.acks_per_message = 5
+    acks: list[tm.WriteAck] = []
+    async with writer(client, on_ack=acks.append) as w:
+        for n in range(1, 11):
+            await w.write(batch(n))
+        total = await w.flush()
+        assert (total.accepted, total.offset, w.durable) == (55, 10, 10)
+    assert [ack.accepted for ack in acks] == [15, 40]
+    assert fake.ingestion.acks_sent == 2
+
+
+async def test_a_range_whose_acknowledgement_was_lost_is_accounted_for(client, fake):
+    fake.ingestion.acks_per_message = 5
+    fake.ingestion.fault = once(8, "lose")
+    async with writer(client) as w:
+        for _ in range(10):
+            await w.write(batch())
+        total = await w.flush()
+        # 1 to 5 were acknowledged; 6 and 7 are durable; 8 was answered again; 9 and 10 anew.
+        assert (total.accepted, w.durable_without_ack, w.replayed) == (80, 20, 1)
+    assert fake.ingestion.producers["p"].points == dict.fromkeys(range(1, 11), 10)
