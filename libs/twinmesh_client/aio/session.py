@@ -113,9 +113,7 @@ class Session:
             await self.fail(Unavailable("The writer was closed."))
             raise
         except Exception:
-            await self.fail(
-                Internal("The writer failed by a defect of the SDK; what it had not had acknowledged may be lost.")
-            )
+            await self.fail_by_defect()
             raise
 
     def _goes_on_without(self, error: TwinmeshError) -> bool:
@@ -137,6 +135,11 @@ class Session:
         self._backlog.end(self.failure)
         async with self._backlog.changed:
             self._backlog.changed.notify_all()
+
+    async def fail_by_defect(self) -> None:
+        """End because the SDK itself failed."""
+        text = "The writer failed by a defect of the SDK; what it had not had acknowledged may be lost."
+        await self.fail(Internal(text))
 
     async def _open(self) -> _Stream:
         channel = await self._channel() if callable(self._channel) else self._channel

@@ -22,7 +22,7 @@ from twinmesh_client.gathering import column_batch, pieces
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, LINGER_S, PATIENCE_S
 from twinmesh_client.refusals import OnRefused, RefusedBatch
 from twinmesh_client.transport import MAX_MESSAGE_BYTES
-from twinmesh_core.errors import FailedPrecondition, Internal, Reason, ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.errors import FailedPrecondition, Reason, ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import MAX_ROWS, ObservationBatch
 from twinmesh_core.quality import Quality
@@ -247,9 +247,9 @@ class Writer:
 
     async def observe_batch(self, batch: ObservationBatch) -> Taken:
         """Take the rows of a batch, gathered with others where it is small; else as `observe`."""
-        parts = pieces(batch, MAX_PIECE_ROWS)
-        taken = await self._observe_piece(parts[0])
-        for part in parts[1:]:
+        first, *others = pieces(batch, MAX_PIECE_ROWS)
+        taken = await self._observe_piece(first)
+        for part in others:
             taken = await self._observe_piece(part)
         return taken
 
@@ -271,9 +271,7 @@ class Writer:
             TwinmeshError: the session ended for good (fenced by a newer one, or the mesh was away for too long).
         """
         await self._pump.drain()
-        if not batch.point_count():
-            return self._backlog.taken
-        return await self._put(batch)
+        return await self._put(batch) if batch.point_count() else self.taken
 
     async def write_frame(
         self,
@@ -316,20 +314,19 @@ class Writer:
 
     async def flush(self) -> WriteAck:
         """Wait until everything taken is durable; returns the sum of all acknowledgements so far; raises as `write`."""
-        await self._pump.drain()
-        await self.until_durable(self._backlog.taken)
+        await self.until_durable(await self.sync())
         return self.acknowledged
 
     async def sync(self) -> int:
         """Wait until everything taken is written: with a spool on disk; returns the number of the last batch."""
         await self._pump.drain()
         self._raise_failure()
-        return self._backlog.taken
+        return self.taken
 
     async def until_durable(self, number: int) -> None:
         """Wait until every batch up to this number is durable in the mesh, or refused by it; raises as `write`."""
         async with self._backlog.changed:
-            await self._backlog.changed.wait_for(lambda: self.failure is not None or self._backlog.durable >= number)
+            await self._backlog.changed.wait_for(lambda: self.failure is not None or self.durable >= number)
             self._raise_failure()
 
     async def refused_batches(self) -> list[RefusedBatch]:
@@ -357,8 +354,7 @@ class Writer:
 
     async def _until_stored(self, number: int) -> None:
         await self.until_durable(number)
-        refusal = self._backlog.refusals.error_of(number)
-        if refusal is not None:
+        if (refusal := self._backlog.refusals.error_of(number)) is not None:
             raise copied(refusal)
 
     async def _leave(self) -> None:
@@ -399,7 +395,5 @@ class Writer:
         try:
             await work()
         except Exception:
-            await self._session.fail(
-                Internal("The writer failed by a defect of the SDK; what it had not had acknowledged may be lost.")
-            )
+            await self._session.fail_by_defect()
             raise
