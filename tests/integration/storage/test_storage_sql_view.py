@@ -48,12 +48,13 @@ def url(request: Any, world: World) -> str:
 
 
 def select(url: str, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, options="-c search_path=storage", prepare_threshold=None) as conn:
+    """Ask as anybody does: with the search path that a session has who knows nothing of the service."""
+    with psycopg.connect(url, options="-c search_path=public", prepare_threshold=None) as conn:
         return conn.execute(statement, arguments).fetchall()  # type: ignore[arg-type]
 
 
 BY_CHANNEL = """
-select time, value, text, quality, log_offset from observations
+select time, value, text, quality, log_offset from storage.observations
 where tenant = 'default' and twin_id = 't' and channel = %s order by time
 """
 
@@ -97,7 +98,7 @@ async def test_whole_numbers_and_texts_too(world: World, url: str) -> None:
 async def test_a_part_of_the_time_reads_its_blocks_alone(world: World, url: str) -> None:
     (one,) = await world.resolve(ChannelKind.GAUGE)
     await world.fold(1, [(one, (T0 + i * 600 * S, i, 1, 1)) for i in range(20_000)])
-    between = "from observations_between(%s, %s) where twin_id = 't' and channel = 'c0'"
+    between = "from storage.observations_between(%s, %s) where twin_id = 't' and channel = 'c0'"
     start, end = to_datetime(T0 + 6_000_000 * S), to_datetime(T0 + 6_060_000 * S)
     found = select(url, f"select time, value {between} order by time", start, end)
     assert [(from_datetime(t), v) for t, v in found] == [(T0 + i * 600 * S, i) for i in range(10_000, 10_100)]
@@ -118,6 +119,6 @@ async def test_a_day_at_one_hertz_is_quick_enough_for_a_chart(world: World, url:
         numbers = range(part * 9_600, (part + 1) * 9_600)
         await world.fold(part + 1, [(one, (T0 + i * S, round(20 + np.sin(i / 500), 2), 1, part + 1)) for i in numbers])
     started = time.perf_counter()
-    ((count, mean),) = select(url, "select count(*), avg(value) from observations where channel = 'c0'")
+    ((count, mean),) = select(url, "select count(*), avg(value) from storage.observations where channel = 'c0'")
     print(f"a day at 1 Hz through the view ({world.store.form}): {(time.perf_counter() - started) * 1e3:.0f} ms")
     assert (count, round(mean)) == (86_400, 20)

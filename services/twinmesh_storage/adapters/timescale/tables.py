@@ -56,12 +56,13 @@ _OBSERVATIONS: Final = SQL("""
 create or replace function observations_between(start_time timestamptz, end_time timestamptz)
 returns table (tenant text, twin_id text, channel text, unit text, "time" timestamptz, value double precision,
                "text" text, quality text, log_offset bigint)
-language sql stable parallel safe as $$
+language sql stable parallel safe
+begin atomic
     select o.tenant, s.twin_id, s.channel, s.unit, o.time, o.value, o.text,
            (array['GOOD', 'UNCERTAIN', 'BAD'])[o.quality], o.log_offset
     from series s join ({tables}) o on o.tenant = s.tenant and o.series_id = s.series_id
-    where o.time >= start_time and o.time < end_time
-$$
+    where o.time >= start_time and o.time < end_time;
+end
 """)
 _OF_LANE: Final = {
     Lane.NUMERIC: SQL(
