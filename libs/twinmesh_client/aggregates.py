@@ -29,6 +29,7 @@ CALENDAR_UNITS: Final = ("day", "week", "month", "quarter", "year")
 FILLS: Final = ("none", "hold", "linear")
 METHODS: Final = ("lttb", "min_max")
 _QUANTILE: Final = re.compile(r"p(\d{1,2}(?:\.\d+)?|100)")
+_CALENDAR_SPAN: Final = re.compile(r"\s*\d+\s*(week|month|quarter|year)s?\s*")
 _STATE: Final = re.compile(r"time_at:(-?\d+(?:\.\d+)?)")
 _QUALITIES: Final = {
     "good": observation_pb2.QUALITY_GOOD,
@@ -90,6 +91,8 @@ def set_bucket(request: storage_pb2.AggregateRequest, every: Span) -> None:
     """Put the length of buckets into a request: a span, or a unit of the calendar."""
     if every in CALENDAR_UNITS:
         request.calendar_unit = storage_pb2.CalendarUnit.Value(f"CALENDAR_UNIT_{str(every).upper()}")
+    elif isinstance(every, str) and _CALENDAR_SPAN.fullmatch(every):
+        raise invalid_field("every", f"{every!r} has no fixed length; of the calendar: {', '.join(CALENDAR_UNITS)}")
     else:
         request.bucket.CopyFrom(proto_span(every, "every"))
 

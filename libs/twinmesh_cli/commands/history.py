@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinmesh_cli.errors import UsageError
+from twinmesh_cli.errors import CommandFailedError, UsageError
 from twinmesh_cli.output import Output, plain, show_number, show_time
 from twinmesh_cli.session import on_mesh
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the commands."""
     latest = commands.add_parser("latest", parents=[common], help="the newest value of each channel")
-    latest.add_argument("twin")
-    latest.add_argument("channels", nargs="*", metavar="CHANNEL")
+    latest.add_argument("twin", metavar="TWIN", help="whose values")
+    latest.add_argument("channels", nargs="*", metavar="CHANNEL", help="only these (default: all)")
     latest.add_argument("--at", metavar="TIME", help="the newest at or before this time")
     latest.add_argument("--as-of", type=int, default=0, metavar="OFFSET", help="what was known at this log offset")
     latest.set_defaults(run=on_mesh(_latest))
     history = commands.add_parser("range", parents=[common], help="history: rows, or aggregates with --every")
-    history.add_argument("twin")
-    history.add_argument("channels", nargs="*", metavar="CHANNEL")
+    history.add_argument("twin", metavar="TWIN", help="whose history")
+    history.add_argument("channels", nargs="*", metavar="CHANNEL", help="only these (default: all)")
     history.add_argument("--last", metavar="SPAN", help="up to the newest value, e.g. 6h (default: 1h)")
     history.add_argument("--start", metavar="TIME", help="from here on, e.g. 2026-11-23T00:00:00Z")
     history.add_argument("--end", metavar="TIME", help="up to here, not included")
@@ -47,7 +47,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--points", type=int, metavar="N", help="at most N rows per channel that show the shape of all"
     )
     history.add_argument(
-        "--method", default="lttb", choices=("lttb", "min_max"), help="how --points chooses: shape, or every peak"
+        "--method", choices=("lttb", "min_max"), help="how --points chooses: shape (lttb, default), or every peak"
     )
     history.add_argument("--rows", type=int, default=0, metavar="N", help="only the newest N rows per channel")
     history.add_argument("--tz", default="", metavar="ZONE", help="zone in which buckets begin, with --every")
@@ -64,9 +64,15 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 async def _latest(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     reading = await mesh.twins[arguments.twin].latest(*arguments.channels, at=arguments.at, as_of=arguments.as_of)
-    if not reading.series:
-        # An unknown twin is told apart from one that has not spoken yet.
-        await mesh.twins[arguments.twin].type()
+    silent = set(arguments.channels) - {s.channel for s in reading.series}
+    if silent or not reading.series:
+        # Unknown names are told apart from what has not spoken yet.
+        kind = await mesh.twins[arguments.twin].type()
+        for channel in (c for c in arguments.channels if c in silent):
+            if kind.channel(channel) is None:
+                raise CommandFailedError(
+                    f"twin {arguments.twin!r} has no channel {channel!r}; it has: {kind.channel_names()}"
+                )
     now_us = int(datetime.now(UTC).timestamp() * 1e6)
     rows = [
         (
@@ -105,6 +111,14 @@ def _points(reading: Reading) -> dict[str, Any]:
 async def _range(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     if arguments.last and (arguments.start or arguments.end):
         raise UsageError("--last excludes --start and --end", remedy=f"twinmesh range {arguments.twin} --last 6h")
+    for option, given, needs, missing in (
+        ("--fill", arguments.fill != "none", "--every 5min", not arguments.every),
+        ("--tz", arguments.tz, "--every 1d", not arguments.every),
+        ("--max-gap", arguments.max_gap, "--fill hold", arguments.fill == "none"),
+        ("--method", arguments.method, "--points 500", not arguments.points),
+    ):
+        if given and missing:
+            raise UsageError(f"{option} needs {needs.split()[0]}", remedy=f"twinmesh range {arguments.twin} {needs}")
     bounded = arguments.start or arguments.end or arguments.rows
     last = arguments.last or (None if bounded else "1h")
     answer = await mesh.twins[arguments.twin].read(
@@ -118,7 +132,7 @@ async def _range(mesh: Mesh, arguments: Namespace, out: Output) -> int:
         fill=arguments.fill,
         max_gap=arguments.max_gap,
         points=arguments.points,
-        method=arguments.method,
+        method=arguments.method or "lttb",
         last_count=arguments.rows,
         as_of=arguments.as_of,
         min_quality=arguments.quality,

@@ -63,6 +63,13 @@ def test_write_and_read_back(twinmesh, pump):
     assert "12.5" in twinmesh("range", pump)[1]
     assert "flow" in twinmesh("range", pump, "flow", "--csv", "-")[1]
     assert twinmesh("range", pump, "--last", "1h", "--start", "2026-01-01T00:00:00Z")[0] == 2
+    status, _, err = twinmesh("latest", pump, "flow", "nope")
+    assert (status, "has no channel 'nope'; it has: flow, bearing" in err) == (1, True)
+    assert "no value yet" in twinmesh("latest", pump, "speed")[1]
+    status, _, err = twinmesh("range", pump, "flow", "--fill", "hold")
+    assert (status, "--fill needs --every" in err) == (2, True)
+    status, _, err = twinmesh("range", pump, "flow", "--every", "1month")
+    assert (status, "day, week, month" in err) == (1, True)
 
 
 def test_an_unknown_twin_is_mended_by_the_command_that_the_error_prints(twinmesh, pump):
