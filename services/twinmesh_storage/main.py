@@ -60,6 +60,7 @@ from twinmesh_storage.rpc.reads import ReadServicer
 from twinmesh_storage.rpc.removal import RemovalServicer, drop_with, hide_with
 from twinmesh_storage.rpc.retention import RetentionServicer
 from twinmesh_storage.rpc.serving import SERVICE_NAME, Servicer, register
+from twinmesh_storage.rpc.window_grids import WindowGrids
 from twinmesh_storage.settings import StorageSettings
 
 _PRUNE_S: Final = 600.0
@@ -198,6 +199,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         selections=TwinSelections(directory),
         encoder=LatestEncoder(),
         windows=WindowReader(history=history, latest=latest, view=view, cache=window_cache),
+        grids=WindowGrids(directory),
     )
     aggregate_servicer = AggregateServicer(
         view=view,

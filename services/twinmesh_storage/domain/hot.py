@@ -24,6 +24,32 @@ class HotSeries:
     rows: Rows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Even:
+    """How the rows of a series lie in time where they are evenly spaced, as telemetry at its own interval is.
+
+    Attributes:
+        start: first event time.
+        step: between two rows, microseconds.
+        worst: greatest quality number (least trust) of any row.
+    """
+
+    start: int
+    step: int
+    worst: int
+
+    @classmethod
+    def of(cls, rows: Rows) -> Even | None:
+        """Return how rows lie, None = not evenly, or fewer than two."""
+        if len(rows) < 2:
+            return None
+        steps = rows.ts[1:] - rows.ts[:-1]
+        step = int(steps[0])
+        if not (steps == step).all():
+            return None
+        return cls(start=int(rows.ts[0]), step=step, worst=int(rows.quality.max()))
+
+
 class HotRows:
     """A bounded set of series, the longest unused ones leaving first.
 
@@ -35,6 +61,7 @@ class HotRows:
         self._max_rows = max_rows
         self._rows = 0
         self._series: OrderedDict[int, HotSeries] = OrderedDict()
+        self._even: dict[int, tuple[HotSeries, Even | None]] = {}
         self._version = 0
 
     @property
@@ -49,6 +76,21 @@ class HotRows:
             return None
         self._series.move_to_end(series_id)
         return hot.rows
+
+    def even(self, series_id: int, since: int) -> tuple[Rows, Even] | None:
+        """Return the rows of a series and how they lie; None = not here from `since` on, or not evenly spaced."""
+        hot = self._series.get(series_id)
+        if hot is None or hot.since > since:
+            return None
+        known = self._even.get(series_id)
+        if known is None or known[0] is not hot:
+            if len(self._even) > 2 * len(self._series) + 1024:
+                self._even.clear()  # mostly of series that have left
+            known = self._even[series_id] = (hot, Even.of(hot.rows))
+        if known[1] is None:
+            return None
+        self._series.move_to_end(series_id)
+        return hot.rows, known[1]
 
     def peek(self, series_id: int) -> HotSeries | None:
         """Return what is here of a series, without counting it as used."""
@@ -98,4 +140,5 @@ class HotRows:
         """Forget everything."""
         self._version += 1
         self._series.clear()
+        self._even.clear()
         self._rows = 0

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import floor_to
 from twinmesh_storage.domain.flights import Flights
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, Seen, cut
 from twinmesh_storage.domain.hot import HotSeries
-from twinmesh_storage.domain.latest_reader import LatestReader, Selection
+from twinmesh_storage.domain.latest_reader import LatestReader
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.parts import Part
-from twinmesh_storage.domain.rows import Lane, Rows, concat, merge, no_rows, winners
+from twinmesh_storage.domain.rows import Lane, Rows, as_float64, concat, merge, no_rows, winners
 from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.tail import TailView
 from twinmesh_storage.domain.window import Column, WindowSpec, build_windows, usable
 from twinmesh_storage.domain.window_cache import WindowCache
+from twinmesh_storage.domain.window_grid import WindowGrid
 
 _THREAD_VALUES: Final = 20_000
 _KEEP_WINDOWS: Final = 4  # a window that ends within this many lengths of the newest value is worth keeping unpacked
@@ -66,17 +66,16 @@ class WindowReader:
         self._latest = latest
         self._view = view
 
-    async def read(
-        self, tenant: str, grid: Sequence[Sequence[Series | None]], at: int | None, spec: WindowSpec
-    ) -> Windows:
+    async def read(self, tenant: str, grid: WindowGrid, at: int | None, spec: WindowSpec) -> Windows:
         """Read one window per twin.
 
         Args:
-            grid: per twin, the series of each channel; None = the twin has none.
+            grid: the series of each column.
             at: end of the windows, aligned down to the step; None = per twin, the end of the step that holds the
                 newest event time of its channels.
         """
-        newest = await self._newest(tenant, grid, spec)
+        _, by_lane = await self._latest.rows_seen(tenant, grid.selection, Seen(as_of=spec.as_of_offset))
+        newest = grid.newest(by_lane[Lane.NUMERIC])
         ends = [
             0
             if last is None
@@ -85,56 +84,95 @@ class WindowReader:
             else floor_to(at, spec.step_us)
             for last in newest
         ]
-        length = spec.step_us * spec.steps
-        reach = spec.gap_steps * spec.step_us if spec.fills and spec.max_gap_us else 0
-        needs: list[_Need | None] = []
-        recent: dict[int, bool] = {}
-        for twin, end, last in zip(grid, ends, newest, strict=True):
-            for series in twin:
-                if series is None or last is None:
-                    needs.append(None)
-                    continue
-                needs.append(_Need(series=series, at=end, start=end - length, since=end - length - reach))
-                recent[series.series_id] = last - end <= _KEEP_WINDOWS * length
         tail = await self._view.tail_view()
         head = tail.head
-        there = [n for n in needs if n is not None]
+        in_tail = frozenset(tail.series().tolist()).union(*(hide.series_ids for hide in tail.hides))
+        out = np.full((grid.twins, spec.steps, grid.channels), np.nan)
+        coverage = np.zeros((grid.twins, grid.channels))
+        left: list[tuple[int, int]] = []
+        for row, (twin, end, last) in enumerate(zip(grid.series, ends, newest, strict=True)):
+            if last is not None:
+                left += self._place_even(row, twin, end, spec, in_tail, out, coverage)
+        # A value that is no number is no value: such a column is built with its gaps.
+        strange = np.isnan(out).any(axis=1) & (coverage == 1.0)
+        left += list(zip(*(axis.tolist() for axis in np.nonzero(strange)), strict=True))
+        if left:
+            recent = {row: newest[row] or 0 for row in {row for row, _ in left}}
+            await self._place(tenant, grid, ends, recent, left, tail, in_tail, spec, out, coverage)
+        return Windows(values=out, at=tuple(ends), coverage=coverage, as_of=spec.as_of_offset or head)
+
+    def _place_even(
+        self,
+        row: int,
+        twin: Sequence[Series | None],
+        end: int,
+        spec: WindowSpec,
+        in_tail: frozenset[int],
+        out: npt.NDArray[np.float64],
+        coverage: npt.NDArray[np.float64],
+    ) -> list[tuple[int, int]]:
+        """Copy columns that are in memory with one row in each step; returns the (row, column) of the others."""
+        left: list[tuple[int, int]] = []
+        start = end - spec.step_us * spec.steps
+        for column, series in enumerate(twin):
+            if series is None:
+                continue
+            found = None
+            if not spec.as_of_offset and series.series_id not in in_tail:
+                found = self._view.hot.even(series.series_id, start)
+            if found is None or found[1].step != spec.step_us or found[1].worst > spec.max_quality:
+                left.append((row, column))
+                continue
+            rows, even = found
+            first = -((even.start - start) // even.step)  # of the first row at or after the start
+            if first < 0 or first + spec.steps > len(rows):
+                left.append((row, column))
+                continue
+            out[row, :, column] = as_float64(rows.value[first : first + spec.steps], series.kind)
+            coverage[row, column] = 1.0
+        return left
+
+    async def _place(
+        self,
+        tenant: str,
+        grid: WindowGrid,
+        ends: Sequence[int],
+        newest: Mapping[int, int],
+        wanted: Sequence[tuple[int, int]],
+        tail: TailView,
+        in_tail: frozenset[int],
+        spec: WindowSpec,
+        out: npt.NDArray[np.float64],
+        coverage: npt.NDArray[np.float64],
+    ) -> None:
+        """Build the wanted (row, column) places from history, memory and tail."""
+        length = spec.step_us * spec.steps
+        reach = spec.gap_steps * spec.step_us if spec.fills and spec.max_gap_us else 0
+        needs: list[_Need] = []
+        recent: dict[int, bool] = {}
+        for row, column in wanted:
+            series, end = grid.series[row][column], ends[row]
+            if series is None:
+                raise AssertionError("only columns with a series are wanted")
+            needs.append(_Need(series=series, at=end, start=end - length, since=end - length - reach))
+            recent[series.series_id] = newest[row] - end <= _KEEP_WINDOWS * length
         if spec.as_of_offset:
             # Everything comes from history: what is kept unpacked, and the tail, are of the present.
-            found, tail = await self._as_of(tenant, there, spec), _NO_TAIL
+            found, tail = await self._as_of(tenant, needs, spec), _NO_TAIL
         else:
-            found = await self._folded(tenant, there, recent)
+            found = await self._folded(tenant, needs, recent)
         if spec.fills and not spec.max_gap_us:
-            await self._reach_back(tenant, there, found, tail, spec)
-
-        in_tail = frozenset(tail.series().tolist()).union(*(hide.series_ids for hide in tail.hides))
+            await self._reach_back(tenant, needs, found, tail, spec)
 
         def build() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-            columns = [_column(need, found, tail if _is_in(need, in_tail) else _NO_TAIL, spec) for need in needs]
+            columns = [_column(n, found, tail if n.series.series_id in in_tail else _NO_TAIL, spec) for n in needs]
             return build_windows(columns, spec)
 
         big = len(needs) * spec.steps > _THREAD_VALUES
-        values, coverage = await asyncio.to_thread(build) if big else build()
-        twins, channels = len(grid), len(grid[0]) if grid else 0
-        matrix = values.reshape(twins, channels, spec.steps).transpose(0, 2, 1)
-        return Windows(
-            values=np.ascontiguousarray(matrix),
-            at=tuple(ends),
-            coverage=coverage.reshape(twins, channels),
-            as_of=spec.as_of_offset or head,
-        )
-
-    async def _newest(self, tenant: str, grid: Sequence[Sequence[Series | None]], spec: WindowSpec) -> list[int | None]:
-        """Return the newest event time of each twin's channels, None = no value."""
-        selection = Selection.of([s for twin in grid for s in twin if s is not None])
-        _, by_lane = await self._latest.rows_seen(tenant, selection, Seen(as_of=spec.as_of_offset))
-        rows = by_lane[Lane.NUMERIC]
-        newest = dict(zip(rows.series.tolist(), rows.ts.tolist(), strict=True))
-        out: list[int | None] = []
-        for twin in grid:
-            times = [newest[s.series_id] for s in twin if s is not None and s.series_id in newest]
-            out.append(max(times) if times else None)
-        return out
+        values, shares = await asyncio.to_thread(build) if big else build()
+        rows, columns = (np.array(axis, np.intp) for axis in zip(*wanted, strict=True))
+        out[rows, :, columns] = values
+        coverage[rows, columns] = shares
 
     async def _folded(self, tenant: str, needs: Sequence[_Need], recent: dict[int, bool]) -> dict[int, HotSeries]:
         """Return the folded rows of each series from `since` on, at least up to `at`."""
@@ -261,13 +299,7 @@ def _clusters(needs: Sequence[_Need]) -> list[list[_Need]]:
 _NO_TAIL: Final = TailView(base=0, head=0, runs=())
 
 
-def _is_in(need: _Need | None, series: frozenset[int]) -> bool:
-    return need is not None and need.series.series_id in series
-
-
-def _column(need: _Need | None, found: dict[int, HotSeries], tail: TailView, spec: WindowSpec) -> Column:
-    if need is None:
-        return Column(kind=ChannelKind.GAUGE, at=0, parts=())
+def _column(need: _Need, found: dict[int, HotSeries], tail: TailView, spec: WindowSpec) -> Column:
     rows = found[need.series.series_id].rows
     fresh = tail.select(need.series.series_id, MIN_TIME, need.at)
     if not fresh:

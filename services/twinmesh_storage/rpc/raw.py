@@ -5,7 +5,10 @@ What is written here is what protobuf would write for the same content; the test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+import numpy as np
 
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import position_pb2
@@ -14,6 +17,7 @@ from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.entries import EntryKind, LogEntry
 from twinmesh_storage.domain.frame_shelf import Frame
+from twinmesh_storage.domain.window_reader import Windows
 from twinmesh_storage.rpc.latest import EncodedBatch
 
 _BATCH_FIELD: Final = 1
@@ -61,6 +65,18 @@ def latest_answer(batch: EncodedBatch, known_dictionary_id: int, incarnation: st
     ).SerializeToString()
     size = len(dictionary) + sum(map(len, batch.sections))
     return b"".join((_record(_BATCH_FIELD, size), dictionary, *batch.sections, tail))
+
+
+def window_answer(windows: Windows, units: Sequence[str], incarnation: str) -> bytes:
+    """Return a serialized ReadWindowResponse; the matrix (1) is copied once, as it lies."""
+    values = windows.values.reshape(-1).view(np.uint8)
+    rest = storage_pb2.ReadWindowResponse(
+        at_unix_us=windows.at,
+        coverage=windows.coverage.reshape(-1).tolist(),
+        units=units,
+        as_of=position_pb2.LogPosition(incarnation=incarnation, offset=windows.as_of),
+    ).SerializeToString()
+    return b"".join((_record(1, len(values)) if len(values) else b"", values.data, rest))
 
 
 def frame_bytes(frame: Frame, incarnation: str) -> bytes:

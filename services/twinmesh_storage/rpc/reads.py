@@ -17,7 +17,8 @@ from twinmesh_storage.domain.series import Series
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc import mapping, questions, raw, seeing
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
-from twinmesh_storage.rpc.serving import Handler, byte_stream, byte_unary, own_tenant, unary
+from twinmesh_storage.rpc.serving import Handler, byte_stream, byte_unary, own_tenant
+from twinmesh_storage.rpc.window_grids import WindowGrids
 
 _MAX_WINDOW_STEPS: Final = 1_000_000
 _SERIES_AT_ONCE: Final = 256
@@ -34,6 +35,7 @@ class ReadServicer:
     selections: TwinSelections
     encoder: LatestEncoder
     windows: WindowReader
+    grids: WindowGrids
 
     async def read_range(self, request: storage_pb2.ReadRangeRequest, _: Any) -> AsyncIterator[bytes]:
         """Stream the rows of series within a time range."""
@@ -88,25 +90,16 @@ class ReadServicer:
         encoded = self.encoder.encode(selection, rows, lasting=not request.series)
         return raw.latest_answer(encoded, request.known_dictionary_id, self.view.incarnation, as_of)
 
-    async def read_window(self, request: storage_pb2.ReadWindowRequest, _: Any) -> storage_pb2.ReadWindowResponse:
+    async def read_window(self, request: storage_pb2.ReadWindowRequest, _: Any) -> bytes:
         """Return aligned windows of many twins."""
         tenant = own_tenant()
         spec = questions.window_spec(request, _MAX_WINDOW_STEPS)
         twins, channels = questions.window_axes(request)
         at = questions.window_end(request)
         await seeing.settle(self.view, request.min_offset, request.as_of_offset)
-        known = await self.directory.known(tenant, [(t, c) for t in twins for c in channels])
-        grid = [known[row * len(channels) : (row + 1) * len(channels)] for row in range(len(twins))]
-        seeing.require_numeric(grid, channels)
+        grid = await self.grids.of(tenant, twins, channels)
         windows = await self.windows.read(tenant, grid, at, spec)
-        units = [next((s.unit for s in column if s is not None), "") for column in zip(*grid, strict=True)]
-        return storage_pb2.ReadWindowResponse(
-            values=windows.values.tobytes(),
-            at_unix_us=list(windows.at),
-            coverage=windows.coverage.reshape(-1).tolist(),
-            units=units,
-            as_of=mapping.position(self.view.incarnation, windows.as_of),
-        )
+        return raw.window_answer(windows, grid.units, self.view.incarnation)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the gRPC handlers of these methods, by name."""
@@ -114,5 +107,5 @@ class ReadServicer:
         return {
             "ReadRange": byte_stream(self.read_range, pb.ReadRangeRequest),
             "ReadLatest": byte_unary(self.read_latest, pb.ReadLatestRequest),
-            "ReadWindow": unary(self.read_window, pb.ReadWindowRequest, pb.ReadWindowResponse),
+            "ReadWindow": byte_unary(self.read_window, pb.ReadWindowRequest),
         }
