@@ -6,6 +6,7 @@ import asyncio
 import struct
 from contextlib import AsyncExitStack, aclosing
 
+import numpy as np
 import psycopg
 import pytest
 from redis import Redis
@@ -260,3 +261,26 @@ async def state_of(url: str) -> ErasureState:
             return ErasureState.RUNNING
         (erasure,) = await PostgresErasures(pool=pool, timeout_s=5).page("default", "", "", 10)
         return erasure.state
+
+
+@pytest.mark.slow
+async def test_a_twin_is_erased_from_hypertables_too(timescale_url: str) -> None:
+    """Rows of the columnstore and superseded ones are gone, those of another twin of the same chunks are not."""
+    async with storage(timescale_url, fold_after_s=0.05, history_form="hypertable") as store:
+        keys = await store.series("patient", ["pulse"]) + await store.series("bed", ["weight"])
+        times = np.tile(T0 + S * np.arange(600), 2)
+        handles = np.repeat(np.arange(2, dtype=np.uint32), 600)
+        await store.append(doubles(keys, times, np.arange(1_200.0), handles), request_id="r1")
+        await folded(store, 1)
+        await store.append(doubles(keys, [T0], [NUMBER]), request_id="r2")
+        await folded(store, 2)
+        asked = storage_pb2.EraseTwinRequest(request_id="forget", twin_id="patient")
+        begun = (await store.ask("EraseTwin", asked)).erasure
+        erased = await ended(store, begun.erasure_id)
+        assert erased.state == storage_pb2.ERASURE_STATE_SUCCEEDED, erased.message
+        assert erased.rows_erased > 0
+        rows = await store.read([("patient", "pulse"), ("bed", "weight")])
+        assert (len(rows["patient/pulse"]), len(rows["bed/weight"])) == (0, 600)
+        with psycopg.connect(timescale_url, options="-c search_path=public", prepare_threshold=None) as conn:
+            left = conn.execute("select count(*) from storage.observations where twin_id = 'patient'").fetchone()
+        assert left == (0,)
