@@ -6,6 +6,7 @@ import asyncio
 import math
 import time as clock
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -247,11 +248,8 @@ class Writer:
 
     async def observe_batch(self, batch: ObservationBatch) -> Taken:
         """Take the rows of a batch, gathered with others where it is small; else as `observe`."""
-        first, *others = pieces(batch, MAX_PIECE_ROWS)
-        taken = await self._observe_piece(first)
-        for part in others:
-            taken = await self._observe_piece(part)
-        return taken
+        taken = [await self._observe_piece(part) for part in pieces(batch, MAX_PIECE_ROWS)]
+        return taken[-1]
 
     async def _observe_piece(self, batch: ObservationBatch) -> Taken:
         if self._pump.rows + batch.point_count() > MAX_PIECE_ROWS:
@@ -362,11 +360,13 @@ class Writer:
             await self.flush()
             return
         await self.sync()
-        try:
-            async with asyncio.timeout(LINGER_S if self.connected else 0):
-                await self.flush()
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                # A short block ends before the first session is open, which says nothing about the mesh.
+                while self.durable < self.taken and not (self.connected or self.last_error or self.failure):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                if self.connected:
+                    await self.flush()
 
     async def _put(self, batch: ObservationBatch) -> int:
         points = batch.point_count()

@@ -54,6 +54,13 @@ async def test_without_a_mesh_batches_are_taken_and_a_later_process_sends_them(s
     assert fake.ingestion.producers["p"].all_values() == [1, 2, 3, 4, 5]
 
 
+async def test_a_block_that_ends_before_the_mesh_is_reached_delivers_all_the_same(spooled, fake):
+    async with spooled() as writer:
+        await writer.write(batch(1))
+    assert writer.acknowledged.accepted == 1
+    assert fake.ingestion.producers["p"].all_values() == [1]
+
+
 async def test_a_new_spool_goes_on_behind_what_the_producer_wrote_without_one(spooled, fake):
     async with open_writer_async("p", target=fake.target) as writer:
         for value in (1, 2):
