@@ -45,6 +45,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--broken", choices=("stop", "skip", "quarantine"), default="stop",
         help="what cannot be read: stop there (default), leave it out, or have the mesh keep it aside",
     )  # fmt: skip
+    imports.add_argument(
+        "--again", default="", metavar="NAME", help="import the same file anew under this name, e.g. after a deletion"
+    )
     imports.add_argument("--dry-run", action="store_true", help="say how the file would be taken; send nothing")
     imports.set_defaults(run=on_mesh(_import))
 
@@ -146,8 +149,9 @@ async def _send(
             shown = progress.share
 
         connector = FileImport(
-            source, reading, twin_id=arguments.twin, columns=columns, broken=arguments.broken, on_progress=show
-        )
+            source, reading, twin_id=arguments.twin, columns=columns, broken=arguments.broken, label=arguments.again,
+            on_progress=show,
+        )  # fmt: skip
 
         runner = Runner(
             connector,
@@ -165,6 +169,8 @@ def _report(connector: FileImport, out: Output) -> int:
     out.line(f"{progress.rows:,} rows, {progress.values:,} values; sent {progress.sent:,}")
     if progress.known:
         out.line(f"{progress.known:,} values were stored already by an earlier run")
+        if not progress.sent:
+            out.note("what was deleted since then does not come back by this; add --again NAME to send the file anew")
     if progress.broken:
         out.line(
             f"{progress.broken:,} cells or rows cannot be read, {progress.quarantined:,} of them sent to quarantine"

@@ -72,6 +72,7 @@ class FileImport:
         columns: what becomes of which column.
         broken: ``stop`` at the first cell or row that cannot be read; ``skip`` them; or ``quarantine``: cells whose
             time is known are sent as they stand, for the mesh to keep aside, and rows without a time are left out.
+        label: tells another import of the same file apart, e.g. after what the first brought was deleted.
         on_progress: called after each table.
     """
 
@@ -83,6 +84,7 @@ class FileImport:
         twin_id: str,
         columns: Sequence[ColumnGuess],
         broken: Broken = "stop",
+        label: str = "",
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._source = source
@@ -93,7 +95,7 @@ class FileImport:
         self._on_progress = on_progress
         self._writer: Writer | None = None
         self.progress = Progress()
-        self.producer_id = f"file-{fingerprint(source.path, twin_id, reading, self._columns, broken)}"
+        self.producer_id = f"file-{fingerprint(source.path, twin_id, reading, self._columns, broken, label)}"
 
     @property
     def name(self) -> str:
@@ -186,7 +188,9 @@ class FileImport:
             progress.quarantined += sum(b.time_unix_us is not None for b in table.broken)
 
 
-def fingerprint(path: Path, twin_id: str, reading: Reading, columns: Sequence[ColumnGuess], broken: Broken) -> str:
+def fingerprint(
+    path: Path, twin_id: str, reading: Reading, columns: Sequence[ColumnGuess], broken: Broken, label: str = ""
+) -> str:
     """Return what tells this import from any other: the file's size and edges, and how it is read.
 
     The file's name and place do not matter. A file that has grown is another one: all of it is sent again, and rows
@@ -209,6 +213,7 @@ def fingerprint(path: Path, twin_id: str, reading: Reading, columns: Sequence[Co
         sorted(reading.drop),
         [(c.column, c.channel, int(c.kind), c.unit) for c in columns],
         broken == "quarantine",
+        *([label] if label else []),
     )
     digest.update(repr(facts).encode())
     return digest.hexdigest()

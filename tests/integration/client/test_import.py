@@ -57,6 +57,12 @@ def test_a_file_becomes_history_and_again_only_what_is_missing(twinmesh, tmp_pat
     assert status == 0, err
     assert "sent 0" in out
     assert "15,000 values were stored already" in out
+    assert "--again NAME" in err
+    assert twinmesh("delete", twin, "--all")[0] == 0
+    for sent in ("15,000", "0"):
+        status, out, err = twinmesh("import", str(path), "--twin", twin, "--again", "after-the-deletion")
+        assert status == 0, err
+        assert f"sent {sent}" in out
 
 
 def test_how_a_file_would_be_taken_is_shown_first(twinmesh, tmp_path):
