@@ -13,7 +13,17 @@ from uuid import uuid4
 
 from twinmesh_core.errors import ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
-from twinmesh_storage.domain.admission import Accept, Answer, Key, ProducerState, Refuse, RequestState, RowKey, admit
+from twinmesh_storage.domain.admission import (
+    Accept,
+    Answer,
+    Key,
+    ProducerState,
+    Refuse,
+    RequestState,
+    RowKey,
+    admit,
+    taken_over,
+)
 from twinmesh_storage.domain.entries import (
     Appended,
     EntryKind,
@@ -196,11 +206,13 @@ class FakeLog:
         if entries:
             db.last_group = group_id
 
-    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> ProducerSession:
         """See `LogStore.open_producer`."""
         self._check_available()
         none = ProducerState(epoch=0, last_sequence=0, last_hash=b"", last=Appended(offset=0, commit_time_unix_us=0))
         state = self._db.producers.get((tenant, producer_id), none)
+        if last_epoch and state.epoch > last_epoch:
+            raise taken_over(producer_id, last_epoch)
         self._db.producers[tenant, producer_id] = replace(state, epoch=state.epoch + 1)
         return ProducerSession(epoch=state.epoch + 1, last_sequence=state.last_sequence)
 

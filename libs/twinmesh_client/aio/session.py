@@ -26,6 +26,7 @@ from twinmesh_core.errors import (
 METHOD: Final = "/twinmesh.ingestion.v1.IngestionService/WriteStream"
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
+REFUSED_PAUSE_S: Final = 0.01
 Dial = Callable[[], Awaitable[grpc.aio.Channel]]
 """Finds the ingestion service anew for each session; the channel belongs to the dialler."""
 _Stream = grpc.aio.StreamStreamCall[bytes, ingestion_pb2.WriteStreamResponse]
@@ -67,6 +68,10 @@ class Session:
         """Sequence and fault of a batch that was refused, until the next welcome says that it is not durable."""
         self._welcomed: int | None = None
         """Last durable sequence of the session that is open, or was the last one."""
+        self._epoch = 0
+        """Of the session that is open or ended last: a newer one of somebody else must not be fenced by us."""
+        self._wary = False
+        """Whether a batch was refused, and the next session begins with one batch at a time."""
         self._patience_s = patience_s
         self._silence_s = silence_s
         self._heard_s = 0.0
@@ -107,6 +112,11 @@ class Session:
                         await self.fail(error)
                         return
                     self.reconnects += 1
+                    if self._refused is not None and self._in_session:
+                        # The mesh is well, and going on without that batch is progress.
+                        pause_s = FIRST_PAUSE_S
+                        await asyncio.sleep(REFUSED_PAUSE_S)
+                        continue
                     await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0))
                     pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except asyncio.CancelledError:
@@ -123,9 +133,8 @@ class Session:
         window = self._backlog.window
         if window.sent == 1:
             self._refused = window.items[0].sequence, error
-        elif window.sent:
-            # Acknowledgements may be lost with the session: only a batch that is alone is surely the one.
-            window.alone_until = window.items[window.sent - 1].sequence
+        # Acknowledgements may be lost with the session: only a batch that is alone is surely the one.
+        self._wary = True
         return window.sent > 0
 
     async def fail(self, failure: TwinmeshError) -> None:
@@ -167,8 +176,10 @@ class Session:
 
     async def _welcome(self, opened: _Stream) -> None:
         hello = ingestion_pb2.WriteStreamRequest(
-            hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id, ack_ranges=True)
+            hello=ingestion_pb2.ProducerHello(producer_id=self._producer_id, ack_ranges=True, last_epoch=self._epoch)
         )
+        # If no welcome comes of it, nobody knows whose the newest session is.
+        self._epoch = 0
         try:
             async with asyncio.timeout(self._silence_s):
                 with rpc_errors():
@@ -180,6 +191,7 @@ class Session:
             raise Unavailable("The session ended before it was opened.") from None
         if not isinstance(first, ingestion_pb2.WriteStreamResponse) or not first.HasField("welcome"):
             raise Unavailable("The server ended the session without a welcome.")
+        self._epoch = first.welcome.epoch
         await self._begin(first.welcome)
 
     async def _begin(self, welcome: ingestion_pb2.ProducerWelcome) -> None:
@@ -194,10 +206,11 @@ class Session:
             # Else it is durable in spite of all, and must not be asked about.
             ask_again = durable < sequence
             self._refused = None
-        elif durable == self._welcomed and window.sent:
-            # A session that brought nothing about may have been ended by a batch, which the transport can hide.
-            window.alone_until = window.items[window.sent - 1].sequence
-        self._welcomed = durable
+        # A session that brought nothing about may have been ended by a batch, which the transport can hide.
+        wary = self._wary or (durable == self._welcomed and window.sent > 0)
+        # Whatever stood before a refused batch is durable: it is the next one.
+        window.alone_until = durable + 1 if wary else 0
+        self._welcomed, self._wary = durable, False
         self.durable_without_ack += await self._backlog.start(
             durable,
             ask_again=ask_again,

@@ -126,10 +126,12 @@ class MemoryLog:
             raise Unavailable("The answer was lost.")
         return appended
 
-    async def open_producer(self, tenant: str, producer_id: str) -> OpenedProducer:
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> OpenedProducer:
         """Open a session; see the port."""
         self._answering()
         producer = self._producers.setdefault((tenant, producer_id), _Producer())
+        if last_epoch and producer.epoch > last_epoch:
+            raise FailedPrecondition("A newer session took over.", reason=Reason.PRODUCER_FENCED)
         producer.epoch += 1
         return OpenedProducer(epoch=producer.epoch, last_sequence=producer.last_sequence, incarnation=self.incarnation)
 

@@ -73,12 +73,12 @@ class StorageLog:
             receipt=response.receipt,
         )
 
-    async def open_producer(self, tenant: str, producer_id: str) -> OpenedProducer:
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> OpenedProducer:
         """Open a session; see the port."""
         response = await _attempt(
             call(
                 self._stub.OpenProducer,
-                storage_pb2.OpenProducerRequest(producer_id=producer_id),
+                storage_pb2.OpenProducerRequest(producer_id=producer_id, last_epoch=last_epoch),
                 timeout_s=self._append_timeout_s,
                 metadata=tenant_metadata(tenant),
             )

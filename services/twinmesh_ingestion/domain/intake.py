@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -252,9 +253,18 @@ class Intake:
         # Of a replay the first delivery's rows are durable, and another process may have chosen them.
         self._memory.settle(prepared.newest, durable=not ack.replayed, evictions=prepared.evictions)
 
-    async def open_producer(self, tenant: str, producer_id: str) -> tuple[int, int, str]:
-        """Open a producer session; returns its epoch, the last durable sequence and the log's incarnation."""
-        opened = await self.patiently(lambda: self._log.open_producer(tenant, producer_id))
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> tuple[int, int, str]:
+        """Open a producer session; returns its epoch, the last durable sequence and the log's incarnation.
+
+        Raises:
+            FailedPrecondition: PRODUCER_FENCED, a newer session than `last_epoch` (where it is not 0) was opened.
+            Unavailable: storage stayed away for longer than the patience.
+        """
+        # An attempt that was not answered may have opened a session: it is ours.
+        attempts = itertools.count()
+        opened = await self.patiently(
+            lambda: self._log.open_producer(tenant, producer_id, last_epoch and last_epoch + next(attempts))
+        )
         return opened.epoch, opened.last_sequence, opened.incarnation
 
     async def append(self, tenant: str, prepared: Prepared, *, request_id: str) -> Ack:

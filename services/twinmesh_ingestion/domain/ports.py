@@ -174,8 +174,12 @@ class Log(Protocol):
         """
         ...
 
-    async def open_producer(self, tenant: str, producer_id: str) -> OpenedProducer:
-        """Open a session, which fences older ones."""
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> OpenedProducer:
+        """Open a session, which fences older ones.
+
+        Raises:
+            FailedPrecondition: PRODUCER_FENCED, the producer's epoch is above `last_epoch`, which is not 0.
+        """
         ...
 
     async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:

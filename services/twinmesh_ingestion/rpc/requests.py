@@ -46,6 +46,7 @@ class HelloMessage:
     client_time_unix_us: int | None = None
     ack_ranges: bool = False
     continue_after_refusal: bool = False
+    last_epoch: int = 0
 
 
 def content_hash(content: bytes) -> bytes:
@@ -91,6 +92,7 @@ def read_stream(data: bytes) -> HelloMessage | BatchMessage:
             client_time_unix_us=time_from_message(hello.client_time) if hello.HasField("client_time") else None,
             ack_ranges=hello.ack_ranges,
             continue_after_refusal=hello.continue_after_refusal,
+            last_epoch=max(0, hello.last_epoch),
         )
     if message.HasField("batch"):
         count_slow_path("WriteStreamRequest")

@@ -148,7 +148,7 @@ class IngestionServicer:
         tenant = current_caller().tenant
         hello = await self._hello(requests)
         producer_id = hello.producer_id
-        epoch, last_sequence, incarnation = await self._intake.open_producer(tenant, producer_id)
+        epoch, last_sequence, incarnation = await self._intake.open_producer(tenant, producer_id, hello.last_epoch)
         now = self._clock.now_unix_us()
         self._intake.skews.observe(
             tenant, producer_id, receive_time=now, sent_at=hello.client_time_unix_us, newest_event=None

@@ -121,6 +121,13 @@ def admit(
     return verdicts
 
 
+def taken_over(producer_id: str, epoch: int) -> FailedPrecondition:
+    """Return the error for whoever wants to go on with a session that is not the producer's newest."""
+    return FailedPrecondition(
+        f"Session {epoch} of producer {producer_id} is closed; a newer one took over.", reason=Reason.PRODUCER_FENCED
+    )
+
+
 def _admit_stamped(entry: NewEntry, stamp: ProducerStamp, progress: _Progress | None, rank: int) -> Verdict:
     if progress is None:
         return Refuse(error=invalid_field("producer.producer_id", "has no session; call OpenProducer first"))

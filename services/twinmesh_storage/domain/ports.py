@@ -97,8 +97,12 @@ class LogStore(Protocol):
         """
         ...
 
-    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
-        """Raise the producer's epoch and return it with the last durable sequence."""
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> ProducerSession:
+        """Raise the producer's epoch and return it with the last durable sequence.
+
+        Raises:
+            FailedPrecondition: PRODUCER_FENCED, the epoch is above `last_epoch`, which is not 0; it is not raised.
+        """
         ...
 
     async def position(self) -> Position:

@@ -82,7 +82,7 @@ class LogServicer:
     async def open_producer(self, request: storage_pb2.OpenProducerRequest, _: Any) -> storage_pb2.OpenProducerResponse:
         """Open a producer session, on whichever process: commits compare the session in the database."""
         require_producer_id(request.producer_id, "producer_id")
-        session = await self.log.open_producer(own_tenant(), request.producer_id)
+        session = await self.log.open_producer(own_tenant(), request.producer_id, request.last_epoch)
         return storage_pb2.OpenProducerResponse(
             epoch=session.epoch, last_sequence=session.last_sequence, incarnation=self.view.incarnation
         )

@@ -63,6 +63,17 @@ async def test_a_session_counts_up_and_fences_the_one_before(log):
     assert (await log.open_producer("elsewhere", "edge")).last_sequence == 0
 
 
+async def test_a_session_that_goes_on_fences_nobody_newer(log):
+    first = await log.open_producer("default", "edge")
+    again = await log.open_producer("default", "edge", first.epoch)
+    newer = await log.open_producer("default", "edge")
+    with pytest.raises(FailedPrecondition) as fenced:
+        await log.open_producer("default", "edge", again.epoch)
+    assert fenced.value.reason == "PRODUCER_FENCED"
+    await log.append("default", await submission(log, "a", stamp=stamp(newer.epoch, 1)))
+    assert (await log.open_producer("default", "new", 7)).epoch == 1
+
+
 async def test_the_last_batch_again_gives_the_first_answer(log):
     epoch = (await log.open_producer("default", "edge")).epoch
     first = await log.append("default", await submission(log, "a", stamp=stamp(epoch, 1)))

@@ -186,6 +186,9 @@ async def test_stamps_and_request_ids_are_durable(ports: Ports) -> None:
     fenced = await ports.log.commit(lease, 3, "5b1c5a3c-0000-4000-8000-000000000003", [two])
     assert isinstance(fenced.answers[0], FailedPrecondition)
     assert (await ports.log.open_producer("other", "p")).last_sequence == 0
+    with pytest.raises(FailedPrecondition):
+        await ports.log.open_producer("default", "p", session.epoch)
+    assert (await ports.log.open_producer("default", "p", newer.epoch)).epoch == newer.epoch + 1
     assert (await ports.log.position()).last_group == "5b1c5a3c-0000-4000-8000-000000000001"
 
 

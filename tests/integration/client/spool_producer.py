@@ -1,8 +1,9 @@
 """A producer that is going to be killed: numbers batches, writes them through a spool, and says how far it was told.
 
-    python spool_producer.py TARGET DIRECTORY TWIN FIRST [--tells-too-early]
+    python spool_producer.py TARGET DIRECTORY TWIN FIRST [--tells-too-early] [--poison]
 
-Each line ``told N`` on standard output says that every number up to N is spooled.
+Each line ``told N`` on standard output says that every number up to N is spooled. With ``--poison`` some batches are
+malformed, so that the mesh refuses them as a whole.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from twinmesh.type.v1 import observation_pb2
 from twinmesh_client.aio.producer import open_writer_async
 from twinmesh_client.aio.spooling import SpoolBacklog
 from twinmesh_client.gathering import column_batch
@@ -37,6 +39,13 @@ def tell_too_early() -> None:
     SpoolBacklog.put = put  # type: ignore[method-assign]
 
 
+def malformed(number: int) -> bytes:
+    """Return a batch whose columns have unequal lengths."""
+    message = observation_pb2.ObservationBatch()
+    message.doubles.value.append(number)
+    return message.SerializeToString()
+
+
 async def produce(target: str, directory: Path, twin: str, first: int) -> None:
     """Write for ever; numbers are values, and each has an event time of its own."""
     dice = random.Random(first)  # noqa: S311
@@ -45,6 +54,8 @@ async def produce(target: str, directory: Path, twin: str, first: int) -> None:
     async with open_writer_async("spool-test", target=target, spool=directory, spool_max_bytes=2_000_000) as writer:
         print("open", flush=True)
         while True:
+            if "--poison" in sys.argv and dice.random() < 0.02:
+                await writer._backlog.put(malformed(number), 1, backfill=False)
             count = dice.randint(1, 60)
             values = np.arange(number, number + count, dtype=np.float64)
             if dice.random() < 0.5:

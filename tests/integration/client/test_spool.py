@@ -13,6 +13,7 @@ import pytest
 from tests.integration.client.log_values import values_of
 
 import twinmesh_client as tm
+from twinmesh.type.v1 import observation_pb2
 from twinmesh_client.aio.producer import open_writer_async
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.faults]
@@ -62,6 +63,8 @@ async def kills(mesh, target, directory, twin_id, *, lives: int, seed: int, opti
     dice = random.Random(seed)  # noqa: S311
     await mesh.types.create(TYPE)
     await mesh.twins.create(twin_id, type="spool-counter@1")
+    async with open_writer_async("spool-test", target=target) as bare:
+        before = await bare.resumed()
     told: dict[int, int] = {}
     for life in range(1, lives + 1):
         where = NOWHERE if life % 4 == 2 else target
@@ -75,11 +78,30 @@ async def kills(mesh, target, directory, twin_id, *, lives: int, seed: int, opti
             ack = await writer.flush()
         assert writer.spool_damaged == 0
         assert ack.quarantined == 0
+        if "--poison" in options:
+            await check_refused(writer)
+    if "--poison" in options:
+        async with open_writer_async("spool-test", target=target) as bare:
+            assert await bare.resumed() == before + writer.durable - writer.refused_count
     check(told, await numbers_of(mesh, twin_id))
+
+
+async def check_refused(writer) -> None:
+    """Raise unless every malformed batch is kept once, and no other."""
+    kept = await writer.refused_batches()
+    numbers = [observation_pb2.ObservationBatch.FromString(r.columns).doubles.value[0] for r in kept]
+    assert numbers == sorted(set(numbers))
+    assert len(kept) == writer.refused_count == writer.refused_points > 0
+    assert {r.error.reason for r in kept} == {"UNEQUAL_COLUMNS"}
+    assert [r.number for r in kept] == sorted({r.number for r in kept})
 
 
 async def test_nothing_told_is_lost_or_stored_twice_when_the_producer_is_killed(mesh, target, tmp_path):
     await kills(mesh, target, tmp_path / "spool", "spool-short", lives=5, seed=5)
+
+
+async def test_refused_batches_are_kept_once_and_stop_nobody_when_the_producer_is_killed(mesh, target, tmp_path):
+    await kills(mesh, target, tmp_path / "spool", "spool-poison", lives=3, seed=5, options=("--poison",))
 
 
 async def test_a_producer_that_tells_before_it_writes_is_caught(mesh, target, tmp_path):
@@ -93,7 +115,10 @@ async def test_nothing_is_lost_while_producer_and_services_are_killed(running_me
         if life % 3 == 0:
             running_mesh.kill("storage" if life % 2 else "ingestion", signal.SIGKILL)
 
-    await kills(mesh, target, tmp_path / "spool", "spool-long", lives=40, seed=7, between=kill_a_service)
+    options = ("--poison",)
+    await kills(
+        mesh, target, tmp_path / "spool", "spool-long", lives=40, seed=7, options=options, between=kill_a_service
+    )
 
 
 async def test_the_example_loses_nothing_without_a_mesh(mesh, target, tmp_path):

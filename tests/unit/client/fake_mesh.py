@@ -27,6 +27,7 @@ class Producer:
     """What the fake has made durable of one producer."""
 
     last_sequence: int = 0
+    epoch: int = 0
     points: dict[int, int] = field(default_factory=dict)
     values: dict[int, list[float]] = field(default_factory=dict)
 
@@ -56,11 +57,23 @@ class FakeIngestion:
         self.acks_per_message = 1
         """Batches that one acknowledgement covers, where the producer asks for ranges."""
         self.acks_sent = 0
+        self.lost_welcomes = 0
+        """So many sessions are opened, and nobody hears of it."""
+        self.knows_epochs = True
+        """False = an older server, to which any session is the newest."""
         self.credits = (0, 0)
         """Points and bytes that the welcome grants; 0 = an older server, which says nothing of it."""
         self.refuse: TwinmeshError | None = None
         self.hold = asyncio.Event()
         self.hold.set()
+
+    async def _raise_epoch(self, producer: Producer, last_epoch: int, context: Any) -> None:
+        if self.knows_epochs and last_epoch and producer.epoch > last_epoch:
+            await abort(context, FailedPrecondition("a newer session took over", reason=Reason.PRODUCER_FENCED))
+        producer.epoch += 1
+        if self.lost_welcomes:
+            self.lost_welcomes -= 1
+            await abort(context, Unavailable("the welcome was lost"))
 
     async def write_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self.sessions += 1
@@ -68,9 +81,10 @@ class FakeIngestion:
             await abort(context, self.refuse)
         hello = ingestion_pb2.WriteStreamRequest.FromString(await anext(requests)).hello
         producer = self.producers.setdefault(hello.producer_id, Producer())
+        await self._raise_epoch(producer, hello.last_epoch, context)
         yield ingestion_pb2.WriteStreamResponse(
             welcome=ingestion_pb2.ProducerWelcome(
-                epoch=self.sessions,
+                epoch=producer.epoch,
                 last_sequence=producer.last_sequence,
                 max_in_flight_points=self.credits[0],
                 max_in_flight_bytes=self.credits[1],

@@ -277,3 +277,40 @@ async def test_a_range_whose_acknowledgement_was_lost_is_accounted_for(client, f
         # 1 to 5 were acknowledged; 6 and 7 are durable; 8 was answered again; 9 and 10 anew.
         assert (total.accepted, w.durable_without_ack, w.replayed) == (80, 20, 1)
     assert fake.ingestion.producers["p"].points == dict.fromkeys(range(1, 11), 10)
+
+
+async def test_a_session_is_not_gone_on_with_when_another_was_opened_since(client, fake):
+    """The end of a fenced session may be heard as a broken connection: the newer one must not be fenced in turn."""
+    async with writer(client) as w:
+        await w.write(batch())
+        await w.flush()
+        fake.ingestion.producers["p"].epoch += 1
+        fake.ingestion.fault = lambda _: Unavailable("The call ended while something was being sent to it; try again.")
+        await w.write(batch())
+        with pytest.raises(FailedPrecondition) as caught:
+            await w.flush()
+        assert caught.value.reason == Reason.PRODUCER_FENCED
+        assert fake.ingestion.producers["p"].epoch == 2
+        w.abandon()
+
+
+async def test_an_own_session_that_was_opened_and_never_heard_of_fences_nobody(client, fake):
+    async with writer(client) as w:
+        await w.write(batch())
+        await w.flush()
+        fake.ingestion.fault = once(2, Unavailable("gone"))
+        fake.ingestion.lost_welcomes = 2
+        await w.write(batch())
+        assert (await w.flush()).accepted == 20
+    assert fake.ingestion.producers["p"].epoch == 4
+
+
+async def test_an_older_server_lets_every_session_go_on(client, fake):
+    fake.ingestion.knows_epochs = False
+    async with writer(client) as w:
+        await w.write(batch())
+        await w.flush()
+        fake.ingestion.producers["p"].epoch += 5
+        fake.ingestion.fault = once(2, Unavailable("gone"))
+        await w.write(batch())
+        assert (await w.flush()).accepted == 20

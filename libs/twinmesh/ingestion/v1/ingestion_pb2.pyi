@@ -238,6 +238,7 @@ class ProducerHello(_message.Message):
     CLIENT_TIME_FIELD_NUMBER: _builtins.int
     ACK_RANGES_FIELD_NUMBER: _builtins.int
     CONTINUE_AFTER_REFUSAL_FIELD_NUMBER: _builtins.int
+    LAST_EPOCH_FIELD_NUMBER: _builtins.int
     producer_id: _builtins.str
     """Required. The producer, [A-Za-z0-9][A-Za-z0-9._-]{0,127}: one per source of ordered batches, kept across restarts."""
     ack_ranges: _builtins.bool
@@ -245,6 +246,10 @@ class ProducerHello(_message.Message):
     continue_after_refusal: _builtins.bool
     """Optional. A batch that is refused as a whole is answered by an acknowledgement with a refusal, uses up its sequence, and is kept in
     quarantine as one row (its bytes, where they are at most 1 MiB); the session goes on. Without it, such a batch ends the stream.
+    """
+    last_epoch: _builtins.int
+    """Optional. Goes on with a session of this epoch: where a newer one was opened since, the call ends with PRODUCER_FENCED and fences
+    nobody; 0 = open in any case. Whoever does not know whether an earlier attempt to go on was heard leaves it 0.
     """
     @_builtins.property
     def client_time(self) -> _timestamp_pb2.Timestamp:
@@ -257,10 +262,11 @@ class ProducerHello(_message.Message):
         client_time: _timestamp_pb2.Timestamp | None = ...,
         ack_ranges: _builtins.bool = ...,
         continue_after_refusal: _builtins.bool = ...,
+        last_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client_time", b"client_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_ranges", b"ack_ranges", "client_time", b"client_time", "continue_after_refusal", b"continue_after_refusal", "producer_id", b"producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_ranges", b"ack_ranges", "client_time", b"client_time", "continue_after_refusal", b"continue_after_refusal", "last_epoch", b"last_epoch", "producer_id", b"producer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,7 +37,7 @@ from twinmesh_storage.adapters.postgres.log_rows import (
     request_columns,
     request_states,
 )
-from twinmesh_storage.domain.admission import Accept, Key, RowKey, Verdict, admit
+from twinmesh_storage.domain.admission import Accept, Key, RowKey, Verdict, admit, taken_over
 from twinmesh_storage.domain.entries import (
     EntryKind,
     Lease,
@@ -270,13 +270,14 @@ class PostgresLog:
 
     # --- everything else ---
 
-    async def open_producer(self, tenant: str, producer_id: str) -> ProducerSession:
+    async def open_producer(self, tenant: str, producer_id: str, last_epoch: int = 0) -> ProducerSession:
         """See `LogStore.open_producer`."""
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:
-            cursor = await conn.execute(sql.OPEN_PRODUCER, (tenant, producer_id))
+            cursor = await conn.execute(sql.OPEN_PRODUCER, (tenant, producer_id, last_epoch, last_epoch))
             row = await cursor.fetchone()
-        epoch, last_sequence = row or (1, 0)
-        return ProducerSession(epoch=epoch, last_sequence=last_sequence)
+        if row is None:
+            raise taken_over(producer_id, last_epoch)
+        return ProducerSession(epoch=row[0], last_sequence=row[1])
 
     async def position(self) -> Position:
         """See `LogStore.position`."""

@@ -124,6 +124,7 @@ OPEN_PRODUCER: Final = """
 insert into producer (tenant, producer_id, epoch, last_sequence, last_hash, last_offset, last_receipt)
 values (%s, %s, 1, 0, '', 0, '')
 on conflict (tenant, producer_id) do update set epoch = producer.epoch + 1
+where %s::bigint = 0 or producer.epoch <= %s::bigint
 returning epoch, last_sequence
 """
 
