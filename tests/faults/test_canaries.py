@@ -219,7 +219,7 @@ async def left_alone(w: World, ledger: History, **_: Any) -> Readback:
 @pytest.mark.parametrize(
     ("build", "fault", "word"),
     [
-        ("", resends_without_stamps, "twice"),
+        pytest.param("", resends_without_stamps, "twice", marks=pytest.mark.slow),
         ("no_dedup", resends, "twice"),
         ("ack_before_commit", killed, "lost"),
         ("lossy_fold", left_alone, "points missing"),

@@ -29,6 +29,7 @@ TURNS = 7
 BATCHES = 200
 
 
+@pytest.mark.slow
 async def test_poison_moves_the_sequence_and_stalls_nobody(
     guardian: Guardian, database_url: str, run_dir: Path, report: Report
 ) -> None:

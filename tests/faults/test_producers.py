@@ -29,6 +29,7 @@ FENCED = 3
 BATCHES = 250
 
 
+@pytest.mark.slow
 async def test_repeated_reordered_and_replayed_batches(
     guardian: Guardian, database_url: str, run_dir: Path, report: Report
 ) -> None:
@@ -116,7 +117,9 @@ async def stand_beside(w: World, directory: Path, plan: Plan) -> int:
             second.end()
 
 
-@pytest.mark.parametrize("build", ["", "no_fence"], ids=["real", "canary"])
+@pytest.mark.parametrize(
+    "build", [pytest.param("", id="real"), pytest.param("no_fence", id="canary", marks=pytest.mark.slow)]
+)
 async def test_a_zombie_beside_its_copy(
     guardian: Guardian, database_url: str, run_dir: Path, report: Report, build: str
 ) -> None:

@@ -224,7 +224,7 @@ class Dying(PostgresErasures):
             raise Unavailable("killed")
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_it_goes_on_wherever_it_was_interrupted(
     database_url: str, redis_url: str, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

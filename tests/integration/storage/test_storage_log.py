@@ -203,6 +203,7 @@ async def test_a_list_of_quarantine_that_cannot_be_is_refused(store, request_, f
     assert refused.value.field_violations[0].field == field
 
 
+@pytest.mark.slow
 async def test_followers_see_every_entry_once_in_order_while_many_write(database_url):
     async with storage(database_url, ring_bytes=1 << 20, fold_after_s=0.2) as store:
         keys = await store.series("t1", [f"c{i}" for i in range(8)])
