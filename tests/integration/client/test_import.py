@@ -105,16 +105,6 @@ def twinmesh_process(target):
     return run
 
 
-async def head_of(mesh) -> int:
-    """The newest offset, once somebody answers."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await mesh.head()
-            except TwinmeshError:
-                await asyncio.sleep(0.1)
-
-
 async def until_it_answers(target: str) -> None:
     """Wait until the service that is dialled is there again, once it was killed."""
     async with asyncio.timeout(60):
@@ -126,10 +116,19 @@ async def until_it_answers(target: str) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def until_past(mesh, offset: int, process: subprocess.Popen[str]) -> None:
-    """Wait until the log has grown beyond an offset, or the process has ended."""
+async def stored_now(mesh, twin_id: str) -> int:
+    """Return how many points of a twin are stored, 0 while nobody can say."""
+    try:
+        return int((await mesh.statistics(twin_id)).points)
+    except TwinmeshError:
+        return 0
+
+
+async def until_more_is_stored(mesh, twin_id: str, process: subprocess.Popen[str]) -> None:
+    """Wait until the twin has more points than now, or the process has ended."""
+    before = await stored_now(mesh, twin_id)
     for _ in range(3_000):
-        if await head_of(mesh) > offset or process.poll() is not None:
+        if await stored_now(mesh, twin_id) > before or process.poll() is not None:
             return
         await asyncio.sleep(0.02)
 
@@ -147,7 +146,7 @@ async def test_an_import_that_is_killed_again_and_again_stores_each_value_once(
     for i in range(kills):
         process = started(*arguments)
         # Killed when it has begun to write; sometimes a service with it.
-        await until_past(mesh, await head_of(mesh) + 2, process)
+        await until_more_is_stored(mesh, twin, process)
         await asyncio.sleep(dice.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         process.communicate()
