@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ class Table:
     def truth(self, name: str, default: bool) -> bool:
         """Return true or false."""
         return bool(self._get(name, bool, "true or false", default, "true"))
+
+    def secret(self, name: str) -> str:
+        """Return what the variable of the environment holds that the key names; empty when the key is absent."""
+        if not self.has(name):
+            return ""
+        variable = self.text(name, example='"BROKER_PASSWORD"')
+        if variable not in os.environ:
+            raise self.wrong(name, f"names {variable}, which is not set; set it, or take the key out")
+        return os.environ[variable]
 
     def choice(self, name: str, choices: Sequence[str], default: str | None = None) -> str:
         """Return one of several texts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,6 @@ def from_config(name: str, table: Table) -> MqttConnector:
 
 def _broker(name: str, table: Table) -> Broker:
     tls = table.truth("tls", False)
-    password = ""
-    if table.has("password_env"):
-        variable = table.text("password_env")
-        if variable not in os.environ:
-            raise table.wrong("password_env", f"names {variable}, which is not set; set it, or take the key out")
-        password = os.environ[variable]
     return Broker(
         host=table.text("host", example='"broker.example"'),
         port=table.whole("port", 8883 if tls else 1883, least=1, most=65_535),
@@ -48,7 +41,7 @@ def _broker(name: str, table: Table) -> Broker:
         session_expiry_s=round(table.span_s("session_expiry", "1h")),
         keep_alive_s=max(5, round(table.span_s("keep_alive", "30s"))),
         username=table.text("username", ""),
-        password=password,
+        password=table.secret("password_env"),
         tls=tls,
         ca=_file(table, "ca"),
         certificate=_file(table, "certificate"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from asyncua import ua
@@ -37,12 +36,6 @@ def _server(table: Table) -> Server:
     url = table.text("url", example='"opc.tcp://plc.example:4840"')
     if not url.startswith(_SCHEMES) or "@" in url:
         raise table.wrong("url", "must be opc.tcp://HOST:PORT/PATH; a name and password have keys of their own")
-    password = ""
-    if table.has("password_env"):
-        variable = table.text("password_env")
-        if variable not in os.environ:
-            raise table.wrong("password_env", f"names {variable}, which is not set; set it, or take the key out")
-        password = os.environ[variable]
     security = table.text("security", "")
     if security and len(security.split(",")) not in (4, 5):
         raise table.wrong(
@@ -54,7 +47,7 @@ def _server(table: Table) -> Server:
     return Server(
         url=url,
         username=table.text("username", ""),
-        password=password,
+        password=table.secret("password_env"),
         security=security,
         publishing_ms=1e3 * table.span_s("publishing", "500ms"),
         history_s=table.span_s("history") if table.has("history") else 0.0,
