@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +25,12 @@ from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 KIND_NAMES: Final = {kind.name.lower(): kind for kind in ChannelKind if kind is not ChannelKind.UNSPECIFIED}
 """Kinds as a configuration writes them."""
 TIME_FORMATS: Final = ("iso", "s", "ms", "us", "ns")
+MAX_BATCH_ROWS: Final = 10_000
+MAX_BATCH_BYTES: Final = 4 << 20
+"""Most of one batch: what a source gives at once may be many times as much."""
+MAX_TEXT_BYTES: Final = 1 << 20
+"""Longest text or JSON document of one value."""
+_ROW_BYTES: Final = 64
 _US: Final = {"s": 1e6, "ms": 1e3, "us": 1.0}
 _INT64: Final = 1 << 63
 _TRUTHS: Final[dict[Any, bool]] = {
@@ -107,11 +113,21 @@ def fitted(value: Any, kind: ChannelKind) -> Any:
             return number
         if kind is ChannelKind.BOOL:
             return _truth(value)
-        if kind is ChannelKind.TEXT:
-            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _bounded_text(_as_text(value, kind))
     except (TypeError, ValueError, OverflowError):
         raise Unreadable(f"value is no {kind.name.lower()}") from None
+
+
+def _as_text(value: Any, kind: ChannelKind) -> str:
+    if kind is ChannelKind.TEXT and isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, allow_nan=kind is ChannelKind.TEXT)
+
+
+def _bounded_text(text: str) -> str:
+    if len(text) > MAX_TEXT_BYTES or _text_bytes(text) > MAX_TEXT_BYTES:
+        raise Unreadable(f"value longer than {MAX_TEXT_BYTES >> 20} MiB")
+    return text
 
 
 def _whole(value: float) -> int:
@@ -182,6 +198,25 @@ def channel_name(text: str) -> str:
 def entity_name(text: str) -> str:
     """Return a foreign name as a twin's id: what an id cannot hold becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128]
+
+
+def batches(readings: Sequence[Reading]) -> Iterator[ObservationBatch]:
+    """Yield readings as batches, in order, each small enough for one message."""
+    part: list[Reading] = []
+    size = 0
+    for reading in readings:
+        weight = _ROW_BYTES + (_text_bytes(reading.value) if isinstance(reading.value, str) else 0)
+        if part and (len(part) >= MAX_BATCH_ROWS or size + weight > MAX_BATCH_BYTES):
+            yield to_batch(part)
+            part, size = [], 0
+        part.append(reading)
+        size += weight
+    if part:
+        yield to_batch(part)
+
+
+def _text_bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def to_batch(readings: Sequence[Reading]) -> ObservationBatch:

@@ -11,7 +11,7 @@ from twinmesh_connectors.delivery import until_safe
 from twinmesh_connectors.mqtt.payloads import PlainTopic
 from twinmesh_connectors.mqtt.session import Broker, Message, Session
 from twinmesh_connectors.mqtt.sparkplug import NAMESPACE, Sparkplug, rebirth_request
-from twinmesh_connectors.readings import Reading, Unreadable, to_batch
+from twinmesh_connectors.readings import Reading, Unreadable, batches
 from twinmesh_connectors.status import Status
 
 BATCH_MESSAGES: Final = 2_000
@@ -69,7 +69,9 @@ class MqttConnector:
                 messages = await session.gather(BATCH_MESSAGES, GATHER_S)
                 readings = self._read(messages, session, status)
                 if readings:
-                    number = await writer.write(to_batch(readings))
+                    number = 0
+                    for batch in batches(readings):
+                        number = await writer.write(batch)
                     status.rows_read += len(readings)
                     if any(message.qos for message in messages):
                         await until_safe(writer, number)

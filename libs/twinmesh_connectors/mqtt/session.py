@@ -23,8 +23,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from twinmesh_connectors.connector import SourceError
 
-RECEIVE_MAXIMUM: Final = 5_000
-"""Messages of QoS 1 and 2 that the broker may have on their way."""
+RECEIVE_MAXIMUM: Final = 500
+"""Messages of QoS 1 and 2 that the broker may have on their way (MQTT 5)."""
+MAX_PACKET_BYTES: Final = 1 << 20
+"""Largest message that the broker may send (MQTT 5): with the number above, the bound of what waits in memory."""
 MAX_QUEUED: Final = 20_000
 MAX_QUEUED_BYTES: Final = 64 << 20
 OPEN_TIMEOUT_S: Final = 15.0
@@ -180,6 +182,7 @@ class Session:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # partly typed library
             properties.SessionExpiryInterval = broker.session_expiry_s
             properties.ReceiveMaximum = RECEIVE_MAXIMUM
+            properties.MaximumPacketSize = MAX_PACKET_BYTES
             self._client.connect(
                 broker.host, broker.port, broker.keep_alive_s, clean_start=False, properties=properties
             )

@@ -21,7 +21,7 @@ from asyncua.ua.uaerrors import UaError
 from twinmesh_client.aio.writer import Writer
 from twinmesh_connectors.connector import SourceError
 from twinmesh_connectors.opcua.values import Item, overflowed, reading_of
-from twinmesh_connectors.readings import Reading, Unreadable, channel_name, to_batch
+from twinmesh_connectors.readings import Reading, Unreadable, batches, channel_name
 from twinmesh_connectors.status import Status
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.units import canonical
@@ -182,7 +182,8 @@ class OpcUaConnector:
             events = await _gathered(subscription, lost)
             readings = list(self._readings(events, items, status))
             if readings:
-                await writer.write(to_batch(readings))
+                for batch in batches(readings):
+                    await writer.write(batch)
                 status.rows_read += len(readings)
             elif not events:
                 # Nothing changed, or nobody is there: a subscription alone would not tell for a long time.
@@ -229,8 +230,9 @@ class OpcUaConnector:
                     break
                 arrived = time.time_ns() // 1_000
                 readings = [r for v in values for r in self._reading(item, v, arrived, status)]
+                for batch in batches(readings):
+                    await writer.write(batch)
                 if readings:
-                    await writer.write(to_batch(readings))
                     status.rows_read += len(readings)
                 if len(values) < _HISTORY_PAGE or not readings:
                     break

@@ -153,6 +153,27 @@ async def test_nothing_is_acknowledged_to_the_broker_before_it_is_safe(plant: Me
     assert [t for t, _, _ in found["temperature"]] == [1000 * (MS + n) for n in range(50)]
 
 
+async def test_messages_of_many_values_are_cut_to_size(plant: Mesh, broker: Mosquitto) -> None:
+    template = TopicTemplate("bulk/{twin}/{channel}")
+    topic = PlainTopic(
+        topic=template,
+        twin=NameTemplate("{twin}", template.names),
+        channel=NameTemplate("{channel}", template.names),
+        value="/v",
+        time="/t",
+        time_form="ms",
+    )
+    with publisher(broker) as device:
+        async with running(connector(broker, topics=[topic]), plant.channel) as runner:
+            await until(lambda: runner.status.state == "running")
+            for part in range(12):
+                samples = [{"t": MS + 5_000 * part + i, "v": float(i % 100)} for i in range(5_000)]
+                device.publish("bulk/P1/temperature", json.dumps(samples))
+            found = await until(lambda: rows(plant, at_least=60_000))
+    assert [t for t, _, _ in found["temperature"]] == [1000 * (MS + i) for i in range(60_000)]
+    assert runner.status.restarts == 0
+
+
 async def test_a_retained_message_without_a_time_is_not_given_the_time_of_now(plant: Mesh, broker: Mosquitto) -> None:
     template = TopicTemplate("old/{twin}/{channel}")
     topic = PlainTopic(topic=template, twin=NameTemplate("{twin}", template.names),

@@ -6,6 +6,7 @@ import pytest
 from twinmesh_connectors.readings import (
     Reading,
     Unreadable,
+    batches,
     channel_name,
     entity_name,
     fitted,
@@ -121,3 +122,30 @@ def test_readings_become_one_batch_with_each_series_once():
     np.testing.assert_array_equal(batch.doubles.time_unix_us, [10, 12])
     assert batch.bools.values.tolist() == [1]
     assert (list(batch.texts.texts()), batch.texts.quality.tolist()) == (["öl".encode()], [3])
+
+
+def reading(value: object, kind: K, number: int) -> Reading:
+    return Reading(twin_id="P1", channel="note", kind=kind, value=value, time_unix_us=number)
+
+
+@pytest.mark.parametrize(
+    ("readings", "sizes"),
+    [
+        ([], []),
+        ([reading(float(i), K.GAUGE, i) for i in range(25_001)], [10_000, 10_000, 5_001]),
+        ([reading("x" * 1_000_000, K.TEXT, i) for i in range(9)], [4, 4, 1]),
+        ([reading("ö" * 1_000_000, K.TEXT, i) for i in range(5)], [2, 2, 1]),
+    ],
+)
+def test_however_much_comes_at_once_each_batch_fits_a_message(readings, sizes):
+    made = list(batches(readings))
+    assert [batch.point_count() for batch in made] == sizes
+    times = [t for batch in made for _, section in batch.sections() for t in section.time_unix_us.tolist()]
+    assert times == [r.time_unix_us for r in readings]
+
+
+def test_a_text_that_no_message_could_carry_is_told():
+    assert fitted("x" * (1 << 20), K.TEXT)
+    for value, kind in (("x" * ((1 << 20) + 1), K.TEXT), ("ö" * ((1 << 19) + 1), K.TEXT), (["x" * (1 << 20)], K.JSON)):
+        with pytest.raises(Unreadable, match="longer than 1 MiB"):
+            fitted(value, kind)
