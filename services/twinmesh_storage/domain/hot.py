@@ -61,7 +61,7 @@ class HotRows:
         self._max_rows = max_rows
         self._rows = 0
         self._series: OrderedDict[int, HotSeries] = OrderedDict()
-        self._even: dict[int, tuple[HotSeries, Even | None]] = {}
+        self._even: dict[int, Even | None] = {}  # of series that are here, since their rows last changed
         self._version = 0
 
     @property
@@ -82,15 +82,13 @@ class HotRows:
         hot = self._series.get(series_id)
         if hot is None or hot.since > since:
             return None
-        known = self._even.get(series_id)
-        if known is None or known[0] is not hot:
-            if len(self._even) > 2 * len(self._series) + 1024:
-                self._even.clear()  # mostly of series that have left
-            known = self._even[series_id] = (hot, Even.of(hot.rows))
-        if known[1] is None:
+        if series_id not in self._even:
+            self._even[series_id] = Even.of(hot.rows)
+        even = self._even[series_id]
+        if even is None:
             return None
         self._series.move_to_end(series_id)
-        return hot.rows, known[1]
+        return hot.rows, even
 
     def peek(self, series_id: int) -> HotSeries | None:
         """Return what is here of a series, without counting it as used."""
@@ -104,21 +102,17 @@ class HotRows:
         """Forget series: their folded rows are not what they were."""
         self._version += 1
         for series_id in series:
-            gone = self._series.pop(series_id, None)
-            self._rows -= len(gone.rows) if gone is not None else 0
+            self._remove(series_id)
 
     def put(self, series_id: int, hot: HotSeries, version: int) -> None:
         """Keep what was read from blocks since `version`; ignored if a fold happened meanwhile, which it may lack."""
         if version != self._version or len(hot.rows) > self._max_rows:
             return
-        old = self._series.pop(series_id, None)
-        if old is not None:
-            self._rows -= len(old.rows)
+        self._remove(series_id)
         self._series[series_id] = hot
         self._rows += len(hot.rows)
         while self._rows > self._max_rows:
-            _, gone = self._series.popitem(last=False)
-            self._rows -= len(gone.rows)
+            self._remove(next(iter(self._series)))
 
     def absorb(self, fresh: Mapping[Lane, Run]) -> None:
         """Merge in what a fold put into blocks: readable rows, by lane."""
@@ -135,6 +129,7 @@ class HotRows:
                 merged = concat([hot.rows, rows]) if later else merge([hot.rows, rows])
                 self._rows += len(merged) - len(hot.rows)
                 self._series[series_id] = HotSeries(since=hot.since, rows=merged)
+                self._even.pop(series_id, None)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -142,3 +137,8 @@ class HotRows:
         self._series.clear()
         self._even.clear()
         self._rows = 0
+
+    def _remove(self, series_id: int) -> None:
+        gone = self._series.pop(series_id, None)
+        self._even.pop(series_id, None)
+        self._rows -= len(gone.rows) if gone is not None else 0

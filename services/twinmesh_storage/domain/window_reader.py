@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.time import floor_to
 from twinmesh_storage.domain.flights import Flights
 from twinmesh_storage.domain.history import MAX_TIME, MIN_TIME, History, Seen, cut
@@ -25,6 +26,7 @@ from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_grid import WindowGrid
 
 _THREAD_VALUES: Final = 20_000
+_LOOP_VALUES: Final = 400_000  # copying more than this takes over about 2 ms, too long for the event loop
 _KEEP_WINDOWS: Final = 4  # a window that ends within this many lengths of the newest value is worth keeping unpacked
 _FILLS_AT_ONCE: Final = 4
 
@@ -87,32 +89,34 @@ class WindowReader:
         tail = await self._view.tail_view()
         head = tail.head
         in_tail = frozenset(tail.series().tolist()).union(*(hide.series_ids for hide in tail.hides))
-        out = np.full((grid.twins, spec.steps, grid.channels), np.nan)
-        coverage = np.zeros((grid.twins, grid.channels))
+        even: list[_EvenColumn] = []
         left: list[tuple[int, int]] = []
         for row, (twin, end, last) in enumerate(zip(grid.series, ends, newest, strict=True)):
             if last is not None:
-                left += self._place_even(row, twin, end, spec, in_tail, out, coverage)
-        # A value that is no number is no value: such a column is built with its gaps.
-        strange = np.isnan(out).any(axis=1) & (coverage == 1.0)
-        left += list(zip(*(axis.tolist() for axis in np.nonzero(strange)), strict=True))
+                self._find_even(row, twin, end, spec, in_tail, even, left)
+
+        def place() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[tuple[int, int]]]:
+            return _placed((grid.twins, spec.steps, grid.channels), even)
+
+        size = grid.twins * spec.steps * grid.channels
+        out, coverage, strange = await asyncio.to_thread(place) if size > _LOOP_VALUES else place()
+        left += strange
         if left:
             recent = {row: newest[row] or 0 for row in {row for row, _ in left}}
             await self._place(tenant, grid, ends, recent, left, tail, in_tail, spec, out, coverage)
         return Windows(values=out, at=tuple(ends), coverage=coverage, as_of=spec.as_of_offset or head)
 
-    def _place_even(
+    def _find_even(
         self,
         row: int,
         twin: Sequence[Series | None],
         end: int,
         spec: WindowSpec,
         in_tail: frozenset[int],
-        out: npt.NDArray[np.float64],
-        coverage: npt.NDArray[np.float64],
-    ) -> list[tuple[int, int]]:
-        """Copy columns that are in memory with one row in each step; returns the (row, column) of the others."""
-        left: list[tuple[int, int]] = []
+        even: list[_EvenColumn],
+        left: list[tuple[int, int]],
+    ) -> None:
+        """Add a twin's columns that are in memory with one row in each step to `even`, the others to `left`."""
         start = end - spec.step_us * spec.steps
         for column, series in enumerate(twin):
             if series is None:
@@ -123,14 +127,12 @@ class WindowReader:
             if found is None or found[1].step != spec.step_us or found[1].worst > spec.max_quality:
                 left.append((row, column))
                 continue
-            rows, even = found
-            first = -((even.start - start) // even.step)  # of the first row at or after the start
+            rows, lie = found
+            first = -((lie.start - start) // lie.step)  # of the first row at or after the start
             if first < 0 or first + spec.steps > len(rows):
                 left.append((row, column))
-                continue
-            out[row, :, column] = as_float64(rows.value[first : first + spec.steps], series.kind)
-            coverage[row, column] = 1.0
-        return left
+            else:
+                even.append((row, column, rows.value[first : first + spec.steps], series.kind))
 
     async def _place(
         self,
@@ -164,15 +166,17 @@ class WindowReader:
         if spec.fills and not spec.max_gap_us:
             await self._reach_back(tenant, needs, found, tail, spec)
 
-        def build() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        def build() -> None:
             columns = [_column(n, found, tail if n.series.series_id in in_tail else _NO_TAIL, spec) for n in needs]
-            return build_windows(columns, spec)
+            values, shares = build_windows(columns, spec)
+            at_row, at_column = (np.array(axis, np.intp) for axis in zip(*wanted, strict=True))
+            out[at_row, :, at_column] = values
+            coverage[at_row, at_column] = shares
 
-        big = len(needs) * spec.steps > _THREAD_VALUES
-        values, shares = await asyncio.to_thread(build) if big else build()
-        rows, columns = (np.array(axis, np.intp) for axis in zip(*wanted, strict=True))
-        out[rows, :, columns] = values
-        coverage[rows, columns] = shares
+        if len(needs) * spec.steps > _THREAD_VALUES:
+            await asyncio.to_thread(build)
+        else:
+            build()
 
     async def _folded(self, tenant: str, needs: Sequence[_Need], recent: dict[int, bool]) -> dict[int, HotSeries]:
         """Return the folded rows of each series from `since` on, at least up to `at`."""
@@ -266,6 +270,26 @@ class WindowReader:
                 found[series_id] = HotSeries(
                     since=bounds[series_id].since, rows=merge(parts) if parts else no_rows(Lane.NUMERIC)
                 )
+
+
+_EvenColumn = tuple[int, int, npt.NDArray[np.int64], ChannelKind]
+"""Row and column of a place, and the values (64 bits each) of its steps with their kind."""
+
+
+def _placed(
+    shape: tuple[int, int, int], even: Sequence[_EvenColumn]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[tuple[int, int]]]:
+    """Return matrix and coverage with these columns in place, and the (row, column) of those with a NaN.
+
+    A value that is no number is no value: such a column must be built with its gaps.
+    """
+    out = np.full(shape, np.nan)
+    coverage = np.zeros((shape[0], shape[2]))
+    for row, column, bits, kind in even:
+        out[row, :, column] = as_float64(bits, kind)
+        coverage[row, column] = 1.0
+    strange = np.isnan(out).any(axis=1) & (coverage == 1.0)
+    return out, coverage, list(zip(*(axis.tolist() for axis in np.nonzero(strange)), strict=True))
 
 
 def _take(needs: Sequence[_Need], cached: dict[int, HotSeries], found: dict[int, HotSeries]) -> list[_Need]:

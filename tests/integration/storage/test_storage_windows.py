@@ -92,8 +92,15 @@ def plain(rows: Rows, twin: str, channel: str, end: int, step: int, steps: int, 
     return out
 
 
-@pytest.mark.parametrize("fold_after_s", [0.05, 60.0], ids=["blocks", "tail"])
-async def test_every_window_is_that_of_a_plain_reckoning(database_url: str, fold_after_s: float) -> None:
+@pytest.mark.parametrize(
+    ("fold_after_s", "most"), [(0.05, None), (60.0, None), (0.05, 0)], ids=["blocks", "tail", "blocks, in a thread"]
+)
+async def test_every_window_is_that_of_a_plain_reckoning(
+    database_url: str, fold_after_s: float, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if most is not None:  # what is large enough to leave the event loop
+        monkeypatch.setattr("twinmesh_storage.domain.window_reader._LOOP_VALUES", most)
+        monkeypatch.setattr("twinmesh_storage.domain.window_reader._THREAD_VALUES", most)
     rows = history()
     async with storage(database_url, fold_after_s=fold_after_s, fold_rows=1) as store:
         await fill(store, rows, 0, 120)
