@@ -53,12 +53,21 @@ class _Metric:
 
 @dataclass(slots=True)
 class _Node:
-    """What the last births said; `devices` holds the node's own metrics under ""."""
+    """What the last births said; `devices` holds the node's own metrics under "".
+
+    `channels` says which metric of a device has a channel: two names may become one, and must not become one series.
+    """
 
     birth_sequence: int | None = None
     next_sequence: int | None = None
     aliases: dict[int, tuple[str, str]] = field(default_factory=dict)
     devices: dict[str, dict[str, _Metric]] = field(default_factory=dict)
+    channels: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        self.aliases.clear()
+        self.devices.clear()
+        self.channels.clear()
 
     def metric_count(self) -> int:
         return sum(map(len, self.devices.values()))
@@ -160,8 +169,7 @@ class Sparkplug:
 
     def _birth(self, node: _Node, kind: str, device: str, payload: Any) -> None:
         if kind == "NBIRTH":
-            node.aliases.clear()
-            node.devices.clear()
+            node.forget()
             node.birth_sequence = _birth_sequence(payload)
         if node.metric_count() + len(payload.metrics) > MAX_METRICS:
             raise Unreadable(f"more than {MAX_METRICS} metrics of an edge node")
@@ -186,7 +194,8 @@ class Sparkplug:
             if known.name == "bdSeq" or known.name.startswith(_OWN):
                 continue
             try:
-                reading = self._reading(twin_id, known, metric, payload, arrived_unix_us)
+                channel = self._channel(node, device, known.name)
+                reading = self._reading(twin_id, channel, known, metric, payload, arrived_unix_us)
             except Unreadable as error:
                 reasons.append(error.reason)
                 continue
@@ -215,8 +224,20 @@ class Sparkplug:
             raise Unreadable("name is no twin id")
         return twin_id
 
-    def _reading(self, twin_id: str, known: _Metric, metric: Any, payload: Any, arrived_unix_us: int) -> Reading:
-        channel = self._names.get(known.name) or channel_name(known.name)
+    def _channel(self, node: _Node, device: str, metric: str) -> str:
+        channel = self._names.get(metric) or channel_name(metric)
+        owner = node.channels.get((device, channel))
+        if owner is None:
+            if len(node.channels) >= MAX_METRICS:
+                raise Unreadable(f"more than {MAX_METRICS} metrics of an edge node")
+            node.channels[device, channel] = metric
+        elif owner != metric:
+            raise Unreadable("name taken by another metric")
+        return channel
+
+    def _reading(
+        self, twin_id: str, channel: str, known: _Metric, metric: Any, payload: Any, arrived_unix_us: int
+    ) -> Reading:
         stamp = metric.timestamp if metric.HasField("timestamp") else payload.timestamp
         time_unix_us = int(stamp) * 1_000 if stamp else arrived_unix_us
         if metric.is_null:
@@ -250,8 +271,7 @@ class Sparkplug:
             node.devices.pop(device, None)
         else:
             # Its metrics are void until it is born again; so is its sequence.
-            node.aliases.clear()
-            node.devices.clear()
+            node.forget()
             node.next_sequence = None
         return Heard(readings=readings)
 

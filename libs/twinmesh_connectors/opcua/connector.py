@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -93,6 +93,8 @@ class OpcUaConnector:
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         async with self._connected(lost) as client:
             items = await self._wanted(client, status)
+            # Before anything new is heard: history is read from where we were cut off.
+            heard = {node: last.time_unix_us for node, last in self._last.items()}
             async with await self._subscribed(client, lost) as subscription:
                 missing = await _monitor(client, subscription, items)
                 for node, why in missing.items():
@@ -100,8 +102,12 @@ class OpcUaConnector:
                     status.note = f"{node}: {why}"
                 if len(missing) == len(items):
                     raise SourceError(f"server {self._server.url} has none of the nodes: {status.note}")
-                await self._read_history(client, items, writer, status)
-                await self._pump(client, subscription, {i.node: i for i in items}, lost, writer, status)
+                async with _ending_together() as group:
+                    # Side by side: the history of many variables takes longer than events can be held back.
+                    group.create_task(self._read_history(client, items, heard, writer, status))
+                    group.create_task(
+                        self._pump(client, subscription, {i.node: i for i in items}, lost, writer, status)
+                    )
 
     # --- connecting ---
 
@@ -146,23 +152,33 @@ class OpcUaConnector:
         return subscription
 
     async def _wanted(self, client: Client, status: Status) -> list[Item]:
-        """Return the variables to monitor, each with its unit: as configured, else as the server says it."""
-        items = list(self._items)
+        """Return the variables to monitor, each with its unit: as configured, else as the server says it.
+
+        A variable, and a channel of a twin, is wanted once; what is configured by itself comes before objects.
+        """
+        items = {item.node: item for item in self._items}
+        taken = {(item.twin_id, item.channel) for item in self._items}
         for thing in self._objects:
             async for node, path in _variables(client.get_node(thing.node)):
-                items.append(
-                    Item(
-                        node=node.nodeid.to_string(),
-                        twin_id=thing.twin_id,
-                        channel=channel_name("_".join(path)),
-                        sampling_ms=thing.sampling_ms,
-                        queue=thing.queue,
-                    )
+                name, channel = node.nodeid.to_string(), channel_name("_".join(path))
+                if name in items:
+                    continue
+                if (thing.twin_id, channel) in taken:
+                    status.drop("name taken by another variable")
+                    status.note = f"{name} would be {channel} too; give it a channel of its own under nodes"
+                    continue
+                taken.add((thing.twin_id, channel))
+                items[name] = Item(
+                    node=name,
+                    twin_id=thing.twin_id,
+                    channel=channel,
+                    sampling_ms=thing.sampling_ms,
+                    queue=thing.queue,
                 )
                 if len(items) > MAX_ITEMS:
                     raise SourceError(f"more than {MAX_ITEMS} variables; name fewer objects")
         with_units = []
-        for item in items:
+        for item in items.values():
             unit = item.unit or await _engineering_unit(client.get_node(item.node), status)
             with_units.append(replace(item, unit=unit))
         return with_units
@@ -198,30 +214,26 @@ class OpcUaConnector:
                 raise SourceError(f"server {self._server.url} ended the subscription: {event.notification.Status.name}")
             if isinstance(event, DataChangeEvent):
                 item = items[event.node.nodeid.to_string()]
-                yield from self._reading(item, event.data.monitored_item.Value, arrived, status)
+                reading = _understood(item, event.data.monitored_item.Value, arrived, self._last.get(item.node), status)
+                if reading is not None:
+                    self._last[item.node] = reading
+                    yield reading
 
-    def _reading(self, item: Item, value: ua.DataValue, arrived: int, status: Status) -> Iterator[Reading]:
-        if value.StatusCode is not None and overflowed(int(value.StatusCode.value)):
-            status.drop("by the server: its queue was too short")
-        last = self._last.get(item.node)
-        try:
-            reading = reading_of(item, value, arrived, last)
-        except Unreadable as error:
-            status.drop(error.reason)
-            status.note = f"last unreadable: {item.node} ({error.reason})"
-            return
-        self._last[item.node] = reading
-        yield reading
+    async def _read_history(
+        self, client: Client, items: Sequence[Item], heard: Mapping[str, int], writer: Writer, status: Status
+    ) -> None:
+        """Write what the server recorded since we last heard of each variable; what is written twice counts once.
 
-    async def _read_history(self, client: Client, items: Sequence[Item], writer: Writer, status: Status) -> None:
-        """Write what the server recorded since we last heard of each variable; what is written twice counts once."""
+        Args:
+            heard: event time by node, microseconds, up to which we have heard.
+        """
         if not self._server.history_s:
             return
         now = datetime.now(UTC)
         oldest = now - timedelta(seconds=self._server.history_s)
         for item in items:
-            last = self._last.get(item.node)
-            start = oldest if last is None else max(oldest, datetime.fromtimestamp(last.time_unix_us / 1e6, UTC))
+            start = max(oldest, _moment(heard[item.node])) if item.node in heard else oldest
+            last: Reading | None = None
             while True:
                 try:
                     values = await client.get_node(item.node).read_raw_history(start, now, _HISTORY_PAGE, False)
@@ -229,14 +241,47 @@ class OpcUaConnector:
                     status.note = f"no history of {item.node}: {_words(error)}"
                     break
                 arrived = time.time_ns() // 1_000
-                readings = [r for v in values for r in self._reading(item, v, arrived, status)]
+                readings = []
+                for value in values:
+                    reading = _understood(item, value, arrived, last, status)
+                    if reading is not None:
+                        last = reading
+                        readings.append(reading)
                 for batch in batches(readings):
                     await writer.write(batch)
-                if readings:
-                    status.rows_read += len(readings)
-                if len(values) < _HISTORY_PAGE or not readings:
+                status.rows_read += len(readings)
+                if len(values) < _HISTORY_PAGE or last is None:
                     break
-                start = datetime.fromtimestamp(readings[-1].time_unix_us / 1e6, UTC)
+                # A page of one single time must not be asked for for ever.
+                start = max(_moment(last.time_unix_us), start + timedelta(microseconds=1))
+
+
+@asynccontextmanager
+async def _ending_together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run tasks side by side; the first failure ends them all and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def _understood(
+    item: Item, value: ua.DataValue, arrived_unix_us: int, last: Reading | None, status: Status
+) -> Reading | None:
+    """Return a data value as a reading; None = it cannot be one, which is counted."""
+    if value.StatusCode is not None and overflowed(int(value.StatusCode.value)):
+        status.drop("by the server: its queue was too short")
+    try:
+        return reading_of(item, value, arrived_unix_us, last)
+    except Unreadable as error:
+        status.drop(error.reason)
+        status.note = f"last unreadable: {item.node} ({error.reason})"
+        return None
+
+
+def _moment(time_unix_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_unix_us)
 
 
 async def _gathered(subscription: Subscription, lost: asyncio.Future[str]) -> list[Any]:

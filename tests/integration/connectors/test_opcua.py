@@ -133,11 +133,16 @@ async def test_values_come_with_their_kind_unit_quality_and_source_time(plant: M
 @pytest.mark.slow
 async def test_the_variables_of_an_object_are_channels(plant: Mesh) -> None:
     async with serving() as plc:
-        reader = connector(plc, objects=[Object(node=plc.pump.nodeid.to_string(), twin_id="P1", sampling_ms=20.0)])
+        same = await plc.pump.add_variable(ua.NodeId.from_string("ns=2;s=P1.same"), "Temperature!", 5.0)
+        whole = Object(node=plc.pump.nodeid.to_string(), twin_id="P1", sampling_ms=20.0)
+        reader = connector(plc, item("note"), objects=[whole])  # one of them is named by itself, too
         async with running(reader, plant.channel) as runner:
             await until(lambda: runner.status.rows_durable >= 5)
             found = await until(lambda: _found(plant))
         assert found["note"][0][1] == b"hello"
+        assert runner.status.rows_dropped == {"name taken by another variable": 1}
+        assert same.nodeid.to_string() in runner.status.note
+        assert len(found["note"]) == 1
         # temperature lands; motor_speed is no channel of the type and waits in quarantine, with its name
         rows = await plant.quarantine()
         assert {r.channel for r in rows} >= {"motor_speed"}

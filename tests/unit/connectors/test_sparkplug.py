@@ -143,6 +143,16 @@ def test_what_has_no_channel_is_told() -> None:
     assert [r[2] for r in rows(heard)] == [0.5, "öl"]
 
 
+def test_two_metrics_never_become_one_series() -> None:
+    host = born()
+    data = payload(metric("Motor Temp", 99.0), metric("Motor/Temp", 61.0), seq=2)
+    heard = host.read("spBv1.0/G/DDATA/E/P1", data, NOW)
+    assert [r[2] for r in rows(heard)] == [61.0]
+    assert heard.reasons == ["name taken by another metric"]
+    named = born(names={"Motor Temp": "winding_temp"})
+    assert [r[1] for r in rows(named.read("spBv1.0/G/DDATA/E/P1", data, NOW))] == ["winding_temp", "motor_temp"]
+
+
 @pytest.mark.parametrize("topic", ["spBv1.0/G/DDATA/E", "spBv1.0/G/NDATA/E/D"])
 def test_topics_that_are_none(topic: str) -> None:
     with pytest.raises(Unreadable):
