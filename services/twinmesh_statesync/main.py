@@ -23,6 +23,7 @@ from twinmesh_runtime.telemetry import counter, gauge, log
 from twinmesh_runtime.unit_library import UcumLibrary
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
+from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 from twinmesh_statesync.domain.timekeeper import Timekeeper
@@ -74,6 +75,7 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
         tick_s=settings.watch_tick_ms / 1_000,
         ring_changes=settings.ring_changes,
         ring_bytes=settings.ring_bytes,
+        spacing=Spacing(interval_s=settings.generation_interval_s, horizon_s=settings.replay_horizon_s),
         report=_report,
     )
     reading, writer = Reading(live), Writer(source, live)

@@ -24,6 +24,20 @@ class StatesyncSettings(ServiceSettings):
         minimum=0.1,
         maximum=3600,
     )
+    generation_interval_s: float = setting(
+        60.0,
+        help="Least time between two earlier positions that the checkpoint can be taken back to; older ones lie wider.",
+        unit="s",
+        minimum=0.1,
+        maximum=86_400,
+    )
+    replay_horizon_s: float = setting(
+        86_400.0,
+        help="How far back watches resume and replicas can be asked for at least; storage keeps the log from there on.",
+        unit="s",
+        minimum=1,
+        maximum=30 * 86_400,
+    )
     watch_tick_ms: float = setting(
         20.0,
         help="Longest time for which changes are gathered into one frame; few watchers are told earlier.",

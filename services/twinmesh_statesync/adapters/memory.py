@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, OutOfRange, Reason
 from twinmesh_core.observations import ObservationBatch, concat
 from twinmesh_core.time import Clock
-from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record
+from twinmesh_statesync.domain.checkpoint import CHANGES, EVENT, TWIN, VERDICT, Checkpoint, Position, Record
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
+from twinmesh_statesync.domain.generations import Generation, newest_at
 from twinmesh_statesync.domain.ports import LogFrame
 
 
@@ -127,6 +129,7 @@ class MemoryCheckpoints:
     def __init__(self) -> None:
         self._position: Position | None = None
         self._records: dict[tuple[str, str, str], Record] = {}
+        self._generations: dict[int, tuple[Generation, dict[tuple[str, str, str], Record]]] = {}
 
     async def load(self) -> Checkpoint | None:
         """Return the checkpoint; see the port."""
@@ -142,10 +145,48 @@ class MemoryCheckpoints:
             return False
         if checkpoint.complete:
             self._records.clear()
+            self._generations.clear()
         for record in checkpoint.records:
             key = (record.tenant, record.kind, record.key)
             self._records.pop(key, None)
             if record.body is not None:
                 self._records[key] = record
         self._position = new
+        for generation in checkpoint.generations:
+            at = generation.offset
+            self._generations.setdefault(at, (generation, dict(self._records) if at == new.offset else {}))
+        return True
+
+    async def generations(self) -> tuple[Generation, ...]:
+        """Return the generations in order; see the port."""
+        return tuple(self._generations[offset][0] for offset in sorted(self._generations))
+
+    async def load_at(self, offset: int, tenant: str, twin_ids: Collection[str] = ()) -> Checkpoint | None:
+        """Return a generation of one tenant; see the port."""
+        found = newest_at(await self.generations(), offset)
+        if found is None or self._position is None:
+            return None
+        wanted = set(twin_ids)
+        return Checkpoint(
+            position=replace(self._position, offset=found.offset),
+            records=tuple(
+                record
+                for record in self._generations[found.offset][1].values()
+                if record.tenant == tenant and record.kind not in {VERDICT, CHANGES}
+                if not wanted or record.kind not in {TWIN, EVENT} or record.key.split("/")[0] in wanted
+            ),
+        )
+
+    async def forget(self, offsets: Collection[int]) -> None:
+        """Drop generations; see the port."""
+        for offset in offsets:
+            self._generations.pop(offset, None)
+
+    async def rewind(self, to: Position) -> bool:
+        """Take the checkpoint back; see the port."""
+        if to.offset not in self._generations:
+            return False
+        self._records = dict(self._generations[to.offset][1])
+        self._generations = {offset: kept for offset, kept in self._generations.items() if offset <= to.offset}
+        self._position = to
         return True

@@ -14,6 +14,7 @@ from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.entries import Verdict
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.fold import Fold, Unsaved
+from twinmesh_statesync.domain.generations import Generation
 from twinmesh_statesync.domain.plain import from_text, to_text
 from twinmesh_statesync.domain.replica import DeltaItem, Desired, Predicted, Replica, Reported
 from twinmesh_statesync.domain.twin_state import TwinState
@@ -60,11 +61,13 @@ class Checkpoint:
         position: the point of the log.
         records: rows, each key once or the last one counts.
         complete: in a save: these are all there are, and whatever was kept before is dropped.
+        generations: in a save: positions to which the checkpoint can be taken back from now on.
     """
 
     position: Position
     records: tuple[Record, ...]
     complete: bool = False
+    generations: tuple[Generation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import (
-    Captured,
-    Checkpoint,
     Position,
     RecentChanges,
-    Record,
-    capture,
     recent_changes,
     restore,
 )
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
+from twinmesh_statesync.domain.keeping import Keeper, Report
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
 from twinmesh_statesync.domain.pulse import Pulse
 from twinmesh_statesync.domain.ring import Ring
@@ -37,9 +35,6 @@ _SEED_TWINS: Final = 500
 _CAUGHT_UP: Final = 1_000
 """Ready means: at most so many entries behind the head."""
 
-Report = Callable[[str, dict[str, Any]], None]
-"""Takes the name of something noteworthy and its fields, for the log."""
-
 
 class LiveFold:
     """The replicas as of now; readers use `fold` freely between two awaits, since all happens on one event loop.
@@ -51,6 +46,7 @@ class LiveFold:
         tick_s: longest time that many watchers wait to be woken together.
         ring_changes: recent changes kept per tenant, for watchers that resume.
         ring_bytes: and their estimated bytes.
+        spacing: how far back the checkpoint can be taken, and how finely.
         report: told about connections, resets and checkpoints.
     """
 
@@ -63,6 +59,7 @@ class LiveFold:
         tick_s: float = 0.02,
         ring_changes: int = 200_000,
         ring_bytes: int = 256 * 1024 * 1024,
+        spacing: Spacing = DEFAULT_SPACING,
         report: Report = lambda _name, _fields: None,
     ) -> None:
         self.fold = Fold()
@@ -81,14 +78,10 @@ class LiveFold:
         self._head_offset: int | None = None
         self._following = False
         self._usable = False
-        self._ended = False
-        self._on_checkpoint = False
-        self._saved: Position | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
-        self._saving = asyncio.Lock()
+        self._keeper = Keeper(log=log, store=checkpoints, spacing=spacing, report=report)
         self._listeners: list[Callable[[Sequence[Change]], None]] = []
-        self._failed: Captured | None = None
 
     @property
     def position(self) -> Position:
@@ -109,6 +102,12 @@ class LiveFold:
     def entries_behind(self) -> int:
         """Entries between the fold and the head of the log, as last heard."""
         return max(0, (self._head_offset or 0) - self.fold.offset)
+
+    def compacted_to(self, tenant: str) -> int:
+        """Return the smallest offset after which a watch can be continued, from memory or from the log."""
+        floor = self.ring(tenant).floor
+        generations = self._keeper.generations
+        return min(floor, generations[0].offset) if generations else floor
 
     def on_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
         """Have `listener` called with the changes of each entry, in order, right after it is folded."""
@@ -188,15 +187,7 @@ class LiveFold:
 
     async def keep_checkpoints(self, interval_s: float) -> None:
         """Save a checkpoint every so often, for ever; a failure is reported and made good by the next."""
-        while True:
-            await asyncio.sleep(interval_s)
-            try:
-                await self.save()
-                if self._saved is not None:
-                    # Every time, moved or not: a statement that is not renewed expires.
-                    await self._log.register_checkpoint(self._saved)
-            except TwinmeshError as error:
-                self._report("checkpoint_failed", {"reason": str(error.reason)})
+        await self._keeper.keep(self, interval_s)
 
     async def save(self, *, last: bool = False) -> None:
         """Save a checkpoint now; raises `Unavailable` and keeps what was not saved for the next time.
@@ -204,33 +195,19 @@ class LiveFold:
         Args:
             last: no other save shall follow in this process, which is about to end.
         """
-        async with self._saving:
-            if not self.incarnation or self._ended:
-                return
-            self._ended = last
-            position = self.position
-            if position == self._saved and self._failed is None:
-                return
-            captured = capture(self.fold, self.fold.take_unsaved())
-            if self._failed is not None:
-                captured = captured.after(self._failed)
-            self._failed = captured
-            recent = {tenant: _recent(ring) for tenant, ring in self._rings.items()}
-            records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
-            if position.incarnation == self.incarnation:
-                complete = not self._on_checkpoint
-                saved = await self._checkpoints.save(Checkpoint(position=position, records=records, complete=complete))
-                if saved or not complete:
-                    # Not saved means that another process is further, and has all of this.
-                    self._failed = None
-                    self._on_checkpoint = True
-                    self._saved = position
+        await self._keeper.save(self, last=last)
+
+    def recent(self) -> dict[str, RecentChanges]:
+        """Return the newest changes of each tenant."""
+        return {tenant: _recent(ring) for tenant, ring in self._rings.items()}
 
     async def _start(self) -> None:
         checkpoint = None
+        generations: tuple[Generation, ...] = ()
         for attempt in itertools.count():
             try:
                 checkpoint = await self._checkpoints.load()
+                generations = await self._checkpoints.generations()
                 break
             except Unavailable:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
@@ -244,12 +221,12 @@ class LiveFold:
                 )
             else:
                 self._begin_from(checkpoint.position, fold, recent)
+                self._keeper.begin_from(generations)
         self._report("fold_started", {"offset": self.fold.offset})
 
     def _begin_from(self, position: Position, fold: Fold, recent: Mapping[str, RecentChanges]) -> None:
         self.fold = fold
         self.incarnation = position.incarnation
-        self._on_checkpoint = True
         self._rings.clear()
         for tenant, kept in recent.items():
             self._ring_floor = kept.floor
@@ -258,7 +235,7 @@ class LiveFold:
 
     async def _begin_without(self, trim_offset: int) -> None:
         """Begin anew without the observations up to `trim_offset`: neither the log nor a checkpoint has them."""
-        await self._reset()
+        await self._reset(whole=False)
         self._control_until = trim_offset
         self._report("fold_rebuilt", {"trim_offset": trim_offset})
 
@@ -313,6 +290,7 @@ class LiveFold:
         self._wake()
 
     def _apply(self, entry: LogEntry) -> None:
+        self._keeper.note(entry)
         folded = self.fold.apply(entry)
         if folded.changes:
             self.ring(entry.tenant).append(folded.changes)
@@ -326,21 +304,18 @@ class LiveFold:
             if not future.done():
                 future.set_result(None)
 
-    async def _reset(self) -> None:
+    async def _reset(self, *, whole: bool = True) -> None:
         """Begin anew: offsets of the former incarnation mean nothing now."""
         self._report("log_rewound", {"offset": self.fold.offset, "incarnation": self.incarnation})
-        async with self._saving:
-            self.generation += 1
-            self._usable = False
-            self.fold = Fold()
-            self.incarnation = ""
-            self._failed = None
-            self._on_checkpoint = False
-            self._saved = None
-            self._head_offset = None
-            self._ring_floor = 0
-            self._control_until = 0
-            self._rings.clear()
+        self.generation += 1
+        self._usable = False
+        self.fold = Fold()
+        self.incarnation = ""
+        self._head_offset = None
+        self._ring_floor = 0
+        self._control_until = 0
+        self._rings.clear()
+        await self._keeper.begin_anew(whole=whole)
         self.pulse.touch()
         waiters, self._waiters = self._waiters, []
         for _, _, future in waiters:
@@ -351,12 +326,6 @@ class LiveFold:
 def _recent(ring: Ring) -> RecentChanges:
     floor, changes = ring.newest(_RECENT)
     return RecentChanges(floor=floor, changes=tuple(changes))
-
-
-def _records(captured: Captured, recent: Mapping[str, RecentChanges], offset: int) -> Iterator[Record]:
-    yield from captured.records()
-    for tenant, changes in recent.items():
-        yield changes.record(tenant, offset)
 
 
 def rewound() -> FailedPrecondition:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
+from twinmesh_statesync.domain.generations import Generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class Log(Protocol):
 
 
 class CheckpointStore(Protocol):
-    """Keeps one checkpoint of the fold, all or nothing."""
+    """Keeps one checkpoint of the fold, all or nothing, and what takes it back to its generations."""
 
     async def load(self) -> Checkpoint | None:
         """Return the complete checkpoint, or None if there is none; raises `Unavailable`."""
@@ -84,10 +85,49 @@ class CheckpointStore(Protocol):
     async def save(self, checkpoint: Checkpoint) -> bool:
         """Add the changed records (or replace all by a complete set) and move the position, in one transaction.
 
+        The records that are replaced stay for as long as a generation needs them; a complete set drops all earlier
+        generations, and adds its own.
+
         Returns:
             False, with nothing written, when a later position of the same incarnation is kept already.
 
         Raises:
             Unavailable: nothing was written, or nothing is known; save the same again.
+        """
+        ...
+
+    async def generations(self) -> tuple[Generation, ...]:
+        """Return the generations in order; raises `Unavailable`."""
+        ...
+
+    async def load_at(self, offset: int, tenant: str, twin_ids: Collection[str] = ()) -> Checkpoint | None:
+        """Return the newest generation at or before an offset, or None if there is none.
+
+        It holds the tenant's records apart from verdicts: the log has no request twice, so folding on needs none.
+
+        Args:
+            offset: the position wanted.
+            tenant: whose records.
+            twin_ids: only these twins with their events, and all that belongs to no twin; empty = all.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        ...
+
+    async def forget(self, offsets: Collection[int]) -> None:
+        """Drop the generations at these offsets, and what only they needed; raises `Unavailable`."""
+        ...
+
+    async def rewind(self, to: Position) -> bool:
+        """Take the checkpoint back to the generation at `to.offset`, in the incarnation `to` names.
+
+        Of verdicts, those that were forgotten since stay so.
+
+        Returns:
+            False, with nothing done, when there is no such generation.
+
+        Raises:
+            Unavailable: nothing was done, or nothing is known; do the same again.
         """
         ...

@@ -11,7 +11,8 @@ from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.clockwork import Clockwork, Due
-from twinmesh_statesync.domain.live import LiveFold, Report
+from twinmesh_statesync.domain.keeping import Report
+from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import Log
 
 _LOOK_S: Final = 0.2

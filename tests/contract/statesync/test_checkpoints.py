@@ -1,6 +1,7 @@
 """The checkpoint port: memory and PostgreSQL keep the same promises."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from tests.unit.statesync.worlds import T0, TENANT, World, all_kinds, prediction
@@ -11,6 +12,7 @@ from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record, capture, digest, restore
 from twinmesh_statesync.domain.entries import DeleteTwin, RecordEvent, RecordPrediction, SetDesired
 from twinmesh_statesync.domain.events import Event, EventKind
+from twinmesh_statesync.domain.generations import Generation
 from twinmesh_statesync.domain.ports import CheckpointStore
 
 
@@ -97,3 +99,81 @@ async def test_a_fold_comes_back_with_the_same_digest_from_pieces(store: Checkpo
     restored = restore(loaded)
     assert digest(restored) == digest(world.fold)
     assert restored.verdict(TENANT, "r5") is not None
+
+
+def generation(offset: int) -> Generation:
+    return Generation(offset=offset, commit_time_unix_us=offset * 1_000)
+
+
+async def save(store: CheckpointStore, offset: int, *records: Record, made: bool = False) -> None:
+    generations = (generation(offset),) if made else ()
+    await store.save(replace(at(offset, *records), generations=generations))
+
+
+async def bodies_at(store: CheckpointStore, offset: int, *twin_ids: str) -> tuple[int, dict[str, str | None]]:
+    found = await store.load_at(offset, "t", twin_ids)
+    assert found is not None
+    return found.position.offset, {f"{r.kind} {r.key}": r.body for r in found.records}
+
+
+async def with_generations(store: CheckpointStore) -> None:
+    """Four saves, of which the first, the third and the last are generations; twin c comes, b goes."""
+    await store.save(replace(at(1, record("a", "1"), record("b", "1")), complete=True, generations=(generation(1),)))
+    await save(store, 2, record("a", "2"))
+    await save(store, 3, record("a", "3"), record("c", "3"), made=True)
+    await save(store, 4, record("a", "4"), record("b", None))
+    event = Record(tenant="t", kind="event", key="a/e", offset=5, body="5")
+    kind = Record(tenant="t", kind="twin_type", key="pump@1", offset=5, body="5")
+    verdict = Record(tenant="t", kind="verdict", key="r", offset=5, body="5")
+    other = Record(tenant="u", kind="twin", key="a", offset=5, body="5")
+    await save(store, 5, event, kind, verdict, other, made=True)
+
+
+async def test_generations_are_told_and_loaded_as_they_were(store: CheckpointStore) -> None:
+    await with_generations(store)
+    assert await store.generations() == (generation(1), generation(3), generation(5))
+    assert await store.load_at(0, "t") is None
+    assert await bodies_at(store, 2) == (1, {"twin a": "1", "twin b": "1"})
+    assert await bodies_at(store, 4) == (3, {"twin a": "3", "twin b": "1", "twin c": "3"})
+    newest = {"twin a": "4", "twin c": "3", "event a/e": "5", "twin_type pump@1": "5"}
+    assert await bodies_at(store, 99) == (5, newest)
+    assert await bodies_at(store, 99, "a") == (5, {k: v for k, v in newest.items() if k != "twin c"})
+    assert await bodies_at(store, 99, "c") == (5, {"twin c": "3", "twin_type pump@1": "5"})
+    other = await store.load_at(99, "u")
+    assert other is not None
+    assert [r.key for r in other.records] == ["a"]
+
+
+async def test_a_generation_that_is_forgotten_takes_only_what_it_alone_needed(store: CheckpointStore) -> None:
+    await with_generations(store)
+    await store.forget([3])
+    assert await store.generations() == (generation(1), generation(5))
+    assert await bodies_at(store, 4) == (1, {"twin a": "1", "twin b": "1"})
+    await store.forget([1])
+    assert await store.load_at(4, "t") is None
+    assert (await bodies_at(store, 5))[1]["twin a"] == "4"
+
+
+async def test_the_checkpoint_is_taken_back_to_a_generation(store: CheckpointStore) -> None:
+    await with_generations(store)
+    back = Position(incarnation="two", offset=3)
+    assert not await store.rewind(replace(back, offset=4))
+    assert await store.rewind(back)
+    loaded = await store.load()
+    assert loaded is not None
+    assert loaded.position == back
+    assert {r.key: r.body for r in loaded.records} == {"a": "3", "b": "1", "c": "3"}
+    assert await store.generations() == (generation(1), generation(3))
+    assert await bodies_at(store, 2) == (1, {"twin a": "1", "twin b": "1"})
+    # It goes on from there, and the way back stays.
+    await store.save(at(6, record("b", "6"), incarnation="two"))
+    assert await bodies_at(store, 9) == (3, {"twin a": "3", "twin b": "1", "twin c": "3"})
+
+
+async def test_a_complete_save_begins_the_generations_anew(store: CheckpointStore) -> None:
+    await with_generations(store)
+    first = replace(at(7, record("z", "7")), complete=True, generations=(generation(0), generation(7)))
+    await store.save(first)
+    assert await store.generations() == (generation(0), generation(7))
+    assert await bodies_at(store, 6) == (0, {})
+    assert await bodies_at(store, 7) == (7, {"twin z": "7"})

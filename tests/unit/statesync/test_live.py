@@ -14,6 +14,7 @@ from twinmesh_statesync.adapters.memory import MemoryCheckpoints, MemoryLog
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record, digest, restore
 from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.live import LiveFold
 
 
@@ -39,9 +40,9 @@ def history() -> World:
 
 
 @asynccontextmanager
-async def running(log: MemoryLog, checkpoints: MemoryCheckpoints) -> AsyncIterator[LiveFold]:
+async def running(log: MemoryLog, checkpoints: MemoryCheckpoints, **more: Any) -> AsyncIterator[LiveFold]:
     reports: list[Any] = []
-    live = LiveFold(log=log, checkpoints=checkpoints, clock=SystemClock(), report=lambda *r: reports.append(r))
+    live = LiveFold(log=log, checkpoints=checkpoints, clock=SystemClock(), report=lambda *r: reports.append(r), **more)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(live.run())
         async with asyncio.timeout(5):
@@ -162,3 +163,57 @@ def _facts(fold: Fold, twin_id: str) -> dict[str, Any]:
     state = fold.state(TENANT, twin_id)
     assert state is not None
     return {c: (v.value, v.quality, v.event_time_unix_us) for c, v in state.replica.reported.values.items()}
+
+
+async def test_saves_become_generations_from_the_beginning_of_the_log_on() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    log = log_of(world)
+    async with running(log, checkpoints) as live:
+        await live.save()
+        first = len(world.entries)
+        assert [g.offset for g in await checkpoints.generations()] == [0, first]
+        world.now += 61 * S
+        world.report("a", "temperature", T0 + 61 * S, 1.0)
+        log.entries.append(world.entries[-1])
+        log._wake()
+        await live.wait_for(len(log.entries), timeout_s=5)
+        await live.save()
+        keeping = asyncio.create_task(live.keep_checkpoints(0.01))
+        async with asyncio.timeout(5):
+            while log.covered is None:  # noqa: ASYNC110 -- told by an attribute
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+        assert [g.offset for g in await checkpoints.generations()] == [0, first, first + 1]
+        # The log is needed from the oldest generation on, not from the newest save.
+        assert log.covered.offset == 0
+        assert live.compacted_to(TENANT) == 0
+
+
+async def test_each_generation_is_the_fold_as_it_was_there() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    log = MemoryLog(SystemClock())
+    spacing = Spacing(interval_s=0.001)
+    async with running(log, checkpoints, spacing=spacing) as live:
+        for entry in world.entries:
+            log.entries.append(entry)
+            log._wake()
+            await live.wait_for(entry.offset, timeout_s=5)
+            await live.save()
+    assert [g.offset for g in await checkpoints.generations()] == list(range(len(world.entries) + 1))
+    fold = Fold()
+    for entry in world.entries:
+        fold.apply(entry)
+        kept = await checkpoints.load_at(entry.offset, TENANT)
+        assert kept is not None
+        assert {t: s.replica for t, s in restore(kept).states(TENANT).items()} == {
+            t: s.replica for t, s in fold.states(TENANT).items()
+        }
+
+
+async def test_a_rebuild_without_the_log_s_beginning_offers_no_way_back_before_it() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    log = log_of(world)
+    log.trim(len(world.entries) - 4)
+    async with running(log, checkpoints) as live:
+        await live.save()
+        assert [g.offset for g in await checkpoints.generations()] == [len(world.entries)]

@@ -1,0 +1,173 @@
+"""Keeping the fold over restarts: saves it every so often, and decides which saves it can be taken back to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from twinmesh_core.errors import TwinmeshError
+from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, RecentChanges, Record, capture
+from twinmesh_statesync.domain.entries import LogEntry
+from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.generations import Generation, Spacing
+from twinmesh_statesync.domain.ports import CheckpointStore, Log
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Takes the name of something noteworthy and its fields, for the log."""
+
+
+class Kept(Protocol):
+    """What is kept: a fold that goes on meanwhile."""
+
+    fold: Fold
+
+    @property
+    def position(self) -> Position:
+        """What the fold reflects now; without an incarnation before anything was heard of the log."""
+        ...
+
+    def recent(self) -> Mapping[str, RecentChanges]:
+        """Return the newest changes by tenant, which travel with a save."""
+        ...
+
+
+class Keeper:
+    """Saves one fold; for one event loop.
+
+    Args:
+        log: told what is durable.
+        store: where the fold is kept.
+        spacing: which saves become generations, and for how long.
+        report: told about saves that failed.
+
+    Attributes:
+        generations: positions that the checkpoint can be taken back to, in order.
+    """
+
+    def __init__(self, *, log: Log, store: CheckpointStore, spacing: Spacing, report: Report) -> None:
+        self.generations: tuple[Generation, ...] = ()
+        self._log = log
+        self._store = store
+        self._spacing = spacing
+        self._report = report
+        self._saving = asyncio.Lock()
+        self._life = 0
+        self._ended = False
+        self._on_checkpoint = False
+        self._saved: Position | None = None
+        self._failed: Captured | None = None
+        self._whole = True
+        self._origin: Generation | None = None
+        self._newest: Generation | None = None
+
+    async def begin_anew(self, *, whole: bool = True) -> None:
+        """Note that the fold begins from nothing: the next save replaces all that is kept.
+
+        Args:
+            whole: the log is folded from its first entry on; if not, there is no way back before the next save.
+        """
+        async with self._saving:
+            self._life += 1
+            self.generations = ()
+            self._on_checkpoint = False
+            self._saved = self._failed = None
+            self._whole = whole
+            self._origin = self._newest = None
+
+    def begin_from(self, generations: tuple[Generation, ...]) -> None:
+        """Note that the fold begins from the checkpoint that is kept."""
+        self.generations = generations
+        self._on_checkpoint = True
+        self._origin = self._newest = None
+
+    def note(self, entry: LogEntry) -> None:
+        """Note an entry that is about to be folded; cheap, since it is called for each."""
+        newest = Generation(offset=entry.offset, commit_time_unix_us=entry.commit_time_unix_us)
+        if self._newest is None and not self._on_checkpoint and self._whole:
+            self._origin = replace(newest, offset=0)
+        self._newest = newest
+
+    async def keep(self, kept: Kept, interval_s: float) -> None:
+        """Save every so often, for ever; a failure is reported and made good by the next."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.save(kept)
+                await self._keep_generations()
+                await self._register()
+            except TwinmeshError as error:
+                self._report("checkpoint_failed", {"reason": str(error.reason)})
+
+    async def save(self, kept: Kept, *, last: bool = False) -> None:
+        """Save now; raises `Unavailable` and keeps what was not saved for the next time.
+
+        Args:
+            kept: the fold.
+            last: no other save shall follow in this process, which is about to end.
+        """
+        async with self._saving:
+            position = kept.position
+            if not position.incarnation or self._ended:
+                return
+            self._ended = last
+            if position == self._saved and self._failed is None:
+                return
+            captured = capture(kept.fold, kept.fold.take_unsaved())
+            if self._failed is not None:
+                captured = captured.after(self._failed)
+            self._failed = captured
+            complete = not self._on_checkpoint
+            due = self._due(position.offset, complete)
+            recent = kept.recent()
+            records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
+            if position.incarnation != kept.position.incarnation:
+                return
+            saved = await self._store.save(
+                Checkpoint(position=position, records=records, complete=complete, generations=due)
+            )
+            if saved:
+                self.generations = due if complete else (*self.generations, *due)
+            if saved or not complete:
+                # Not saved means that another process is further, and has all of this.
+                self._failed = None
+                self._on_checkpoint = True
+                self._saved = position
+
+    def _due(self, offset: int, complete: bool) -> tuple[Generation, ...]:
+        """Return what the save that begins now adds to the generations; a complete one begins them anew."""
+        newest = self._newest
+        if newest is None or newest.offset != offset:
+            return ()
+        if complete:
+            return (newest,) if self._origin is None else (self._origin, newest)
+        last = self.generations[-1] if self.generations else None
+        return (newest,) if self._spacing.due(last, newest.commit_time_unix_us) else ()
+
+    async def _keep_generations(self) -> None:
+        """Drop generations that lie too close or too far back; other processes add to them as well."""
+        if not self._on_checkpoint:
+            return
+        life = self._life
+        known = await self._store.generations()
+        kept = self._spacing.kept(known)
+        if life != self._life:
+            return
+        # Told as gone first: nobody shall be promised what is being dropped.
+        self.generations = kept
+        if len(kept) < len(known):
+            await self._store.forget({g.offset for g in known} - {g.offset for g in kept})
+
+    async def _register(self) -> None:
+        # Every time, moved or not: a statement that is not renewed expires. From the oldest generation on the log is
+        # folded again whenever somebody asks, so it must be whole from there.
+        if self._saved is not None:
+            oldest = self.generations[0].offset if self.generations else self._saved.offset
+            await self._log.register_checkpoint(replace(self._saved, offset=min(oldest, self._saved.offset)))
+
+
+def _records(captured: Captured, recent: Mapping[str, RecentChanges], offset: int) -> Iterator[Record]:
+    yield from captured.records()
+    for tenant, changes in recent.items():
+        yield changes.record(tenant, offset)
