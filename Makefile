@@ -17,6 +17,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet --retries 5
 # One stamp per content of the two files that decide what is installed.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# Processes that `make test` runs in; each starts servers of its own.
+JOBS ?= 2
 # A zone in the environment is this machine's, not the file's: only `make demo TZ=...` counts.
 DEMO_TZ := $(if $(filter command line,$(origin TZ)),$(TZ))
 unexport TZ CSV
@@ -47,7 +49,7 @@ up: setup
 	@$(RUN)/twinmesh up $(ARGS)
 
 test: setup
-	@$(RUN)/python -m pytest tests -m "not slow" $(ARGS)
+	@$(RUN)/python -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: setup
 	@$(RUN)/python -m pytest tests $(ARGS)
