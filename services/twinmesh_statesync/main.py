@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
+from uuid import uuid4
 
 import grpc.aio
 
@@ -21,9 +24,11 @@ from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, gauge, log
 from twinmesh_runtime.unit_library import UcumLibrary
+from twinmesh_statesync.adapters.leases import PostgresLeases
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
 from twinmesh_statesync.domain.generations import Spacing
+from twinmesh_statesync.domain.leases import CHECKPOINT, Leases, LeaseStore
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 from twinmesh_statesync.domain.timekeeper import Timekeeper
@@ -44,30 +49,62 @@ _NAMES = (
     "twinmesh.statesync.v1.EventService",
 )
 
-_LAST_SAVE_S = 3.0
+_LAST_SAVE_S: Final = 3.0
+_LEAVE_S: Final = 1.0
 
 
 async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service:
     """Return the service on the real log and the real checkpoints."""
     await migrate(settings.database_url, "statesync", "twinmesh_statesync")
     pool = await stack.enter_async_context(open_pool(settings.database_url, min_size=1, max_size=4, schema="statesync"))
+    tag = uuid4().hex[:8]  # ends the holder's name in the leases and that of its database session
+    line = await stack.enter_async_context(
+        open_pool(
+            settings.database_url, min_size=1, max_size=1, schema="statesync", autocommit=True, name=f"statesync-{tag}"
+        )
+    )
     channel = await stack.enter_async_context(
         open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
     )
     storage = StorageLog(channel, encode=control_to_message, decode=control_from_message)
     # The database is no readiness check: only checkpoints need it, and a missed one costs a longer start at most.
-    return assemble(settings, source=storage, checkpoints=PostgresCheckpoints(pool), clock=SystemClock())
+    return assemble(
+        settings,
+        source=storage,
+        checkpoints=PostgresCheckpoints(pool),
+        lease_store=PostgresLeases(line),
+        holder=f"{socket.gethostname()}/{os.getpid()}/{tag}",
+        clock=SystemClock(),
+    )
 
 
-def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: CheckpointStore, clock: Clock) -> Service:
+def assemble(
+    settings: StatesyncSettings,
+    *,
+    source: Log,
+    checkpoints: CheckpointStore,
+    lease_store: LeaseStore,
+    holder: str,
+    clock: Clock,
+) -> Service:
     """Return the service on any log and any checkpoint store.
 
     Args:
         settings: intervals and bounds.
         source: the log.
         checkpoints: where the fold is kept.
+        lease_store: where processes that share the work tell each other so.
+        holder: the name of this process there.
         clock: the time.
     """
+    leases = Leases(
+        store=lease_store,
+        holder=holder,
+        clock=clock,
+        lease_s=settings.lease_s,
+        beat_s=settings.lease_beat_s,
+        report=_report,
+    )
     live = LiveFold(
         log=source,
         checkpoints=checkpoints,
@@ -77,10 +114,11 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
         ring_bytes=settings.ring_bytes,
         spacing=Spacing(interval_s=settings.generation_interval_s, horizon_s=settings.replay_horizon_s),
         report=_report,
+        leases=leases,
     )
     reading, writer = Reading(live), Writer(source, live)
     watches = Watches(reading, clock, close_after=settings.close_after_changes)
-    timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report)
+    timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
     replicas = ReplicaServicer(reading, writer, watches, clock)
 
     def register(server: grpc.aio.Server) -> None:
@@ -100,23 +138,35 @@ def assemble(settings: StatesyncSettings, *, source: Log, checkpoints: Checkpoin
         except (TwinmeshError, TimeoutError) as error:
             # Nothing is lost: the next start folds again from the checkpoint before.
             log("checkpoint_failed", level="warning", reason=str(getattr(error, "reason", "DEADLINE")))
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await leases.leave()
+        except (TwinmeshError, TimeoutError) as error:
+            # The others take over once the session is gone.
+            log("leases_not_handed_over", level="warning", reason=str(getattr(error, "reason", "DEADLINE")))
         await watches.drain()
 
-    _measure(live)
+    _measure(live, leases)
     return Service(
         register=register,
         service_names=_NAMES,
         checks={"log": live.check},
-        background=(live.run, timekeeper.run, watches.beat, keep_checkpoints),
+        background=(leases.run, live.run, timekeeper.run, watches.beat, keep_checkpoints),
         drain=drain,
     )
 
 
-def _measure(live: LiveFold) -> None:
+def _measure(live: LiveFold, leases: Leases) -> None:
     changes = counter("statesync", "changes", "Changes of replicas that were folded and told.")
     live.on_changes(lambda told: changes.inc(len(told)))
     gauge("statesync", "offset", "Log offset that the replicas reflect.").set_function(lambda: live.fold.offset)
     gauge("statesync", "entries_behind", "Entries of the log not folded yet.").set_function(lambda: live.entries_behind)
+    gauge(
+        "statesync", "shards_held", "Shards, of 64, for which this process writes what time brings about."
+    ).set_function(lambda: len(leases.held - {CHECKPOINT}))
+    gauge("statesync", "saves_checkpoints", "1 in the process that writes checkpoints.").set_function(
+        lambda: int(leases.holds(CHECKPOINT))
+    )
     gauge("statesync", "watchers", "Watches being served.").set_function(lambda: live.pulse.crowd)
 
 

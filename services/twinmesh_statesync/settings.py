@@ -38,6 +38,21 @@ class StatesyncSettings(ServiceSettings):
         minimum=1,
         maximum=30 * 86_400,
     )
+    lease_s: float = setting(
+        5.0,
+        help="How long a sign of life counts: a process that hangs for longer hands its shards over. One that is "
+        "killed does so within LEASE_BEAT_S.",
+        unit="s",
+        minimum=1,
+        maximum=60,
+    )
+    lease_beat_s: float = setting(
+        0.5,
+        help="How often a process gives a sign of life and looks who else lives.",
+        unit="s",
+        minimum=0.05,
+        maximum=10,
+    )
     watch_tick_ms: float = setting(
         20.0,
         help="Longest time for which changes are gathered into one frame; few watchers are told earlier.",

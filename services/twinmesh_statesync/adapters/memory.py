@@ -1,4 +1,4 @@
-"""A log and a checkpoint store in this process's memory: the fakes that the contract suites hold to the real ones."""
+"""A log, checkpoints and leases in this process's memory: the fakes that the contract suites hold to the real ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.checkpoint import CHANGES, EVENT, TWIN, VERDICT, Checkpoint, Position, Record
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
 from twinmesh_statesync.domain.generations import Generation, newest_at
+from twinmesh_statesync.domain.leases import DUTIES, Fence, Roll
 from twinmesh_statesync.domain.ports import LogFrame
 
 
@@ -124,9 +125,14 @@ class MemoryLog:
 
 
 class MemoryCheckpoints:
-    """A checkpoint store that forgets with the process."""
+    """A checkpoint store that forgets with the process.
 
-    def __init__(self) -> None:
+    Args:
+        leases: where the right to save is looked up.
+    """
+
+    def __init__(self, leases: MemoryLeases | None = None) -> None:
+        self._leases = leases
         self._position: Position | None = None
         self._records: dict[tuple[str, str, str], Record] = {}
         self._generations: dict[int, tuple[Generation, dict[tuple[str, str, str], Record]]] = {}
@@ -137,8 +143,14 @@ class MemoryCheckpoints:
             return None
         return Checkpoint(position=self._position, records=tuple(self._records.values()))
 
-    async def save(self, checkpoint: Checkpoint) -> bool:
+    async def position(self) -> Position | None:
+        """Return the position; see the port."""
+        return self._position
+
+    async def save(self, checkpoint: Checkpoint, fence: Fence | None = None) -> bool:
         """Add to the checkpoint; see the port."""
+        if fence is not None and self._leases is not None and not self._leases.stands(fence):
+            return False
         kept = self._position
         new = checkpoint.position
         if kept is not None and kept.incarnation == new.incarnation and kept.offset > new.offset:
@@ -190,3 +202,49 @@ class MemoryCheckpoints:
         self._generations = {offset: kept for offset, kept in self._generations.items() if offset <= to.offset}
         self._position = to
         return True
+
+
+class MemoryLeases:
+    """Leases of processes that share this object.
+
+    Args:
+        clock: its monotonic side lets signs of life expire.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._leases = [Fence(duty=duty, holder="", epoch=0) for duty in range(DUTIES)]
+        self._expiry: dict[str, float] = {}
+
+    def stands(self, fence: Fence) -> bool:
+        """Whether a right has not passed to anybody else."""
+        return self._leases[fence.duty] == fence
+
+    async def beat(self, holder: str, *, lease_s: float) -> Roll:
+        """Give a sign of life; see the port."""
+        now_s = self._clock.monotonic_s()
+        self._expiry[holder] = now_s + lease_s
+        living = sorted(name for name, until_s in self._expiry.items() if until_s > now_s)
+        return Roll(living=tuple(living), leases=tuple(self._leases))
+
+    async def claim(self, holder: str, seen: Sequence[Fence]) -> tuple[Fence, ...]:
+        """Take over duties; see the port."""
+        taken = tuple(
+            Fence(duty=fence.duty, holder=holder, epoch=fence.epoch + 1)
+            for fence in seen
+            if self._leases[fence.duty].epoch == fence.epoch
+        )
+        for fence in taken:
+            self._leases[fence.duty] = fence
+        return taken
+
+    async def give_up(self, holder: str, duties: Sequence[int]) -> None:
+        """Let go of duties; see the port."""
+        for duty in duties:
+            if self._leases[duty].holder == holder:
+                self._leases[duty] = replace(self._leases[duty], holder="")
+
+    async def leave(self, holder: str) -> None:
+        """Let go of everything; see the port."""
+        await self.give_up(holder, range(DUTIES))
+        self._expiry.pop(holder, None)

@@ -14,12 +14,15 @@ from psycopg import AsyncConnection
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_statesync.domain.checkpoint import CHANGES, EVENT, TWIN, VERDICT, Checkpoint, Position, Record
 from twinmesh_statesync.domain.generations import Generation
+from twinmesh_statesync.domain.leases import Fence
 
 _LOAD_POSITION: Final = "SELECT incarnation, log_offset FROM checkpoint_position"
 _LOAD_RECORDS: Final = (
     "SELECT tenant, kind, key, log_offset, body::text FROM checkpoint_record ORDER BY log_offset, key"
 )
 _LOCK_POSITION: Final = "SELECT incarnation, log_offset FROM checkpoint_position FOR UPDATE"
+_FENCE: Final = "SELECT FROM lease WHERE duty = %s AND holder = %s AND epoch = %s FOR SHARE"
+"""Held until the commit: nobody takes the duty over in the middle of a save."""
 _SAVE_POSITION: Final = """
     INSERT INTO checkpoint_position (incarnation, log_offset) VALUES (%s, %s)
     ON CONFLICT (singleton) DO UPDATE
@@ -115,9 +118,19 @@ class PostgresCheckpoints:
             records=_records(rows),
         )
 
-    async def save(self, checkpoint: Checkpoint) -> bool:
+    async def position(self) -> Position | None:
+        """Return the position; see the port."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            row = await (await conn.execute(_LOAD_POSITION)).fetchone()
+        return None if row is None else Position(incarnation=row[0], offset=row[1])
+
+    async def save(self, checkpoint: Checkpoint, fence: Fence | None = None) -> bool:
         """Add to the checkpoint in one transaction; see the port."""
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            if fence is not None:
+                held = await conn.execute(_FENCE, (fence.duty, fence.holder, fence.epoch))
+                if await held.fetchone() is None:
+                    return False
             kept = await (await conn.execute(_LOCK_POSITION)).fetchone()
             position = checkpoint.position
             if kept is not None and kept[0] == position.incarnation and kept[1] > position.offset:

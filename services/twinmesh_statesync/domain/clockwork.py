@@ -7,7 +7,7 @@ these entries follow from what they are about; several processes that notice the
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -40,6 +40,13 @@ _AGAIN_S: Final = 5.0
 
 Due = tuple[str, ControlEntry]
 """A tenant and the entry to write for it."""
+Mine = Callable[[str, str], bool]
+"""Whether this process writes what time brings about for a twin, by tenant and twin id."""
+
+
+def everybodys(_tenant: str, _twin_id: str) -> bool:
+    """Write for every twin."""
+    return True
 
 
 class Clockwork:
@@ -52,9 +59,13 @@ class Clockwork:
 
     def wind_up(self, fold: Fold) -> None:
         """Begin anew with everything that a fold holds: after a start or a reset."""
-        self._timers.clear()
         self._arrivals.clear()
         self._written.clear()
+        self.rearm(fold)
+
+    def rearm(self, fold: Fold) -> None:
+        """Set every timer anew, arrivals being known: after more twins became this process's to write for."""
+        self._timers.clear()
         for tenant in fold.tenants():
             for state in fold.states(tenant).values():
                 self._arm(tenant, state)
@@ -70,13 +81,16 @@ class Clockwork:
                     key = f"command:{command.command_id}"
                     self._push(command.expire_time_unix_us, change.tenant, change.twin.twin_id, key)
 
-    def due(self, fold: Fold, *, now_unix_us: int) -> list[Due]:
-        """Return the entries for deadlines and times to live that have passed; each is returned once."""
+    def due(self, fold: Fold, *, now_unix_us: int, mine: Mine = everybodys) -> list[Due]:
+        """Return the entries for deadlines and times to live that have passed; each is returned once.
+
+        Those of twins that are not `mine` are forgotten until `rearm`: somebody else writes them.
+        """
         found: list[Due] = []
         told: set[str] = set()
         while self._timers and self._timers[0][0] <= now_unix_us:
             _, tenant, twin_id, key = heapq.heappop(self._timers)
-            state = fold.state(tenant, twin_id)
+            state = fold.state(tenant, twin_id) if mine(tenant, twin_id) else None
             entry = _expiry(state, key, now_unix_us) if state is not None and state.alive else None
             if entry is not None and (tenant + entry.request_id) not in told:
                 told.add(tenant + entry.request_id)
@@ -92,8 +106,12 @@ class Clockwork:
         elif isinstance(action, UpdateCommand):
             self._push(at_unix_us, tenant, action.twin_id, f"command:{action.command_id}")
 
-    def connectivity(self, fold: Fold, *, now_unix_us: int, monotonic_s: float) -> Iterator[Due]:
-        """Yield an entry for each twin whose connectivity is no longer what the fold says.
+    def connectivity(
+        self, fold: Fold, *, now_unix_us: int, monotonic_s: float, mine: Mine = everybodys
+    ) -> Iterator[Due]:
+        """Yield an entry for each twin, of those that are `mine`, whose connectivity is not what the fold says.
+
+        Arrivals are noticed for all: whoever takes a twin over goes on measuring the same silence.
 
         Silence is measured on the monotonic clock from when this process saw the last arrival, so a wall clock that
         jumps takes nobody offline; only for what happened before the start the commit time must do.
@@ -104,9 +122,9 @@ class Clockwork:
                     continue
                 silent_s = self._silent_s((tenant, twin_id), state, now_unix_us, monotonic_s)
                 wanted = derive(state, silent_s)
-                if wanted is state.replica.connectivity or self._just_written(
-                    (tenant, twin_id), state, wanted, monotonic_s
-                ):
+                if wanted is state.replica.connectivity or not mine(tenant, twin_id):
+                    continue
+                if self._just_written((tenant, twin_id), state, wanted, monotonic_s):
                     continue
                 self._written[tenant, twin_id] = (wanted, state.last_arrival_unix_us, monotonic_s)
                 action = SetConnectivity(

@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_statesync.domain.backlog import Backlog
 from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, RecentChanges, Record, capture
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, Spacing
+from twinmesh_statesync.domain.leases import CHECKPOINT, Everything, Holding
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -41,12 +43,21 @@ class Keeper:
         store: where the fold is kept.
         spacing: which saves become generations, and for how long.
         report: told about saves that failed.
+        leases: whether this process is the one that saves.
 
     Attributes:
         generations: positions that the checkpoint can be taken back to, in order.
     """
 
-    def __init__(self, *, log: Log, store: CheckpointStore, spacing: Spacing, report: Report) -> None:
+    def __init__(
+        self,
+        *,
+        log: Log,
+        store: CheckpointStore,
+        spacing: Spacing,
+        report: Report,
+        leases: Holding | None = None,
+    ) -> None:
         self.generations: tuple[Generation, ...] = ()
         self._log = log
         self._store = store
@@ -57,7 +68,9 @@ class Keeper:
         self._ended = False
         self._on_checkpoint = False
         self._saved: Position | None = None
-        self._failed: Captured | None = None
+        self._backlog = Backlog()
+        self._estranged = False
+        self._leases: Holding = leases or Everything()
         self._whole = True
         self._origin: Generation | None = None
         self._newest: Generation | None = None
@@ -72,7 +85,9 @@ class Keeper:
             self._life += 1
             self.generations = ()
             self._on_checkpoint = False
-            self._saved = self._failed = None
+            self._saved = None
+            self._backlog.clear()
+            self._estranged = not whole
             self._whole = whole
             self._origin = self._newest = None
 
@@ -81,6 +96,10 @@ class Keeper:
         self.generations = generations
         self._on_checkpoint = True
         self._origin = self._newest = None
+
+    def distrust(self) -> None:
+        """Note that what is kept is not what this fold would keep: nothing of the two may be mixed."""
+        self._estranged = True
 
     def note(self, entry: LogEntry) -> None:
         """Note an entry that is about to be folded; cheap, since it is called for each."""
@@ -101,7 +120,7 @@ class Keeper:
                 self._report("checkpoint_failed", {"reason": str(error.reason)})
 
     async def save(self, kept: Kept, *, last: bool = False) -> None:
-        """Save now; raises `Unavailable` and keeps what was not saved for the next time.
+        """Save now if that is this process's duty; raises `Unavailable` and keeps what was not saved.
 
         Args:
             kept: the fold.
@@ -112,28 +131,36 @@ class Keeper:
             if not position.incarnation or self._ended:
                 return
             self._ended = last
-            if position == self._saved and self._failed is None:
+            if position == self._saved and not self._backlog:
                 return
-            captured = capture(kept.fold, kept.fold.take_unsaved())
-            if self._failed is not None:
-                captured = captured.after(self._failed)
-            self._failed = captured
+            self._backlog.add(position, capture(kept.fold, kept.fold.take_unsaved()))
+            recent = kept.recent()
+            await self._look_at_kept(position)
+            fence = self._leases.fence(CHECKPOINT)
+            if fence is None or not self._backlog:
+                return
+            captured = self._backlog.whole()
             complete = not self._on_checkpoint
             due = self._due(position.offset, complete)
-            recent = kept.recent()
             records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
             if position.incarnation != kept.position.incarnation:
                 return
-            saved = await self._store.save(
-                Checkpoint(position=position, records=records, complete=complete, generations=due)
-            )
-            if saved:
+            checkpoint = Checkpoint(position=position, records=records, complete=complete, generations=due)
+            if await self._store.save(checkpoint, fence):
                 self.generations = due if complete else (*self.generations, *due)
-            if saved or not complete:
-                # Not saved means that another process is further, and has all of this.
-                self._failed = None
+                self._backlog.clear()
                 self._on_checkpoint = True
+                self._estranged = False
                 self._saved = position
+
+    async def _look_at_kept(self, position: Position) -> None:
+        """Drop what another process has saved already, as far as this one has folded it too."""
+        kept = None if self._estranged else await self._store.position()
+        if kept is not None and kept.incarnation == position.incarnation:
+            self._backlog.forget(kept)
+            if kept.offset <= position.offset:
+                # It holds what this process captured before, and the backlog what came since.
+                self._on_checkpoint = True
 
     def _due(self, offset: int, complete: bool) -> tuple[Generation, ...]:
         """Return what the save that begins now adds to the generations; a complete one begins them anew."""
@@ -156,13 +183,13 @@ class Keeper:
             return
         # Told as gone first: nobody shall be promised what is being dropped.
         self.generations = kept
-        if len(kept) < len(known):
+        if len(kept) < len(known) and self._leases.holds(CHECKPOINT):
             await self._store.forget({g.offset for g in known} - {g.offset for g in kept})
 
     async def _register(self) -> None:
         # Every time, moved or not: a statement that is not renewed expires. From the oldest generation on the log is
         # folded again whenever somebody asks, so it must be whole from there.
-        if self._saved is not None:
+        if self._saved is not None and self._leases.holds(CHECKPOINT):
             oldest = self.generations[0].offset if self.generations else self._saved.offset
             await self._log.register_checkpoint(replace(self._saved, offset=min(oldest, self._saved.offset)))
 

@@ -7,6 +7,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final
 
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, TwinmeshError, Unavailable
@@ -22,6 +23,7 @@ from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
 from twinmesh_statesync.domain.keeping import Keeper, Report
+from twinmesh_statesync.domain.leases import Holding
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
 from twinmesh_statesync.domain.pulse import Pulse
 from twinmesh_statesync.domain.ring import Ring
@@ -36,6 +38,16 @@ _CAUGHT_UP: Final = 1_000
 """Ready means: at most so many entries behind the head."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a kept checkpoint describes."""
+
+    position: Position
+    fold: Fold
+    recent: Mapping[str, RecentChanges]
+    generations: tuple[Generation, ...]
+
+
 class LiveFold:
     """The replicas as of now; readers use `fold` freely between two awaits, since all happens on one event loop.
 
@@ -48,6 +60,7 @@ class LiveFold:
         ring_bytes: and their estimated bytes.
         spacing: how far back the checkpoint can be taken, and how finely.
         report: told about connections, resets and checkpoints.
+        leases: whether this process is the one that saves checkpoints.
     """
 
     def __init__(
@@ -61,6 +74,7 @@ class LiveFold:
         ring_bytes: int = 256 * 1024 * 1024,
         spacing: Spacing = DEFAULT_SPACING,
         report: Report = lambda _name, _fields: None,
+        leases: Holding | None = None,
     ) -> None:
         self.fold = Fold()
         self.incarnation = ""
@@ -80,7 +94,7 @@ class LiveFold:
         self._usable = False
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
-        self._keeper = Keeper(log=log, store=checkpoints, spacing=spacing, report=report)
+        self._keeper = Keeper(log=log, store=checkpoints, spacing=spacing, report=report, leases=leases)
         self._listeners: list[Callable[[Sequence[Change]], None]] = []
 
     @property
@@ -176,9 +190,9 @@ class LiveFold:
             except TwinmeshError as error:
                 if error.reason == Reason.LOG_REWOUND:
                     await self._reset()
-                elif error.reason == Reason.COMPACTED:
+                elif error.reason == Reason.COMPACTED and not await self._begin_further_on():
                     await self._begin_without(int(error.metadata.get("trim_offset", "0")))
-                else:
+                elif error.reason != Reason.COMPACTED:
                     self._report("log_lost", {"offset": self.fold.offset, "reason": str(error.reason)})
             finally:
                 self._following = False
@@ -190,7 +204,7 @@ class LiveFold:
         await self._keeper.keep(self, interval_s)
 
     async def save(self, *, last: bool = False) -> None:
-        """Save a checkpoint now; raises `Unavailable` and keeps what was not saved for the next time.
+        """Save a checkpoint now if that is this process's duty; raises `Unavailable` and keeps what was not saved.
 
         Args:
             last: no other save shall follow in this process, which is about to end.
@@ -202,6 +216,22 @@ class LiveFold:
         return {tenant: _recent(ring) for tenant, ring in self._rings.items()}
 
     async def _start(self) -> None:
+        loaded = await self._load(beyond=-1)
+        if loaded is not None:
+            self._begin_from(loaded)
+        self._report("fold_started", {"offset": self.fold.offset})
+
+    async def _begin_further_on(self) -> bool:
+        """Go on from a checkpoint that another process saved; False if there is none beyond what is folded here."""
+        loaded = await self._load(beyond=self.fold.offset)
+        if loaded is None:
+            return False
+        await self._reset("fold_left_behind")
+        self._begin_from(loaded)
+        return True
+
+    async def _load(self, *, beyond: int) -> _Loaded | None:
+        """Return what the kept checkpoint describes, if it can be read and its offset is greater than `beyond`."""
         checkpoint = None
         generations: tuple[Generation, ...] = ()
         for attempt in itertools.count():
@@ -211,7 +241,8 @@ class LiveFold:
                 break
             except Unavailable:
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
-        if checkpoint is not None:
+        comparable = checkpoint is not None and self.incarnation in ("", checkpoint.position.incarnation)
+        if checkpoint is not None and comparable and checkpoint.position.offset > beyond:
             try:
                 fold, recent = await asyncio.to_thread(lambda: (restore(checkpoint), recent_changes(checkpoint)))
             except (KeyError, TypeError, ValueError) as error:
@@ -219,22 +250,24 @@ class LiveFold:
                 self._report(
                     "checkpoint_unreadable", {"offset": checkpoint.position.offset, "kind": type(error).__name__}
                 )
+                self._keeper.distrust()
             else:
-                self._begin_from(checkpoint.position, fold, recent)
-                self._keeper.begin_from(generations)
-        self._report("fold_started", {"offset": self.fold.offset})
+                return _Loaded(checkpoint.position, fold, recent, generations)
+        return None
 
-    def _begin_from(self, position: Position, fold: Fold, recent: Mapping[str, RecentChanges]) -> None:
-        self.fold = fold
-        self.incarnation = position.incarnation
+    def _begin_from(self, loaded: _Loaded) -> None:
+        self.fold = loaded.fold
+        self.incarnation = loaded.position.incarnation
+        self._keeper.begin_from(loaded.generations)
         self._rings.clear()
-        for tenant, kept in recent.items():
+        for tenant, kept in loaded.recent.items():
             self._ring_floor = kept.floor
             self.ring(tenant).append(kept.changes)
-        self._ring_floor = position.offset
+        self._ring_floor = loaded.position.offset
 
     async def _begin_without(self, trim_offset: int) -> None:
         """Begin anew without the observations up to `trim_offset`: neither the log nor a checkpoint has them."""
+        # What others kept came about otherwise; nothing of the two may be mixed.
         await self._reset(whole=False)
         self._control_until = trim_offset
         self._report("fold_rebuilt", {"trim_offset": trim_offset})
@@ -304,9 +337,9 @@ class LiveFold:
             if not future.done():
                 future.set_result(None)
 
-    async def _reset(self, *, whole: bool = True) -> None:
+    async def _reset(self, why: str = "log_rewound", *, whole: bool = True) -> None:
         """Begin anew: offsets of the former incarnation mean nothing now."""
-        self._report("log_rewound", {"offset": self.fold.offset, "incarnation": self.incarnation})
+        self._report(why, {"offset": self.fold.offset, "incarnation": self.incarnation})
         self.generation += 1
         self._usable = False
         self.fold = Fold()

@@ -10,6 +10,7 @@ from twinmesh_core.observations import ObservationBatch
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
 from twinmesh_statesync.domain.generations import Generation
+from twinmesh_statesync.domain.leases import Fence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +83,23 @@ class CheckpointStore(Protocol):
         """Return the complete checkpoint, or None if there is none; raises `Unavailable`."""
         ...
 
-    async def save(self, checkpoint: Checkpoint) -> bool:
+    async def position(self) -> Position | None:
+        """Return the position of the checkpoint, or None if there is none; raises `Unavailable`."""
+        ...
+
+    async def save(self, checkpoint: Checkpoint, fence: Fence | None = None) -> bool:
         """Add the changed records (or replace all by a complete set) and move the position, in one transaction.
 
         The records that are replaced stay for as long as a generation needs them; a complete set drops all earlier
         generations, and adds its own.
 
+        Args:
+            checkpoint: what to keep.
+            fence: the right to do so, checked in that transaction; None where nobody else saves.
+
         Returns:
-            False, with nothing written, when a later position of the same incarnation is kept already.
+            False, with nothing written, when a later position of the same incarnation is kept already, or when the
+            right has passed to another process.
 
         Raises:
             Unavailable: nothing was written, or nothing is known; save the same again.

@@ -8,10 +8,12 @@ from hashlib import blake2b
 from typing import Final
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.shards import shard_of
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.clockwork import Clockwork, Due
 from twinmesh_statesync.domain.keeping import Report
+from twinmesh_statesync.domain.leases import Everything, Holding
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import Log
 
@@ -29,15 +31,20 @@ class Timekeeper:
         live: the fold they are derived from.
         clock: wall clock for deadlines, monotonic clock for silence.
         report: told about entries that could not be written.
+        leases: for which shards this process writes.
     """
 
-    def __init__(self, *, log: Log, live: LiveFold, clock: Clock, report: Report) -> None:
+    def __init__(
+        self, *, log: Log, live: LiveFold, clock: Clock, report: Report, leases: Holding | None = None
+    ) -> None:
         self._log = log
         self._live = live
         self._clock = clock
         self._report = report
         self._clockwork = Clockwork()
         self._generation = -1
+        self._leases: Holding = leases or Everything()
+        self._version = -1
         live.on_changes(self._notice)
 
     async def run(self) -> None:
@@ -50,12 +57,15 @@ class Timekeeper:
             if self._generation != self._live.generation:
                 self._generation = self._live.generation
                 self._clockwork.wind_up(self._live.fold)
+            elif self._version != self._leases.version:
+                self._clockwork.rearm(self._live.fold)
+            self._version = self._leases.version
             now_s = self._clock.monotonic_s()
-            due = self._clockwork.due(self._live.fold, now_unix_us=self._clock.now_unix_us())
+            due = self._clockwork.due(self._live.fold, now_unix_us=self._clock.now_unix_us(), mine=self._mine)
             if now_s - looked_s >= _LOOK_AT_ARRIVALS_S:
                 looked_s = now_s
                 due += self._clockwork.connectivity(
-                    self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s
+                    self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s, mine=self._mine
                 )
             await self._write(due)
 
@@ -74,6 +84,9 @@ class Timekeeper:
         except TwinmeshError as error:
             self._report("timely_entry_not_written", {"request_id": entry.request_id, "reason": str(error.reason)})
             self._clockwork.again(due, at_unix_us=self._clock.now_unix_us() + US_PER_S)
+
+    def _mine(self, tenant: str, twin_id: str) -> bool:
+        return self._leases.holds(shard_of(tenant, twin_id))
 
     def _notice(self, changes: Sequence[Change]) -> None:
         # Before it is wound up there is nothing to add to: winding up looks at everything.

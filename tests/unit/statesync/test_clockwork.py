@@ -106,3 +106,32 @@ def test_an_entry_on_its_way_is_not_written_again_at_once() -> None:
     assert list(clockwork.connectivity(world.fold, now_unix_us=world.now, monotonic_s=1.0)) == []
     again = list(clockwork.connectivity(world.fold, now_unix_us=world.now, monotonic_s=5.1))
     assert again == [] or again[0][1].request_id != first[0][1].request_id
+
+
+def test_what_time_does_to_somebody_elses_twins_is_left_to_them_and_made_good_when_they_become_ours() -> None:
+    world = World("a", "b")
+    clockwork = Clockwork()
+    mine: set[str] = {"a"}
+    is_mine = lambda _tenant, twin_id: twin_id in mine  # noqa: E731
+    for twin_id in "ab":
+        clockwork.notice(
+            changes_of(world, SetDesired(twin_id=twin_id, values={"target": 1.0}, deadline_unix_us=T0 + S))
+        )
+    told = clockwork.due(world.fold, now_unix_us=T0 + S, mine=is_mine)
+    assert [entry.action.twin_id for _, entry in told if isinstance(entry.action, ExpireDesired)] == ["a"]
+    mine.add("b")
+    assert clockwork.due(world.fold, now_unix_us=T0 + S, mine=is_mine) == []
+    clockwork.rearm(world.fold)
+    told = clockwork.due(world.fold, now_unix_us=T0 + S, mine=is_mine)
+    # The first one's entry is not folded yet, so it comes up again, under the id it had before.
+    assert [entry.action.twin_id for _, entry in told if isinstance(entry.action, ExpireDesired)] == ["a", "b"]
+
+
+def test_a_silence_taken_over_is_measured_from_where_it_was_heard_here_too() -> None:
+    world = World("a")
+    clockwork = Clockwork()
+    world.report("a", "temperature", world.now, 1.0)
+    at, nobodys = world.now, lambda _tenant, _twin_id: False
+    for monotonic_s in (0.0, 4.0):
+        assert not list(clockwork.connectivity(world.fold, now_unix_us=at, monotonic_s=monotonic_s, mine=nobodys))
+    assert connectivity(clockwork, world, now=at, monotonic_s=5.1) == [Connectivity.STALE]

@@ -15,6 +15,7 @@ from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, Record, digest, restore
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Spacing
+from twinmesh_statesync.domain.leases import Fence
 from twinmesh_statesync.domain.live import LiveFold
 
 
@@ -25,11 +26,11 @@ class Failing(MemoryCheckpoints):
         super().__init__()
         self.failures = failures
 
-    async def save(self, checkpoint: Checkpoint) -> bool:
+    async def save(self, checkpoint: Checkpoint, fence: Fence | None = None) -> bool:
         if self.failures:
             self.failures -= 1
             raise Unavailable("no database")
-        return await super().save(checkpoint)
+        return await super().save(checkpoint, fence)
 
 
 def history() -> World:
@@ -217,3 +218,18 @@ async def test_a_rebuild_without_the_log_s_beginning_offers_no_way_back_before_i
     async with running(log, checkpoints) as live:
         await live.save()
         assert [g.offset for g in await checkpoints.generations()] == [len(world.entries)]
+
+
+async def test_a_process_left_behind_a_trimmed_log_goes_on_from_the_checkpoint_of_another() -> None:
+    world, checkpoints = history(), MemoryCheckpoints()
+    log = log_of(world)
+    async with running(log, checkpoints) as live:
+        await live.save()
+    behind = LiveFold(log=log, checkpoints=checkpoints, clock=SystemClock())
+    for entry in world.entries[:5]:
+        behind._apply(entry)
+    log.trim(len(world.entries))
+    behind.incarnation = log.incarnation
+    assert await behind._begin_further_on()
+    assert digest(behind.fold) == digest(world.fold)
+    assert not await behind._begin_further_on()
