@@ -17,11 +17,27 @@ from twinmesh_cli.commands import (
     smoke,
     twins,
     types,
+    verify,
     watch,
     write,
 )
 
-_GROUPS = (local, smoke, types, twins, write, importing, connect, history, watch, models, desired, quarantine, removal)
+_GROUPS = (
+    local,
+    smoke,
+    types,
+    twins,
+    write,
+    importing,
+    connect,
+    history,
+    watch,
+    models,
+    desired,
+    quarantine,
+    removal,
+    verify,
+)
 _MODEL_ACTIONS = ("list", "versions", "promote", "deployments")
 _EPILOG = "Where the mesh is: --target, else --context, else $TWINMESH_TARGET, else the mesh of `twinmesh up`."
 

@@ -40,6 +40,7 @@ from twinmesh_client.replicas import (
     WatchEvent,
 )
 from twinmesh_client.runs import Deployment, ModelVersion, TrainingRun
+from twinmesh_client.verification import ReplicaVerification
 from twinmesh_core import registry
 from twinmesh_core.errors import (
     TwinmeshError,
@@ -983,6 +984,19 @@ class Mesh:
         """Return the newest durable position of the log: a watch may resume after it, or after an earlier offset."""
 
         return self._portal.run(self._source.position())
+
+    def verify(self, *, from_checkpoint: bool = False, patience_s: float = 600.0) -> tuple[ReplicaVerification, ...]:
+        """Have each process of state-sync fold the log anew and compare its replicas with that, all at one offset.
+
+        Args:
+            from_checkpoint: begin from the kept checkpoint; sooner, but takes its word.
+            patience_s: how long the fold may take.
+
+        Returns:
+            One answer per process; all is well if each is `equal` and all digests are the same.
+        """
+
+        return self._portal.run(self._source.verify(from_checkpoint=from_checkpoint, patience_s=patience_s))
 
     def quarantine(
         self,

@@ -32,6 +32,7 @@ from twinmesh_statesync.domain.leases import CHECKPOINT, Leases, LeaseStore
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 from twinmesh_statesync.domain.timekeeper import Timekeeper
+from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer
 from twinmesh_statesync.rpc.commands import CommandServicer
 from twinmesh_statesync.rpc.events import EventServicer
@@ -119,7 +120,8 @@ def assemble(
     reading, writer = Reading(live), Writer(source, live)
     watches = Watches(reading, clock, close_after=settings.close_after_changes)
     timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
-    replicas = ReplicaServicer(reading, writer, watches, clock)
+    verifier = Verifier(log=source, live=live, checkpoints=checkpoints, clock=clock)
+    replicas = ReplicaServicer(reading, writer, watches, clock, verifier)
 
     def register(server: grpc.aio.Server) -> None:
         add_TwinServiceServicer_to_server(TwinServicer(reading, writer, Units(UcumLibrary())), server)

@@ -19,6 +19,7 @@ from twinmesh_client.aio.device import Device, Handler
 from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
+from twinmesh_client.aio.verifying import verify_replicas
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
@@ -28,6 +29,7 @@ from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
 from twinmesh_client.values import enum_name
+from twinmesh_client.verification import ReplicaVerification
 
 
 class Mesh:
@@ -70,6 +72,20 @@ class Mesh:
             self._connection.storage.GetHead, storage_pb2.GetHeadRequest(), timeout_s=self._connection.timeout_s
         )
         return position(answer.position)
+
+    async def verify(
+        self, *, from_checkpoint: bool = False, patience_s: float = 600.0
+    ) -> tuple[ReplicaVerification, ...]:
+        """Have each process of state-sync fold the log anew and compare its replicas with that, all at one offset.
+
+        Args:
+            from_checkpoint: begin from the kept checkpoint; sooner, but takes its word.
+            patience_s: how long the fold may take.
+
+        Returns:
+            One answer per process; all is well if each is `equal` and all digests are the same.
+        """
+        return await verify_replicas(self._connection, from_checkpoint=from_checkpoint, patience_s=patience_s)
 
     async def quarantine(
         self,

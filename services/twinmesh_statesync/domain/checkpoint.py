@@ -166,17 +166,17 @@ def capture(fold: Fold, unsaved: Unsaved) -> Captured:
     )
 
 
-def capture_all(fold: Fold) -> Captured:
-    """Take everything that the fold holds."""
+def capture_all(fold: Fold, only: str | None = None) -> Captured:
+    """Take everything that the fold holds, of one tenant or of all."""
     everything = Unsaved()
-    for tenant in fold.tenants():
+    for tenant in (t for t in fold.tenants() if only in (None, t)):
         everything.twins.update((tenant, twin_id) for twin_id in fold.states(tenant))
         everything.events += [
             (tenant, event) for state in fold.states(tenant).values() for event in state.events.values()
         ]
-    for tenant in fold.verdict_tenants():
+    for tenant in (t for t in fold.verdict_tenants() if only in (None, t)):
         everything.verdicts.update({(tenant, key): verdict for key, verdict in fold.verdicts(tenant).items()})
-    everything.twin_types += fold.registry.snapshot().twin_types
+    everything.twin_types += (t for t in fold.registry.snapshot().twin_types if only in (None, t[0]))
     return capture(fold, everything)
 
 

@@ -22,6 +22,7 @@ from twinmesh_statesync.domain.checkpoint import (
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
+from twinmesh_statesync.domain.holds import Holds
 from twinmesh_statesync.domain.keeping import Keeper, Report
 from twinmesh_statesync.domain.leases import Holding
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
@@ -80,6 +81,7 @@ class LiveFold:
         self.incarnation = ""
         self.generation = 0
         self.pulse = Pulse(tick_s)
+        self.holds = Holds()
         self._log = log
         self._checkpoints = checkpoints
         self._clock = clock
@@ -314,12 +316,20 @@ class LiveFold:
     async def _fold(self, frame: LogFrame) -> None:
         resumed = self._clock.monotonic_s()
         for entry in frame.entries:
+            if self.holds:
+                await self.holds.stop_before(entry.offset, self._reach)
             self._apply(entry)
             if self._clock.monotonic_s() - resumed > _SLICE_S:
                 self._wake()
                 await asyncio.sleep(0)
                 resumed = self._clock.monotonic_s()
-        self.fold.advance(frame.through.offset)
+        if self.holds:
+            await self.holds.stop_before(frame.through.offset, self._reach)
+        self._reach(frame.through.offset)
+
+    def _reach(self, offset: int) -> None:
+        self.fold.advance(offset)
+        self.holds.reach(offset)
         self._wake()
 
     def _apply(self, entry: LogEntry) -> None:
@@ -348,6 +358,7 @@ class LiveFold:
         self._ring_floor = 0
         self._control_until = 0
         self._rings.clear()
+        self.holds.reach(None)
         await self._keeper.begin_anew(whole=whole)
         self.pulse.touch()
         waiters, self._waiters = self._waiters, []

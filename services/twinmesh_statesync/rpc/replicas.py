@@ -18,6 +18,7 @@ from twinmesh_core.time import MAX_SPAN_US, Clock
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.entries import RecordPrediction, SetDesired
+from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
 from twinmesh_statesync.rpc.mapping.replicas import delta_to_message, desired_to_message, replica_to_message
 from twinmesh_statesync.rpc.mapping.values import (
@@ -28,6 +29,7 @@ from twinmesh_statesync.rpc.mapping.values import (
 )
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.reading import Reading
+from twinmesh_statesync.rpc.verification import verify
 from twinmesh_statesync.rpc.watch import Watches
 
 SERVICE: Final = "twinmesh.statesync.v1.ReplicaService"
@@ -43,13 +45,15 @@ class ReplicaServicer:
         writer: has mutations decided.
         watches: the watches of this process.
         clock: turns a deadline's duration into a time.
+        verifier: proves replicas.
     """
 
-    def __init__(self, reading: Reading, writer: Writer, watches: Watches, clock: Clock) -> None:
+    def __init__(self, reading: Reading, writer: Writer, watches: Watches, clock: Clock, verifier: Verifier) -> None:
         self._reading = reading
         self._writer = writer
         self._watches = watches
         self._clock = clock
+        self._verifier = verifier
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handlers of the service."""
@@ -71,6 +75,11 @@ class ReplicaServicer:
                     self.record_prediction,
                     request_deserializer=statesync_pb2.RecordPredictionRequest.FromString,
                     response_serializer=statesync_pb2.RecordPredictionResponse.SerializeToString,
+                ),
+                "VerifyReplicas": grpc.unary_stream_rpc_method_handler(
+                    self.verify_replicas,
+                    request_deserializer=statesync_pb2.VerifyReplicasRequest.FromString,
+                    response_serializer=statesync_pb2.VerifyReplicasResponse.SerializeToString,
                 ),
                 "Watch": grpc.unary_stream_rpc_method_handler(
                     self.watch, request_deserializer=statesync_pb2.WatchRequest.FromString
@@ -132,6 +141,13 @@ class ReplicaServicer:
         """Stream snapshot and changes."""
         async for frame in self._watches.watch(current_caller().tenant, request):
             yield frame
+
+    async def verify_replicas(
+        self, request: statesync_pb2.VerifyReplicasRequest, context: Any
+    ) -> AsyncGenerator[statesync_pb2.VerifyReplicasResponse, None]:
+        """Prove the replicas."""
+        async for step in verify(self._verifier, self._reading, current_caller().tenant, request):
+            yield step
 
     def _targets(self, request: statesync_pb2.SetDesiredRequest) -> SetDesired:
         require_twin_id(request.twin_id)

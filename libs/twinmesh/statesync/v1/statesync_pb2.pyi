@@ -1475,3 +1475,165 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class VerifyReplicasRequest(_message.Message):
+    """Asks to prove the replicas of the caller's tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_OFFSET_FIELD_NUMBER: _builtins.int
+    FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    MAX_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    at_offset: _builtins.int
+    """Compares at this offset, which the replicas must not have passed; 0 = where they are now. Naming the same one to several processes
+    makes their digests comparable.
+    """
+    from_checkpoint: _builtins.bool
+    """Begins the fold from the kept checkpoint instead of the beginning of the log: sooner, but it takes the checkpoint's word."""
+    max_differences: _builtins.int
+    """How many differing twins are named at most, 1 to 1,000; 0 = 100. All are counted."""
+    def __init__(
+        self,
+        *,
+        at_offset: _builtins.int = ...,
+        from_checkpoint: _builtins.bool = ...,
+        max_differences: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_offset", b"at_offset", "from_checkpoint", b"from_checkpoint", "max_differences", b"max_differences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyReplicasRequest: _TypeAlias = VerifyReplicasRequest  # noqa: Y015
+
+@_typing.final
+class ShardDigest(_message.Message):
+    """Digest of the twins of one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    TWIN_COUNT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """0 to 63."""
+    twin_count: _builtins.int
+    """Twins in it, tombstones included."""
+    digest: _builtins.bytes
+    """BLAKE2b, 16 bytes, of everything that is kept of them."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        twin_count: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "shard", b"shard", "twin_count", b"twin_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardDigest: _TypeAlias = ShardDigest  # noqa: Y015
+
+@_typing.final
+class ReplicaDifference(_message.Message):
+    """A twin whose replica is not what the log says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    revision: _builtins.int
+    """Its revision in the replicas; 0 = it is not there."""
+    expected_revision: _builtins.int
+    """Its revision by the log; 0 = it should not be there."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs, e.g. reported, desired, events."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        expected_revision: _builtins.int = ...,
+        parts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "parts", b"parts", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaDifference: _TypeAlias = ReplicaDifference  # noqa: Y015
+
+@_typing.final
+class VerifyReplicasResponse(_message.Message):
+    """How far the verification is, and its result once done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    START_OFFSET_FIELD_NUMBER: _builtins.int
+    FOLDED_THROUGH_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TWIN_COUNT_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    REGISTRY_EQUAL_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    start_offset: _builtins.int
+    """Where the new fold began: 0 = at the beginning of the log, else at a checkpoint."""
+    folded_through: _builtins.int
+    """How far it is."""
+    done: _builtins.bool
+    """The comparison is made, the rest of this message is set."""
+    digest: _builtins.bytes
+    """Of all twins, twin types and remembered verdicts of the tenant in the replicas: BLAKE2b, 16 bytes."""
+    twin_count: _builtins.int
+    """Twins compared, tombstones included."""
+    difference_count: _builtins.int
+    """Twins that differ."""
+    registry_equal: _builtins.bool
+    """Whether twin types and remembered verdicts are what the log says."""
+    @_builtins.property
+    def at(self) -> _position_pb2.LogPosition:
+        """Where both are compared."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaDifference]:
+        """The first twins that differ, by id."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardDigest]:
+        """By shard, those with twins."""
+
+    def __init__(
+        self,
+        *,
+        at: _position_pb2.LogPosition | None = ...,
+        start_offset: _builtins.int = ...,
+        folded_through: _builtins.int = ...,
+        done: _builtins.bool = ...,
+        digest: _builtins.bytes = ...,
+        twin_count: _builtins.int = ...,
+        difference_count: _builtins.int = ...,
+        registry_equal: _builtins.bool = ...,
+        differences: _abc.Iterable[Global___ReplicaDifference] | None = ...,
+        shards: _abc.Iterable[Global___ShardDigest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "difference_count", b"difference_count", "differences", b"differences", "digest", b"digest", "done", b"done", "folded_through", b"folded_through", "registry_equal", b"registry_equal", "shards", b"shards", "start_offset", b"start_offset", "twin_count", b"twin_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyReplicasResponse: _TypeAlias = VerifyReplicasResponse  # noqa: Y015

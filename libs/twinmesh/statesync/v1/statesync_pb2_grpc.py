@@ -395,6 +395,11 @@ class ReplicaServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.VerifyReplicas = channel.unary_stream(
+                '/twinmesh.statesync.v1.ReplicaService/VerifyReplicas',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasResponse.FromString,
+                _registered_method=True)
 
 
 class ReplicaServiceServicer:
@@ -432,6 +437,16 @@ class ReplicaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyReplicas(self, request, context):
+        """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
+        second; the last message has done. Only the process that is called is examined. INVALID_ARGUMENT: the replicas are beyond
+        at_offset. DEADLINE_EXCEEDED: the log did not reach it. RESOURCE_EXHAUSTED: another verification runs here. OUT_OF_RANGE:
+        COMPACTED, observations left the log and no checkpoint stands in for them. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplicaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -454,6 +469,11 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchResponse.SerializeToString,
+            ),
+            'VerifyReplicas': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyReplicas,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -565,6 +585,33 @@ class ReplicaService:
             '/twinmesh.statesync.v1.ReplicaService/Watch',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twinmesh.statesync.v1.ReplicaService/VerifyReplicas',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.VerifyReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -149,6 +149,12 @@ class ReplicaServiceStub:
     all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
     LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
     """
+    VerifyReplicas: _grpc.UnaryStreamMultiCallable[_statesync_pb2.VerifyReplicasRequest, _statesync_pb2.VerifyReplicasResponse]
+    """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
+    second; the last message has done. Only the process that is called is examined. INVALID_ARGUMENT: the replicas are beyond
+    at_offset. DEADLINE_EXCEEDED: the log did not reach it. RESOURCE_EXHAUSTED: another verification runs here. OUT_OF_RANGE:
+    COMPACTED, observations left the log and no checkpoint stands in for them. Idempotent.
+    """
 
 @_typing.type_check_only
 class ReplicaServiceAsyncStub(ReplicaServiceStub):
@@ -167,6 +173,12 @@ class ReplicaServiceAsyncStub(ReplicaServiceStub):
     """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
     all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
     LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+    """
+    VerifyReplicas: _aio.UnaryStreamMultiCallable[_statesync_pb2.VerifyReplicasRequest, _statesync_pb2.VerifyReplicasResponse]  # type: ignore[assignment]
+    """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
+    second; the last message has done. Only the process that is called is examined. INVALID_ARGUMENT: the replicas are beyond
+    at_offset. DEADLINE_EXCEEDED: the log did not reach it. RESOURCE_EXHAUSTED: another verification runs here. OUT_OF_RANGE:
+    COMPACTED, observations left the log and no checkpoint stands in for them. Idempotent.
     """
 
 class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -207,6 +219,18 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
         all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
         LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyReplicas(
+        self,
+        request: _statesync_pb2.VerifyReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_statesync_pb2.VerifyReplicasResponse], _abc.AsyncIterator[_statesync_pb2.VerifyReplicasResponse]]:
+        """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
+        second; the last message has done. Only the process that is called is examined. INVALID_ARGUMENT: the replicas are beyond
+        at_offset. DEADLINE_EXCEEDED: the log did not reach it. RESOURCE_EXHAUSTED: another verification runs here. OUT_OF_RANGE:
+        COMPACTED, observations left the log and no checkpoint stands in for them. Idempotent.
         """
 
 def add_ReplicaServiceServicer_to_server(servicer: ReplicaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
