@@ -33,6 +33,7 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
     clock = SystemClock()
     rules = parse_rules(settings.create_twins)
     storage, receipts = StorageLog(appends, append_timeout_s=settings.append_timeout_s), AckReceipts()
+    stack.push_async_callback(storage.close)
     intake = Intake(
         log=storage,
         registry=registry,

@@ -51,6 +51,7 @@ from twinmesh_storage.domain.window_cache import WindowCache
 from twinmesh_storage.domain.window_reader import WindowReader
 from twinmesh_storage.rpc import raw
 from twinmesh_storage.rpc.aggregates import AggregateServicer
+from twinmesh_storage.rpc.append_streams import AppendStreams
 from twinmesh_storage.rpc.catalogue import CatalogueServicer
 from twinmesh_storage.rpc.concerns import twins_of
 from twinmesh_storage.rpc.control_entries import hide_of, redact
@@ -182,6 +183,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
     directory = Directory(store=series_store, catalogue=catalogue, landing=landing)
     aggregator = Aggregator(history=history)
     follower = Follower(log=store, view=view, twins_of=twins_of, encode=raw.frame_bytes)
+    streams = AppendStreams()
     log_servicer = LogServicer(
         log=store,
         view=view,
@@ -190,6 +192,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         follower=follower,
         packer=Packer(),
         forward=peer,
+        streams=streams,
     )
     read_servicer = ReadServicer(
         view=view,
@@ -287,6 +290,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
 
     async def drain() -> None:
         view.close()
+        streams.drain()
 
     return Service(
         register=lambda server: register(server, *(part.handlers() for part in servicers)),

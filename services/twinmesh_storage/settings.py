@@ -73,7 +73,7 @@ class StorageSettings(ServiceSettings):
         60.0, help="Age of the oldest uncompacted observations beyond which appends are shed.", unit="s", minimum=1
     )
     fold_rows: int = setting(
-        400_000, help="Observations that are folded into blocks without waiting.", unit="rows", minimum=1
+        2_000_000, help="Observations that are folded into blocks without waiting.", unit="rows", minimum=1
     )
     fold_after_s: float = setting(
         5.0, help="Longest time that observations wait to be folded.", unit="s", minimum=0.05, maximum=60

@@ -234,15 +234,19 @@ class Http2Reader:
     Args:
         kind: what its answers are called.
         streamed: each message of a stream is an answer (DATA); else the end of a call is (HEADERS that end the stream).
+        stream: on connections where this method was called, each message is an answer too.
     """
 
-    def __init__(self, kind: str, *, streamed: bool) -> None:
+    def __init__(self, kind: str, *, streamed: bool, stream: bytes = b"") -> None:
         self._kind = kind
         self._streamed = streamed
+        self._stream = stream
         self._rest = bytearray()
 
     def asked(self, data: bytes) -> None:
-        """Take what the client sends; nothing of it matters."""
+        """Look for the call of the method whose messages are answers: gRPC sends its name as it is."""
+        if self._stream and self._stream in data:
+            self._streamed = True
 
     def answered(self, data: bytes) -> str:
         """See `Reader.answered`."""

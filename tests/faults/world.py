@@ -297,7 +297,7 @@ async def world(
         for number in range(processes):
             log = directory / f"storage-{number}.log"
             storage = Service(guardian, log, "storage", program, database_url=url, **chosen)
-            reader = partial(Http2Reader, "append", streamed=False)
+            reader = partial(Http2Reader, "append", streamed=False, stream=b"AppendStream")
             hop = await stack.enter_async_context(proxy(storage.port, reader, scissors(("append",))))
             storage.configure(TWINMESH_STORAGE_ADVERTISE=f"127.0.0.1:{hop.port}")
             stack.callback(storage.end)

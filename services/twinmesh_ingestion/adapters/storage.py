@@ -19,6 +19,7 @@ from twinmesh_core.errors import DeadlineExceeded, Unavailable
 from twinmesh_core.observations import Section, SeriesKey
 from twinmesh_core.registry import Twin
 from twinmesh_ingestion.adapters import quarantine
+from twinmesh_ingestion.adapters.appends import Appends, entry_bytes
 from twinmesh_ingestion.domain.ports import (
     Appended,
     KeptPage,
@@ -48,11 +49,15 @@ class StorageLog:
     def __init__(self, channel: grpc.aio.Channel, *, append_timeout_s: float) -> None:
         self._stub = storage_pb2_grpc.StorageServiceStub(channel)
         self._append_timeout_s = append_timeout_s
+        self._appends = Appends(channel, timeout_s=append_timeout_s)
+
+    async def close(self) -> None:
+        """End the streams of appends."""
+        await self._appends.close()
 
     async def append(self, tenant: str, submission: Submission) -> Appended:
         """Make the entry durable; see the port."""
         request = storage_pb2.AppendRequest(
-            observations=submission.body,
             content_hash=submission.content_hash,
             receipt=submission.receipt,
             request_id=submission.request_id,
@@ -63,9 +68,14 @@ class StorageLog:
             request.producer.producer_id = submission.stamp.producer_id
             request.producer.epoch = submission.stamp.epoch
             request.producer.sequence = submission.stamp.sequence
-        response = await _attempt(
-            call(self._stub.Append, request, timeout_s=self._append_timeout_s, metadata=tenant_metadata(tenant))
-        )
+        if self._appends.served:
+            entry = entry_bytes(request, submission.body)
+            response = await self._appends.append(tenant, entry, timeout_s=remaining_s())
+        else:
+            request.observations = submission.body
+            response = await _attempt(
+                call(self._stub.Append, request, timeout_s=self._append_timeout_s, metadata=tenant_metadata(tenant))
+            )
         return Appended(
             offset=response.position.offset,
             incarnation=response.position.incarnation,

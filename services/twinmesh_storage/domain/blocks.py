@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twinmesh_core.quality import Quality
-from twinmesh_storage.domain import columns
+from twinmesh_storage.domain import column_sets, columns
 from twinmesh_storage.domain.parts import Statistics
-from twinmesh_storage.domain.rows import Lane, Rows
+from twinmesh_storage.domain.rows import Int64s, Lane, Rows
 from twinmesh_storage.domain.series import Series
 
 MAX_BLOCK_ROWS: Final = 4096
@@ -109,7 +109,7 @@ def spans_of(rows: Rows, series_of: SeriesOf) -> list[BlockSpan]:
     cells, edges = _cut(rows, series_of, max_rows=None)
     firsts, lasts = rows.ts[edges[:-1]].tolist(), rows.ts[edges[1:] - 1].tolist()
     starts = edges[:-1]
-    columns = (rows.series[starts].tolist(), cells[starts].tolist(), firsts, lasts, np.diff(edges).tolist())
+    columns = (rows.series[starts].tolist(), cells.tolist(), firsts, lasts, np.diff(edges).tolist())
     return [
         BlockSpan(tenant=series_of(series_id).tenant, series_id=series_id, cell_start=cell, first=first, last=last, n=n)
         for series_id, cell, first, last, n in zip(*columns, strict=True)
@@ -122,52 +122,58 @@ def build_blocks(rows: Rows, lane: Lane, series_of: SeriesOf, max_rows: int = MA
         return []
     _, edges = _cut(rows, series_of, max_rows=max_rows)
     starts = edges[:-1]
-    counts = np.stack([_count(rows.quality == q, starts) for q in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)])
+    counts = _counts(rows.quality, edges)
     max_offsets = np.maximum.reduceat(rows.offset, starts).tolist()
     statistics = _statistics(rows, edges, counts[0], series_of) if lane is Lane.NUMERIC else [None] * len(starts)
-    even, step, one_quality, one_offset = (column.tolist() for column in _simple(rows, edges))
-    blocks = []
-    bounds = edges.tolist()
-    for i, (start, end) in enumerate(pairwise(bounds)):
-        part = rows.take(slice(start, end))
-        series = series_of(int(part.series[0]))
-        t0 = int(part.ts[0])
-        blocks.append(
-            Block(
-                tenant=series.tenant,
-                series_id=series.series_id,
-                t0=t0,
-                t1=int(part.ts[-1]),
-                n=end - start,
-                counts=(int(counts[0, i]), int(counts[1, i]), int(counts[2, i])),
-                max_offset=max_offsets[i],
-                statistics=statistics[i],
-                ts=columns.even_times(t0, step[i]) if even[i] else columns.encode_times(part.ts),
-                val=encode_values(part.value, series),
-                quality=columns.constant_byte(int(part.quality[0]))
-                if one_quality[i]
-                else columns.encode_bytes(part.quality),
-                log_offset=columns.constant_int(max_offsets[i]) if one_offset[i] else columns.encode_ints(part.offset),
-            )
+    ids = rows.series[starts].tolist()
+    packed = zip(
+        column_sets.pack_times(rows.ts, edges),
+        _pack_values(rows, lane, edges, [series_of(series_id) for series_id in ids]),
+        column_sets.pack_bytes(rows.quality, edges),
+        column_sets.pack_ints(rows.offset, edges),
+        strict=True,
+    )
+    firsts, lasts, sizes = rows.ts[starts].tolist(), rows.ts[edges[1:] - 1].tolist(), np.diff(edges).tolist()
+    of_each = zip(ids, firsts, lasts, sizes, counts.T.tolist(), max_offsets, statistics, packed, strict=True)
+    return [
+        Block(
+            tenant=series_of(series_id).tenant,
+            series_id=series_id,
+            t0=first,
+            t1=last,
+            n=n,
+            counts=(count[0], count[1], count[2]),
+            max_offset=max_offset,
+            statistics=statistic,
+            ts=ts,
+            val=val,
+            quality=quality,
+            log_offset=log_offset,
         )
-    return blocks
+        for series_id, first, last, n, count, max_offset, statistic, (ts, val, quality, log_offset) in of_each
+    ]
 
 
-def _simple(rows: Rows, edges: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
-    """Return per block: whether its times are even and by which step, and whether it has one quality, one offset.
-
-    Most blocks of live series are so in all three, which is seen for all blocks at once.
-    """
-    starts, ends = edges[:-1], edges[1:]
-    steps = np.zeros(len(rows), np.int64)
-    steps[:-1] = rows.ts[1:] - rows.ts[:-1]
-    step = steps[starts]
-    steps[ends - 1] = step  # what lies between two blocks is no step of either
-    several = ends - starts > 1
-    even = several & (np.minimum.reduceat(steps, starts) == np.maximum.reduceat(steps, starts))
-    one_quality = np.minimum.reduceat(rows.quality, starts) == np.maximum.reduceat(rows.quality, starts)
-    one_offset = np.minimum.reduceat(rows.offset, starts) == np.maximum.reduceat(rows.offset, starts)
-    return even, step, one_quality, one_offset
+def _pack_values(rows: Rows, lane: Lane, edges: npt.NDArray[np.intp], series: Sequence[Series]) -> list[bytes]:
+    """Return the packed values of each block; those of one type are packed at once."""
+    if lane is Lane.TEXT:
+        return [columns.encode_texts(rows.value[start:end]) for start, end in pairwise(edges.tolist())]
+    doubles = np.array([one.kind.has_unit for one in series], np.bool_)
+    if doubles.all():
+        return column_sets.pack_doubles(rows.value, edges)
+    if not doubles.any():
+        return column_sets.pack_ints(rows.value, edges)
+    of_row = np.repeat(doubles, np.diff(edges))
+    found = [b""] * len(series)
+    for mine, is_mine, pack in (
+        (doubles, of_row, column_sets.pack_doubles),
+        (~doubles, ~of_row, column_sets.pack_ints),
+    ):
+        sizes = np.diff(edges)[mine]
+        packed = pack(rows.value[is_mine], np.append(0, np.cumsum(sizes)))
+        for block, column in zip(np.flatnonzero(mine).tolist(), packed, strict=True):
+            found[block] = column
+    return found
 
 
 def encode_values(value: npt.NDArray[Any], series: Series) -> bytes:
@@ -187,23 +193,35 @@ def cut_by_cell(rows: Rows, series_of: SeriesOf) -> npt.NDArray[np.intp]:
     return _cut(rows, series_of, max_rows=MAX_BLOCK_ROWS)[1]
 
 
-def _cut(rows: Rows, series_of: SeriesOf, max_rows: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
-    """Return each row's cell start, and the edges between groups: 0, ..., n."""
+def _cut(rows: Rows, series_of: SeriesOf, max_rows: int | None) -> tuple[Int64s, npt.NDArray[np.intp]]:
+    """Return the cell start of each group of rows, and the edges between groups: 0, ..., n."""
     n = len(rows)
-    series_starts = np.flatnonzero(np.concatenate(([True], rows.series[1:] != rows.series[:-1])))
-    spans = np.array([series_of(s).cell_us for s in rows.series[series_starts].tolist()], np.int64)
-    cell_us = np.repeat(spans, np.diff(np.append(series_starts, n)))
-    cells = rows.ts - rows.ts % cell_us
-    new = np.concatenate(([True], (rows.series[1:] != rows.series[:-1]) | (cells[1:] != cells[:-1])))
+    new = np.concatenate(([True], rows.series[1:] != rows.series[:-1]))
+    first = np.flatnonzero(new)
+    sizes = np.diff(np.append(first, n))
+    cell_us = np.array([series_of(s).cell_us for s in rows.series[first].tolist()], np.int64)
+    # A fold mostly brings a series rows of one cell, which its first and last row tell.
+    several = rows.ts[first] // cell_us != rows.ts[first + sizes - 1] // cell_us
+    if several.any():
+        mine = np.flatnonzero(np.repeat(several, sizes))
+        cells = rows.ts[mine] // np.repeat(cell_us[several], sizes[several])
+        new[mine[1:][cells[1:] != cells[:-1]]] = True
+    starts = np.flatnonzero(new)
     if max_rows is not None:
-        starts = np.flatnonzero(new)
-        rank = np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n)))
-        new |= rank % max_rows == 0
-    return cells, np.append(np.flatnonzero(new), n)
+        ends = np.append(starts[1:], n)
+        long = np.flatnonzero(ends - starts > max_rows).tolist()
+        starts = np.sort(np.concatenate([starts, *(np.arange(starts[i] + max_rows, ends[i], max_rows) for i in long)]))
+    times, cell_us = rows.ts[starts], cell_us[np.searchsorted(first, starts, "right") - 1]
+    return times - times % cell_us, np.append(starts, n)
 
 
-def _count(mask: npt.NDArray[np.bool_], starts: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    return np.add.reduceat(mask.astype(np.int64), starts)
+def _counts(quality: npt.NDArray[np.uint8], edges: npt.NDArray[np.intp]) -> Int64s:
+    """Return how many rows of each group are GOOD, UNCERTAIN and BAD, int64 [3, groups]."""
+    if (quality == Quality.GOOD).all():
+        sizes = np.diff(edges)
+        return np.stack([sizes, np.zeros_like(sizes), np.zeros_like(sizes)])
+    each = (quality == q for q in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD))
+    return np.stack([np.add.reduceat(mask.astype(np.int64), edges[:-1]) for mask in each])
 
 
 def _statistics(
@@ -213,6 +231,8 @@ def _statistics(
     sizes = np.diff(edges)
     values = float_values(rows, starts, series_of)
     good = rows.quality == Quality.GOOD
+    if good.all():
+        return _of_good(values, edges)
     low = np.minimum.reduceat(np.where(good, values, np.inf), starts)
     high = np.maximum.reduceat(np.where(good, values, -np.inf), starts)
     with np.errstate(over="ignore", invalid="ignore"):  # the sum of huge values may be infinite; that is its value
@@ -234,6 +254,28 @@ def _statistics(
         if good_counts[i]
         else None
         for i in range(len(starts))
+    ]
+
+
+def _of_good(values: npt.NDArray[np.float64], edges: npt.NDArray[np.intp]) -> list[Statistics | None]:
+    """Return the statistics of groups whose rows are all GOOD."""
+    starts, sizes = edges[:-1], np.diff(edges)
+    with np.errstate(over="ignore", invalid="ignore"):  # as with those that are not
+        total = np.add.reduceat(values, starts)
+        apart = values - np.repeat(total / sizes, sizes)
+        apart *= apart
+        m2 = np.add.reduceat(apart, starts)
+    columns = (
+        np.minimum.reduceat(values, starts),
+        np.maximum.reduceat(values, starts),
+        total,
+        m2,
+        values[starts],
+        values[edges[1:] - 1],
+    )
+    return [
+        Statistics(minimum=low, maximum=high, sum=sum_, m2=m2, first=first, last=last)
+        for low, high, sum_, m2, first, last in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 

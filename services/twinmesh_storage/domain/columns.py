@@ -30,9 +30,9 @@ Int64s = npt.NDArray[np.int64]
 
 RAW, CONST, RUNS, STEP, DELTA, FRAME, DECIMAL, TEXT, SLOPE = range(9)
 
-_WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
-_MAX_EXPONENT: Final = 6
-_EXACT: Final = 2.0**53  # integers up to here are exact in float64
+WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+MAX_EXPONENT: Final = 6
+EXACT: Final = 2.0**53  # integers up to here are exact in float64
 _SAMPLE: Final = 16
 _I8: Final = np.dtype("<i8")
 _U4: Final = np.dtype("<u4")
@@ -160,12 +160,12 @@ def _encode_frame(values: Int64s) -> bytes | None:
     width = _width(high - low)
     if width is None:
         return None
-    return struct.pack("<BqB", FRAME, low, width) + (values - low).astype(_WIDTHS[width]).tobytes()
+    return struct.pack("<BqB", FRAME, low, width) + (values - low).astype(WIDTHS[width]).tobytes()
 
 
 def _decode_frame(data: bytes, at: int, n: int) -> Int64s:
     low, width = struct.unpack_from("<qB", data, at)
-    values: Int64s = np.frombuffer(data, _WIDTHS[width], n, at + 9).astype(np.int64) + low
+    values: Int64s = np.frombuffer(data, WIDTHS[width], n, at + 9).astype(np.int64) + low
     return values
 
 
@@ -176,7 +176,7 @@ def _encode_delta(values: Int64s) -> bytes | None:
     width = _width(high - low)
     if width is None:
         return None
-    packed = (steps - low).astype(_WIDTHS[width]).tobytes()
+    packed = (steps - low).astype(WIDTHS[width]).tobytes()
     return struct.pack("<BqqB", DELTA, int(values[0]), low, width) + packed
 
 
@@ -184,7 +184,7 @@ def _decode_delta(data: bytes, at: int, n: int) -> Int64s:
     start, low, width = struct.unpack_from("<qqB", data, at)
     out = np.empty(n, np.int64)
     out[0] = start
-    np.cumsum(np.frombuffer(data, _WIDTHS[width], n - 1, at + 17).astype(np.int64) + low, out=out[1:])
+    np.cumsum(np.frombuffer(data, WIDTHS[width], n - 1, at + 17).astype(np.int64) + low, out=out[1:])
     out[1:] += start
     return out
 
@@ -201,7 +201,7 @@ def _encode_decimal(bits: Int64s) -> bytes | None:
     if not np.isfinite(values).all():
         return None
     sample = slice(None, None, max(1, len(values) // _SAMPLE))
-    for exponent in range(_MAX_EXPONENT + 1):
+    for exponent in range(MAX_EXPONENT + 1):
         scale = 10.0**exponent
         if not _is_decimal(values[sample], bits[sample], scale) or not _is_decimal(values, bits, scale):
             continue
@@ -215,6 +215,6 @@ def _encode_decimal(bits: Int64s) -> bytes | None:
 
 
 def _is_decimal(values: npt.NDArray[np.float64], bits: Int64s, scale: float) -> bool:
-    if float(np.abs(values).max()) * scale >= _EXACT:
+    if float(np.abs(values).max()) * scale >= EXACT:
         return False
     return bool(((np.rint(values * scale).astype(np.int64) / scale).view(np.int64) == bits).all())

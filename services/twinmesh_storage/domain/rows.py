@@ -78,6 +78,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ts)
 
+    def after(self, offset: int) -> Rows:
+        """Return the rows of later entries than this."""
+        later = self.offset > offset
+        return self if later.all() else self.take(later)
+
     def take(self, rows: slice | npt.NDArray[Any]) -> Rows:
         """Return the rows that a slice, a mask or row numbers select."""
         return Rows(
@@ -114,7 +119,11 @@ def concat(parts: Sequence[Rows]) -> Rows:
 
 
 def from_segments(parts: Sequence[tuple[int, Segment]]) -> Rows:
-    """Return the rows of (offset, segment) pairs as one, in order; at least one pair, all of one lane."""
+    """Return the rows of (offset, segment) pairs as one; at least one pair, all of one lane.
+
+    The earliest segment comes first, which leaves less to be sorted; those that begin alike keep their order.
+    """
+    parts = sorted(parts, key=lambda part: int(part[1].ts[0]) if len(part[1]) else 0)
     return Rows(
         series=np.concatenate([s.series for _, s in parts]),
         ts=np.concatenate([s.ts for _, s in parts]),
@@ -134,19 +143,38 @@ def sort_rows(rows: Rows) -> Rows:
 def _order(rows: Rows) -> npt.NDArray[np.intp]:
     """Return the order of `sort_rows`; by one key of series and time where both fit in 64 bits.
 
-    What is sorted here mostly consists of parts that are sorted already, and a stable sort of one key merges those: ten
-    times faster than sorting by three columns. Rows of one series and time are left in the order given, which must
-    then be that of their offsets.
+    Batches arrive in the order of time, so once rows are gathered by series, which counting does, they mostly lie in
+    order, and a stable sort of the key has little left to do: several times faster than sorting by three columns.
     """
     least, earliest = int(rows.series.min()), int(rows.ts.min())
-    span = int(rows.ts.max()) - earliest + 1
-    if (int(rows.series.max()) - least + 1) * span < 1 << 63:
-        key = (rows.series - least) * span + (rows.ts - earliest)
-        order = np.argsort(key, kind="stable")
-        key, offset = key[order], rows.offset[order]
-        if not ((key[1:] == key[:-1]) & (offset[1:] < offset[:-1])).any():
-            return order
-    return np.lexsort((rows.offset, rows.ts, rows.series))
+    most, span = int(rows.series.max()) - least, int(rows.ts.max()) - earliest + 1
+    if (most + 1) * span >= 1 << 63:
+        return np.lexsort((rows.offset, rows.ts, rows.series))
+    series = rows.series - least
+    key = series * span + (rows.ts - earliest)
+    order = _by_number(series, most)
+    sorted_key = key[order]
+    if (sorted_key[1:] < sorted_key[:-1]).any():
+        again = np.argsort(sorted_key, kind="stable")
+        order, sorted_key = order[again], sorted_key[again]
+    same = sorted_key[1:] == sorted_key[:-1]
+    if same.any():
+        tied = np.zeros(len(order), np.bool_)
+        tied[1:] |= same
+        tied[:-1] |= same
+        few = order[tied]
+        order[tied] = few[np.lexsort((rows.offset[few], key[few]))]
+    return order
+
+
+def _by_number(numbers: Int64s, most: int) -> npt.NDArray[np.intp]:
+    """Return the stable order of numbers from 0 to `most`; numpy counts those of 16 bits instead of comparing them."""
+    order = np.argsort(numbers.astype(np.uint16), kind="stable")  # by the low 16 bits
+    shift = 16
+    while most >> shift:
+        order = order[np.argsort((numbers[order] >> shift).astype(np.uint16), kind="stable")]
+        shift += 16
+    return order
 
 
 def _is_sorted(rows: Rows) -> bool:

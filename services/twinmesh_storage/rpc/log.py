@@ -24,9 +24,11 @@ from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Sequencer
 from twinmesh_storage.rpc import mapping
+from twinmesh_storage.rpc.append_streams import AppendStreams
+from twinmesh_storage.rpc.appends import ReceivedAppend, read_append
 from twinmesh_storage.rpc.control_entries import OWN_ACTIONS
 from twinmesh_storage.rpc.forwarding import Forward, is_forwarded
-from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
+from twinmesh_storage.rpc.serving import Handler, byte_conversation, byte_stream, from_bytes, own_tenant, unary
 
 _MAX_BOOKMARK_S: Final = 5.0
 _LOOP_BYTES: Final = 512 << 10
@@ -45,32 +47,44 @@ class LogServicer:
     follower: Follower
     packer: Packer
     forward: Forward
+    streams: AppendStreams
 
-    async def append(self, request: storage_pb2.AppendRequest, context: Any) -> storage_pb2.AppendResponse:
+    async def append(self, request: bytes, context: Any) -> storage_pb2.AppendResponse:
         """Append one entry, here or where the lease is; answers after the commit."""
-        tenant = own_tenant()
-        if request.control.WhichOneof("action") in OWN_ACTIONS:
+        return await self._append(own_tenant(), read_append(request), forwarded=is_forwarded(context))
+
+    async def append_stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """Append entries as they come; each is answered in its turn."""
+        tenant, forwarded = own_tenant(), is_forwarded(context)
+
+        async def append(received: ReceivedAppend) -> storage_pb2.AppendResponse:
+            return await self._append(tenant, received, forwarded=forwarded)
+
+        await self.streams.serve(requests, context, append)
+
+    async def _append(self, tenant: str, received: ReceivedAppend, *, forwarded: bool) -> storage_pb2.AppendResponse:
+        if received.request.control.WhichOneof("action") in OWN_ACTIONS:
             raise invalid_field("control", "takes observations away; call DeleteRange or EraseTwin for that")
-        elsewhere = "" if is_forwarded(context) else self.sequencer.leader
+        elsewhere = "" if forwarded else self.sequencer.leader
         if not elsewhere:
             try:
-                return await self._append(tenant, request)
+                return await self._append_here(tenant, received)
             except FailedPrecondition as error:
                 # Nothing was written. It may have been found out just now who leads.
-                elsewhere = "" if is_forwarded(context) else self.sequencer.leader
+                elsewhere = "" if forwarded else self.sequencer.leader
                 if error.reason != Reason.NOT_SEQUENCER or not elsewhere:
                     raise
-        answer = await self.forward.append(elsewhere, tenant, request)
+        answer = await self.forward.append(elsewhere, tenant, received.whole())
         counter("storage", "forwarded_entries", "Appends answered by the process that leads.").inc()
         self.sequencer.look()
         return answer
 
-    async def _append(self, tenant: str, request: storage_pb2.AppendRequest) -> storage_pb2.AppendResponse:
-        body = request.observations
+    async def _append_here(self, tenant: str, received: ReceivedAppend) -> storage_pb2.AppendResponse:
+        body = received.observations or b""
         segments = await self.directory.land(tenant, body) if body else ()
         large = len(body) > _LOOP_BYTES
         at_rest = await asyncio.to_thread(self.packer.pack, body) if large else self.packer.pack(body)
-        entry = mapping.new_entry(request, tenant, segments, at_rest)
+        entry = mapping.new_entry(received, tenant, segments, at_rest)
         appended = await self.sequencer.append(entry)
         if appended.replayed:
             counter("storage", "replayed_entries", "Appends that were durable before.").inc()
@@ -129,7 +143,8 @@ class LogServicer:
         """Return the gRPC handlers of these methods, by name."""
         pb = storage_pb2
         return {
-            "Append": unary(self.append, pb.AppendRequest, pb.AppendResponse),
+            "Append": from_bytes(self.append, pb.AppendResponse),
+            "AppendStream": byte_conversation(self.append_stream),
             "OpenProducer": unary(self.open_producer, pb.OpenProducerRequest, pb.OpenProducerResponse),
             "ResolveSeries": unary(self.resolve_series, pb.ResolveSeriesRequest, pb.ResolveSeriesResponse),
             "GetHead": unary(self.get_head, pb.GetHeadRequest, pb.GetHeadResponse),

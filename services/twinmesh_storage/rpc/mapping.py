@@ -22,24 +22,24 @@ from twinmesh_storage.domain.entries import (
 from twinmesh_storage.domain.rows import Segment
 from twinmesh_storage.domain.series import Series, SeriesRequest
 from twinmesh_storage.rpc import quarantine
+from twinmesh_storage.rpc.appends import ReceivedAppend
 
 MAX_RECEIPT_BYTES: Final = 64 << 10
 MAX_NAME_LENGTH: Final = 128
 """Longest name of a twin, channel or unit, in characters."""
 
 
-def new_entry(
-    request: storage_pb2.AppendRequest, tenant: str, segments: tuple[Segment, ...], at_rest: bytes = b""
-) -> NewEntry:
+def new_entry(received: ReceivedAppend, tenant: str, segments: tuple[Segment, ...], at_rest: bytes = b"") -> NewEntry:
     """Return the entry that a request appends; `segments` are the rows decoded from its batch, `at_rest` it packed.
 
     Raises:
         InvalidArgument: neither or no content, a stamp beside a request id, or a malformed stamp, id or hash.
     """
-    kind = request.WhichOneof("body")
+    request, batch = received.request, received.observations
+    kind = "observations" if batch is not None else request.WhichOneof("body")
     if kind is None:
         raise invalid_field("body", "is missing; set observations or control")
-    body = request.observations if kind == "observations" else request.control.SerializeToString(deterministic=True)
+    body = batch if batch is not None else request.control.SerializeToString(deterministic=True)
     change = quarantine.change(request.quarantine_change) if request.HasField("quarantine_change") else None
     empty = not any(len(s) for s in segments) and not request.quarantine and change is None
     if kind == "observations" and empty:

@@ -42,6 +42,16 @@ def unary(call: Callable[..., Any], request: Any, response: Any) -> Handler:
     )
 
 
+def from_bytes(call: Callable[..., Any], response: Any) -> Handler:
+    """Return the handler of a unary method that reads its request from bytes."""
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=response.SerializeToString)
+
+
+def byte_conversation(call: Callable[..., Any]) -> Handler:
+    """Return the handler of a method with streams both ways that reads and writes bytes."""
+    return grpc.stream_stream_rpc_method_handler(call)
+
+
 def byte_stream(call: Callable[..., Any], request: Any) -> Handler:
     """Return the handler of a streaming method that writes its answers as bytes."""
     return grpc.unary_stream_rpc_method_handler(call, request_deserializer=request.FromString)

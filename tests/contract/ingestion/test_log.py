@@ -24,7 +24,9 @@ async def log(request):
         yield MemoryLog()
         return
     async with storage(request.getfixturevalue("database_url")) as store:
-        yield StorageLog(store.channel, append_timeout_s=10.0)
+        log = StorageLog(store.channel, append_timeout_s=10.0)
+        yield log
+        await log.close()
 
 
 async def submission(log, text, **key):

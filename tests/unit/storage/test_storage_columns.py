@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_storage.domain import columns
+from twinmesh_storage.domain import column_sets, columns
 from twinmesh_storage.domain.blocks import Block, build_blocks
 from twinmesh_storage.domain.folding import settle
 from twinmesh_storage.domain.merging import Merging
@@ -50,6 +50,60 @@ def test_doubles_come_back_to_the_bit(values: list[float]) -> None:
 def test_times_come_back(values: set[int]) -> None:
     array = np.array(sorted(values), np.int64)
     assert columns.decode_ints(columns.encode_times(array), len(array)).tolist() == array.tolist()
+
+
+def edges_of(blocks: list[list[Any]]) -> Any:
+    return np.append(0, np.cumsum([len(block) for block in blocks]))
+
+
+DOUBLES = st.one_of(
+    st.floats(),
+    st.integers(-1000, 1000).map(lambda i: i / 100),
+    st.integers(-(2**40), 2**40).map(lambda i: i / 10**5),
+    st.sampled_from([0.0, -0.0, 1.5, 9e15, 1e300]),
+)
+BLOCKS_OF_DOUBLES = st.lists(
+    st.one_of(
+        st.lists(DOUBLES, min_size=1, max_size=20),
+        st.lists(st.integers(-1000, 1000).map(lambda i: i / 100), min_size=1, max_size=20),
+        st.lists(st.sampled_from([1.0, 2.0]), min_size=1, max_size=60).map(sorted),
+        st.tuples(st.integers(0, 10**6), st.integers(2, 30)).map(lambda f: [(f[0] + i) / 10 for i in range(f[1])]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+BLOCKS_OF_INTS = st.lists(
+    st.one_of(
+        st.lists(INT64, min_size=1, max_size=20),
+        st.lists(st.integers(-300, 300), min_size=1, max_size=20),
+        st.tuples(st.integers(0, 10**6), st.integers(2, 30)).map(lambda f: [f[0] + 9 * i for i in range(f[1])]),
+        st.lists(st.sampled_from([1, 2**62]), min_size=1, max_size=60).map(sorted),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(BLOCKS_OF_DOUBLES)
+def test_doubles_of_many_blocks_are_packed_as_each_by_itself(blocks: list[list[float]]) -> None:
+    packed = column_sets.pack_doubles(np.concatenate(blocks).astype(np.float64).view(np.int64), edges_of(blocks))
+    assert packed == [columns.encode_doubles(np.array(block, np.float64).view(np.int64)) for block in blocks]
+
+
+@given(BLOCKS_OF_INTS)
+def test_ints_of_many_blocks_are_packed_as_each_by_itself(blocks: list[list[int]]) -> None:
+    packed = column_sets.pack_ints(np.concatenate([np.array(b, np.int64) for b in blocks]), edges_of(blocks))
+    assert packed == [columns.encode_ints(np.array(block, np.int64)) for block in blocks]
+
+
+@given(BLOCKS_OF_INTS)
+def test_times_and_bytes_of_many_blocks_are_packed_as_each_by_itself(blocks: list[list[int]]) -> None:
+    times = [sorted({value % 10**15 for value in block}) for block in blocks]
+    packed = column_sets.pack_times(np.concatenate([np.array(t, np.int64) for t in times]), edges_of(times))
+    assert packed == [columns.encode_times(np.array(block, np.int64)) for block in times]
+    small = [[value % 3 for value in block] for block in blocks]
+    packed = column_sets.pack_bytes(np.concatenate([np.array(b, np.uint8) for b in small]), edges_of(small))
+    assert packed == [columns.encode_bytes(np.array(block, np.uint8)) for block in small]
 
 
 @given(st.lists(st.binary(max_size=9), min_size=1, max_size=30), st.lists(st.integers(1, 3), min_size=1, max_size=80))

@@ -40,6 +40,11 @@ class StorageServiceStub:
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendResponse.FromString,
                 _registered_method=True)
+        self.AppendStream = channel.stream_stream(
+                '/twinmesh.storage.v1.StorageService/AppendStream',
+                request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamResponse.FromString,
+                _registered_method=True)
         self.OpenProducer = channel.unary_unary(
                 '/twinmesh.storage.v1.StorageService/OpenProducer',
                 request_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.OpenProducerRequest.SerializeToString,
@@ -145,6 +150,16 @@ class StorageServiceServicer:
         """Appends one entry; the answer is sent after the commit. Idempotent by producer stamp or request_id. FAILED_PRECONDITION:
         SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER. INVALID_ARGUMENT: SEQUENCE_REUSED, REQUEST_ID_REUSED, a body without content.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendStream(self, request_iterator, context):
+        """Appends entries of one tenant, many on their way at once: what Append does for each, with the same idempotence. Entries are taken in the
+        order sent, and each is answered once, in that order, after its commit; one that is refused is answered by a refusal and does not end the
+        stream. When the stream ends otherwise, what became of the entries that are not answered is open: send them again, under the same
+        stamp or request_id. UNAVAILABLE: DRAINING, after the answers that are due.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +324,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.FromString,
                     response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendResponse.SerializeToString,
             ),
+            'AppendStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AppendStream,
+                    request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamRequest.FromString,
+                    response_serializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamResponse.SerializeToString,
+            ),
             'OpenProducer': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenProducer,
                     request_deserializer=twinmesh_dot_storage_dot_v1_dot_storage__pb2.OpenProducerRequest.FromString,
@@ -433,6 +453,33 @@ class StorageService:
             '/twinmesh.storage.v1.StorageService/Append',
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendRequest.SerializeToString,
             twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/twinmesh.storage.v1.StorageService/AppendStream',
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamRequest.SerializeToString,
+            twinmesh_dot_storage_dot_v1_dot_storage__pb2.AppendStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

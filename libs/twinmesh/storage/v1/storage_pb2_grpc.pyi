@@ -38,6 +38,12 @@ class StorageServiceStub:
     SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER. INVALID_ARGUMENT: SEQUENCE_REUSED, REQUEST_ID_REUSED, a body without content.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo.
     """
+    AppendStream: _grpc.StreamStreamMultiCallable[_storage_pb2.AppendStreamRequest, _storage_pb2.AppendStreamResponse]
+    """Appends entries of one tenant, many on their way at once: what Append does for each, with the same idempotence. Entries are taken in the
+    order sent, and each is answered once, in that order, after its commit; one that is refused is answered by a refusal and does not end the
+    stream. When the stream ends otherwise, what became of the entries that are not answered is open: send them again, under the same
+    stamp or request_id. UNAVAILABLE: DRAINING, after the answers that are due.
+    """
     OpenProducer: _grpc.UnaryUnaryMultiCallable[_storage_pb2.OpenProducerRequest, _storage_pb2.OpenProducerResponse]
     """Opens a producer session: raises the epoch, which fences older sessions. Not idempotent."""
     ResolveSeries: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ResolveSeriesRequest, _storage_pb2.ResolveSeriesResponse]
@@ -112,6 +118,12 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Appends one entry; the answer is sent after the commit. Idempotent by producer stamp or request_id. FAILED_PRECONDITION:
     SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER. INVALID_ARGUMENT: SEQUENCE_REUSED, REQUEST_ID_REUSED, a body without content.
     RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo.
+    """
+    AppendStream: _aio.StreamStreamMultiCallable[_storage_pb2.AppendStreamRequest, _storage_pb2.AppendStreamResponse]  # type: ignore[assignment]
+    """Appends entries of one tenant, many on their way at once: what Append does for each, with the same idempotence. Entries are taken in the
+    order sent, and each is answered once, in that order, after its commit; one that is refused is answered by a refusal and does not end the
+    stream. When the stream ends otherwise, what became of the entries that are not answered is open: send them again, under the same
+    stamp or request_id. UNAVAILABLE: DRAINING, after the answers that are due.
     """
     OpenProducer: _aio.UnaryUnaryMultiCallable[_storage_pb2.OpenProducerRequest, _storage_pb2.OpenProducerResponse]  # type: ignore[assignment]
     """Opens a producer session: raises the epoch, which fences older sessions. Not idempotent."""
@@ -190,6 +202,18 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Appends one entry; the answer is sent after the commit. Idempotent by producer stamp or request_id. FAILED_PRECONDITION:
         SEQUENCE_GAP, PRODUCER_FENCED, NOT_SEQUENCER. INVALID_ARGUMENT: SEQUENCE_REUSED, REQUEST_ID_REUSED, a body without content.
         RESOURCE_EXHAUSTED: OVERLOADED, with RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def AppendStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_storage_pb2.AppendStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_storage_pb2.AppendStreamResponse], _abc.AsyncIterator[_storage_pb2.AppendStreamResponse]]:
+        """Appends entries of one tenant, many on their way at once: what Append does for each, with the same idempotence. Entries are taken in the
+        order sent, and each is answered once, in that order, after its commit; one that is refused is answered by a refusal and does not end the
+        stream. When the stream ends otherwise, what became of the entries that are not answered is open: send them again, under the same
+        stamp or request_id. UNAVAILABLE: DRAINING, after the answers that are due.
         """
 
     @_abc_1.abstractmethod

@@ -174,7 +174,7 @@ class BlockHistory:
             folded = await fold_state(conn, lease)
             if work.fold_offset <= folded:
                 return FoldResult(repeated=True)
-            fresh = {lane: rows.take(rows.offset > folded) for lane, rows in work.fresh.items()}
+            fresh = {lane: rows.after(folded) for lane, rows in work.fresh.items()}
             spans = await asyncio.to_thread(self._merging.spans, fresh)
             touched = await self._touched(conn, spans, hides)
         rewrite = functools.partial(_rewrite, fresh, touched, hides, self._series_of, self._max_rows)
