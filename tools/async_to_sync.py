@@ -28,6 +28,8 @@ CLASSES = {
     "Mesh": "mesh",
 }
 """Class to the module of `aio` that holds it, in the order of the output."""
+BASES = {"Twin": {"Direction": "direction"}}
+"""Base classes of theirs, and the modules that hold them: their methods become methods of the class itself."""
 ATTRIBUTES = {"Mesh": {"twins": "Twins", "types": "TwinTypes", "models": "Models"}, "Twin": {"twin_id": "str"}}
 """Attributes set by constructors: wrapped where their type is one of `CLASSES`, handed through otherwise."""
 ASYNC_ONLY = {("Mesh", "device"), ("Taken", "settle"), ("Taken", "fail")}
@@ -61,20 +63,33 @@ def main() -> int:
 
 def generate() -> str:
     """Return the whole module, not yet formatted."""
-    modules = {m: ast.parse((SOURCE / f"{m}.py").read_text(encoding="utf-8")) for m in dict.fromkeys(CLASSES.values())}
+    modules = {m: _parsed(m) for m in dict.fromkeys(CLASSES.values())}
+    bases = {m: _parsed(m) for found in BASES.values() for m in found.values()}
     imports = sorted(
         {
             ast.unparse(node)
-            for tree in modules.values()
+            for tree in (*modules.values(), *bases.values())
             for node in _imports(tree.body)
             if "__future__" not in ast.unparse(node) and "twinmesh_client.aio" not in ast.unparse(node)
         }
     )
     sources = "\n".join(f"from twinmesh_client.aio import {m} as aio_{m}" for m in modules)
-    classes = "\n\n\n".join(_class(name, _find(modules[module], name)) for name, module in CLASSES.items())
+    inherited = {name: _inherited(name, bases) for name in CLASSES}
+    classes = "\n\n\n".join(
+        _class(name, _find(modules[module], name), inherited[name]) for name, module in CLASSES.items()
+    )
     type_only = "\nif TYPE_CHECKING:\n    import pandas as pd\n"
     own = "from collections.abc import Iterator\nfrom twinmesh_client.portal import Portal"
     return f"{HEADER}{chr(10).join(imports)}\n{own}\n{sources}\n{type_only}\n\n{classes}\n"
+
+
+def _parsed(module: str) -> ast.Module:
+    return ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def _inherited(name: str, bases: dict[str, ast.Module]) -> list[ast.stmt]:
+    """Return what a class has from its bases, their constructors aside."""
+    return [item for base, module in BASES.get(name, {}).items() for item in _find(bases[module], base).body]
 
 
 def _imports(body: list[ast.stmt]) -> list[ast.stmt]:
@@ -85,7 +100,7 @@ def _find(tree: ast.Module, name: str) -> ast.ClassDef:
     return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
-def _class(name: str, node: ast.ClassDef) -> str:
+def _class(name: str, node: ast.ClassDef, inherited: list[ast.stmt]) -> str:
     source = f"aio_{CLASSES[name]}.{name}"
     parts = [f"class {name}:", _docstring(node, 4)]
     parts.append(
@@ -98,7 +113,7 @@ def _class(name: str, node: ast.ClassDef) -> str:
             for attribute, kind in ATTRIBUTES.get(name, {}).items()
         )
     )
-    for item in node.body:
+    for item in (*node.body, *inherited):
         if isinstance(item, ast.AsyncFunctionDef | ast.FunctionDef):
             method = _method(name, item)
             if method:

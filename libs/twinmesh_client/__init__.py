@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from twinmesh_client.aio.mesh import connect_async
     from twinmesh_client.aio.producer import open_writer_async
     from twinmesh_client.aio.watcher import GapDetected
+    from twinmesh_client.conditions import connectivity, current_state, delta, desired, predicted, reported
     from twinmesh_client.connecting import connect, open_writer
     from twinmesh_client.modelling import channel, command, twin_type
     from twinmesh_client.refusals import RefusedBatch
@@ -54,8 +55,14 @@ _LAZY = {
     "command": "twinmesh_client.modelling",
     "connect": "twinmesh_client.connecting",
     "connect_async": "twinmesh_client.aio.mesh",
+    "connectivity": "twinmesh_client.conditions",
+    "current_state": "twinmesh_client.conditions",
+    "delta": "twinmesh_client.conditions",
+    "desired": "twinmesh_client.conditions",
     "open_writer": "twinmesh_client.connecting",
     "open_writer_async": "twinmesh_client.aio.producer",
+    "predicted": "twinmesh_client.conditions",
+    "reported": "twinmesh_client.conditions",
     "twin_type": "twinmesh_client.modelling",
 }
 """Loaded on first use: services import this package for its transport alone, and start without the rest."""
@@ -92,8 +99,14 @@ __all__ = [
     "command",
     "connect",
     "connect_async",
+    "connectivity",
+    "current_state",
+    "delta",
+    "desired",
     "open_writer",
     "open_writer_async",
+    "predicted",
+    "reported",
     "twin_type",
 ]
 

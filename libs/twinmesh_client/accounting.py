@@ -10,8 +10,7 @@ from twinmesh.ingestion.v1 import ingestion_pb2
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2, quarantine_pb2
 from twinmesh_client.acks import WriteAck, total, write_ack
-from twinmesh_client.durations import Moment, moment_us, proto_moment
-from twinmesh_client.replicas import moment
+from twinmesh_client.durations import Moment, moment, moment_us, proto_moment
 from twinmesh_client.values import Scalar, enum_name, from_proto
 from twinmesh_core.quality import FlagReason
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration as ProtoDuration
@@ -87,3 +87,8 @@ def describe_us(microseconds: int) -> str:
         if microseconds >= size and microseconds % size == 0:
             return f"{microseconds // size} {name}"
     return f"{microseconds / 1e6:g} s"
+
+
+def moment(timestamp: Timestamp) -> datetime:
+    """Return a protobuf Timestamp as an aware datetime, UTC."""
+    return timestamp.ToDatetime(tzinfo=UTC)

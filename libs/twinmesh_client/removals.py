@@ -9,8 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_client.durations import Span, proto_span
-from twinmesh_client.replicas import moment
+from twinmesh_client.durations import Span, moment, proto_span
 
 FOREVER: Final = "forever"
 

@@ -1,18 +1,18 @@
-"""What state-sync says of a twin, as plain values: replicas, the events of a watch, commands, events."""
+"""What state-sync says of a twin, as plain values: replicas, the events of a watch, events."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Generic, TypeVar
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import command_pb2, event_pb2, position_pb2, replica_pb2, twin_pb2
+from twinmesh.type.v1 import event_pb2, position_pb2, replica_pb2, twin_pb2
+from twinmesh_client.commands import Command, command
+from twinmesh_client.durations import moment
 from twinmesh_client.forecasts import Forecast
-from twinmesh_client.values import Scalar, from_proto, map_from_proto, show
+from twinmesh_client.values import Scalar, from_proto, show
 from twinmesh_core.errors import FailedPrecondition
 from twinmesh_core.quality import Quality
 
@@ -43,7 +43,14 @@ class Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """The target of one channel; `state` is PENDING, DELIVERED, APPLIED, REJECTED or EXPIRED."""
+    """The target of one channel; `state` is PENDING, DELIVERED, APPLIED, REJECTED or EXPIRED.
+
+    Attributes:
+        delta_since: since when the facts do not meet it; None = they do.
+        first_met: when they first did; None = never so far. With another state than APPLIED: it has drifted away.
+        drift_count: how often it has.
+        tolerance: of this target, in place of the type's; None = the type's.
+    """
 
     value: Scalar | None
     state: str
@@ -51,6 +58,11 @@ class Desired:
     offset: int
     rejection: str
     command_id: str
+    set_time: datetime | None = None
+    delta_since: datetime | None = None
+    first_met: datetime | None = None
+    drift_count: int = 0
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +94,6 @@ class Facet(Generic[ItemT]):
 
     def __len__(self) -> int:
         return len(self.items)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """A persisted order to an entity; `state` is QUEUED, DELIVERED, SUCCEEDED, FAILED, EXPIRED or CANCELLED."""
-
-    command_id: str
-    twin_id: str
-    name: str
-    args: Mapping[str, Scalar | None]
-    state: str
-    message: str
-    create_time: datetime
-    update_time: datetime
-    expire_time: datetime | None
-    offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,11 +209,6 @@ class WatchEvent:
         return delta is not None and not want.channels & delta.keys()
 
 
-def moment(timestamp: Timestamp) -> datetime:
-    """Return a protobuf Timestamp as an aware datetime, UTC."""
-    return timestamp.ToDatetime(tzinfo=UTC)
-
-
 def position(message: position_pb2.LogPosition) -> Position:
     """Return a log position."""
     return Position(incarnation=message.incarnation, offset=message.offset)
@@ -246,6 +237,11 @@ def desired_values(facet: replica_pb2.DesiredFacet) -> dict[str, Desired]:
             offset=v.offset,
             rejection=v.rejection,
             command_id=v.command_id,
+            set_time=moment(v.set_time) if v.HasField("set_time") else None,
+            delta_since=moment(v.delta_since) if v.HasField("delta_since") else None,
+            first_met=moment(v.first_met_time) if v.HasField("first_met_time") else None,
+            drift_count=v.drift_count,
+            tolerance=v.tolerance if v.HasField("tolerance") else None,
         )
         for v in facet.values
     }
@@ -269,22 +265,6 @@ def predicted_values(facet: replica_pb2.PredictedFacet) -> dict[str, Forecast]:
         if forecast.channel not in newest or forecast.input_offset >= newest[forecast.channel].input_offset:
             newest[forecast.channel] = forecast
     return newest
-
-
-def command(message: command_pb2.Command) -> Command:
-    """Return a command."""
-    return Command(
-        command_id=message.command_id,
-        twin_id=message.twin_id,
-        name=message.name,
-        args=map_from_proto(message.args),
-        state=command_pb2.CommandState.Name(message.state).removeprefix("COMMAND_STATE_"),
-        message=message.message,
-        create_time=moment(message.create_time),
-        update_time=moment(message.update_time),
-        expire_time=moment(message.expire_time) if message.HasField("expire_time") else None,
-        offset=message.offset,
-    )
 
 
 def event(message: event_pb2.Event) -> Event:

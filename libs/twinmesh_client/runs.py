@@ -9,7 +9,7 @@ from datetime import datetime
 from twinmesh.inference.v1 import inference_pb2
 from twinmesh.training.v1 import training_pb2
 from twinmesh.type.v1 import model_pb2
-from twinmesh_client.replicas import moment
+from twinmesh_client.durations import moment
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 

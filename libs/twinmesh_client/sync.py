@@ -23,6 +23,8 @@ from twinmesh_client.aio import pump as aio_pump
 from twinmesh_client.aio import twin as aio_twin
 from twinmesh_client.aio import twins as aio_twins
 from twinmesh_client.aio import writer as aio_writer
+from twinmesh_client.commands import Command
+from twinmesh_client.conditions import Condition
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
@@ -31,7 +33,6 @@ from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.refusals import OnRefused, RefusedBatch
 from twinmesh_client.removals import Erasure, RetentionRule
 from twinmesh_client.replicas import (
-    Command,
     DesiredWrite,
     Event,
     Position,
@@ -298,31 +299,6 @@ class Twin:
             )
         )
 
-    def set_desired(
-        self,
-        values: Mapping[str, Any] | None = None,
-        *,
-        remove: Sequence[str] = (),
-        if_revision: int | None = None,
-        deadline: Span | None = None,
-    ) -> DesiredWrite:
-        """Set targets, all or nothing.
-
-        Args:
-            values: targets by channel.
-            remove: channels whose target is taken away.
-            if_revision: only if the desired facet still has this revision (0 = nothing was ever desired).
-            deadline: time by which the facts should meet them; a missed one is an event.
-
-        Raises:
-            Conflict: somebody else was first; metadata holds the current revision.
-            FailedPrecondition: NOT_CONTROLLABLE.
-        """
-
-        return self._portal.run(
-            self._source.set_desired(values, remove=remove, if_revision=if_revision, deadline=deadline)
-        )
-
     def watch(
         self, *, resume_after: Position | None = None, policy: str = "reliable", resync: bool = False
     ) -> Iterator[WatchEvent]:
@@ -340,17 +316,85 @@ class Twin:
 
         return self._portal.iterate(self._source.watch(resume_after=resume_after, policy=policy, resync=resync))
 
-    def send_command(
-        self, name: str, args: Mapping[str, Any] | None = None, *, time_to_live: Span | None = None
-    ) -> Command:
-        """Queue an order for the entity; it is kept until the device takes it or it expires."""
+    def set_desired(
+        self,
+        values: Mapping[str, Any] | None = None,
+        *,
+        remove: Sequence[str] = (),
+        if_revision: int | None = None,
+        deadline: Span | None = None,
+        units: Mapping[str, str] | None = None,
+        tolerances: Mapping[str, float] | None = None,
+        when: Sequence[Condition] = (),
+    ) -> DesiredWrite:
+        """Set targets, all or nothing.
 
-        return self._portal.run(self._source.send_command(name, args, time_to_live=time_to_live))
+        Args:
+            values: targets by channel.
+            remove: channels whose target is taken away.
+            if_revision: only if the desired facet still has this revision (0 = nothing was ever desired).
+            deadline: time by which the facts should meet them; a missed one is an event.
+            units: unit of values that are not in their channel's own, e.g. ``{"oil": "degF"}``.
+            tolerances: how near the facts must come, in the value's unit; None = as the twin type says.
+            when: only if all of these hold, e.g. ``[tm.reported("valve") == "closed", tm.desired("speed").absent]``.
+
+        Raises:
+            Conflict: somebody else was first; `current_state` tells what the twin is now.
+            FailedPrecondition: CONDITION_NOT_MET, likewise; NOT_CONTROLLABLE.
+        """
+
+        return self._portal.run(
+            self._source.set_desired(
+                values,
+                remove=remove,
+                if_revision=if_revision,
+                deadline=deadline,
+                units=units,
+                tolerances=tolerances,
+                when=when,
+            )
+        )
+
+    def send_command(
+        self,
+        name: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        time_to_live: Span | None = None,
+        when: Sequence[Condition] = (),
+        request_id: str = "",
+    ) -> Command:
+        """Queue an order for the entity; it is kept until the device takes it or it expires.
+
+        Args:
+            name: which command of the twin's type.
+            args: its arguments.
+            time_to_live: nobody acts on it later than that.
+            when: queued only if all of these hold.
+            request_id: makes it idempotent; given by the SDK unless you do.
+
+        Raises:
+            FailedPrecondition: CONDITION_NOT_MET.
+            ResourceExhausted: COMMAND_QUEUE_FULL, too many wait for this twin.
+        """
+
+        return self._portal.run(
+            self._source.send_command(name, args, time_to_live=time_to_live, when=when, request_id=request_id)
+        )
 
     def command(self, command_id: str) -> Command:
         """Return a command; raises `NotFound`."""
 
         return self._portal.run(self._source.command(command_id))
+
+    def cancel_command(self, command_id: str, reason: str = "", *, force: bool = False) -> Command:
+        """Cancel a command: at once while it waits; one that the device has is asked of it, unless `force` is set.
+
+        Raises:
+            FailedPrecondition: COMMAND_STATE, it has ended.
+        """
+
+        return self._portal.run(self._source.cancel_command(command_id, reason, force=force))
 
     def commands(self, *, limit: int = 100) -> list[Command]:
         """Return the newest commands."""

@@ -81,6 +81,8 @@ class Reason(StrEnum):
     GATE_NOT_PASSED = "GATE_NOT_PASSED"
     QUARANTINE_CHANGED = "QUARANTINE_CHANGED"
     AS_OF_PRUNED = "AS_OF_PRUNED"
+    CONDITION_NOT_MET = "CONDITION_NOT_MET"
+    COMMAND_QUEUE_FULL = "COMMAND_QUEUE_FULL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

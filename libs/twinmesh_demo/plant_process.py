@@ -19,7 +19,7 @@ import numpy as np
 
 from twinmesh_client import Refused
 from twinmesh_client.aio.mesh import Mesh, connect_async
-from twinmesh_client.replicas import Command
+from twinmesh_client.commands import Command
 from twinmesh_core.time import from_datetime
 from twinmesh_demo.plant import MINUTE, Transformer, World, build_world, sense
 from twinmesh_demo.recorded import CHANNELS, to_batch

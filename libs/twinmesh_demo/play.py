@@ -15,8 +15,9 @@ import numpy as np
 from twinmesh_client import TwinmeshError
 from twinmesh_client.aio.mesh import Mesh
 from twinmesh_client.aio.twin import Twin
+from twinmesh_client.commands import Command
 from twinmesh_client.forecasts import Decision, Forecast
-from twinmesh_client.replicas import Command, NotConverged
+from twinmesh_client.replicas import NotConverged
 from twinmesh_demo.learn import DYNAMICS_MODEL
 from twinmesh_demo.plant import MINUTE
 from twinmesh_demo.progress import Bar, Story, local, show_delta

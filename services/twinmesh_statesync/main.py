@@ -40,6 +40,7 @@ from twinmesh_statesync.rpc.mapping.control import control_from_message, control
 from twinmesh_statesync.rpc.reading import Reading
 from twinmesh_statesync.rpc.replicas import SERVICE, ReplicaServicer
 from twinmesh_statesync.rpc.twins import TwinServicer
+from twinmesh_statesync.rpc.units import UnitConversions
 from twinmesh_statesync.rpc.watch import Watches
 from twinmesh_statesync.settings import StatesyncSettings
 
@@ -121,11 +122,13 @@ def assemble(
     watches = Watches(reading, clock, close_after=settings.close_after_changes)
     timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
     verifier = Verifier(log=source, live=live, checkpoints=checkpoints, clock=clock)
-    replicas = ReplicaServicer(reading, writer, watches, clock, verifier)
+    units = Units(UcumLibrary())
+    conversions = UnitConversions(units)
+    replicas = ReplicaServicer(reading, writer, watches, clock, verifier, conversions)
 
     def register(server: grpc.aio.Server) -> None:
-        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, Units(UcumLibrary())), server)
-        add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock), server)
+        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, units), server)
+        add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock, conversions), server)
         add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
         server.add_generic_rpc_handlers((replicas.handler(),))
 

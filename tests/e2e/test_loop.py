@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from twinmesh_client.aio.mesh import Mesh, connect_async
+from twinmesh_client.commands import Command
 from twinmesh_client.forecasts import Forecast
 from twinmesh_client.readings import Reading
-from twinmesh_client.replicas import Command
 from twinmesh_core.time import from_datetime
 from twinmesh_demo import learn, load_history, play
 from twinmesh_demo.plant import MINUTE, World, build_world, floor_half_hour

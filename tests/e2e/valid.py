@@ -19,7 +19,15 @@ from twinmesh.mesh.v1 import mesh_pb2 as mesh
 from twinmesh.statesync.v1 import statesync_pb2 as statesync
 from twinmesh.storage.v1 import storage_pb2 as storage
 from twinmesh.training.v1 import training_pb2 as training
-from twinmesh.type.v1 import entry_pb2, event_pb2, observation_pb2, prediction_pb2, twin_pb2
+from twinmesh.type.v1 import (
+    condition_pb2,
+    entry_pb2,
+    event_pb2,
+    observation_pb2,
+    prediction_pb2,
+    replica_pb2,
+    twin_pb2,
+)
 
 TWIN: Final = "P1"
 MINUTE: Final = Duration(seconds=60)
@@ -130,21 +138,47 @@ def control_entries() -> list[entry_pb2.ControlEntry]:
         entry_pb2.ControlEntry(delete_twin=entry_pb2.DeleteTwinEntry(twin_id="P9")),
         entry_pb2.ControlEntry(
             set_desired=entry_pb2.SetDesiredEntry(
-                twin_id=TWIN, values={"stage": stage(2)}, remove=["setpoint"], if_revision=0, deadline=_at(-60)
+                twin_id=TWIN,
+                values={"stage": stage(2)},
+                remove=["setpoint"],
+                if_revision=0,
+                deadline=_at(-60),
+                units={"stage": "1"},
+                tolerances={"stage": 0.5},
+                conditions=[condition()],
             )
         ),
         entry_pb2.ControlEntry(
-            record_prediction=entry_pb2.RecordPredictionEntry(twin_id=TWIN, prediction=prediction())
+            record_prediction=entry_pb2.RecordPredictionEntry(
+                twin_id=TWIN, prediction=prediction(), if_revision=0, conditions=[condition()]
+            )
         ),
         entry_pb2.ControlEntry(
             queue_command=entry_pb2.QueueCommandEntry(
-                command_id=uuid4().hex, twin_id=TWIN, name="restart", args={"reason": value(1)}, expire_time=_at(-60)
+                command_id=uuid4().hex,
+                twin_id=TWIN,
+                name="restart",
+                args={"reason": value(1)},
+                expire_time=_at(-60),
+                conditions=[condition()],
             )
         ),
         entry_pb2.ControlEntry(
             update_command=entry_pb2.UpdateCommandEntry(
-                command_id="none", twin_id=TWIN, state="COMMAND_STATE_FAILED", message="x"
+                command_id="none",
+                twin_id=TWIN,
+                state="COMMAND_STATE_FAILED",
+                message="x",
+                progress_percent=50,
+                progress_message="half",
+                result={"code": value(1)},
             )
+        ),
+        entry_pb2.ControlEntry(
+            cancel_command=entry_pb2.CancelCommandEntry(twin_id=TWIN, command_id="none", message="x", force=True)
+        ),
+        entry_pb2.ControlEntry(
+            acknowledge_desired=entry_pb2.AcknowledgeDesiredEntry(twin_id=TWIN, items=[acknowledgement()])
         ),
         entry_pb2.ControlEntry(record_event=entry_pb2.RecordEventEntry(event=event())),
         entry_pb2.ControlEntry(
@@ -156,6 +190,20 @@ def control_entries() -> list[entry_pb2.ControlEntry]:
             )
         ),
     ]
+
+
+def condition() -> condition_pb2.StateCondition:
+    """Return a comparison that holds."""
+    return condition_pb2.StateCondition(
+        facet="CONDITION_FACET_DELTA", channel="temp", operator="CONDITION_OPERATOR_ABSENT", value=value(1), unit="Cel"
+    )  # fmt: skip
+
+
+def acknowledgement() -> replica_pb2.DesiredAcknowledgement:
+    """Return what a device may say of a target."""
+    return replica_pb2.DesiredAcknowledgement(
+        channel="stage", set_offset=1, state="DESIRED_STATE_REJECTED", reason="it is locked"
+    )
 
 
 def event() -> event_pb2.Event:
@@ -245,19 +293,28 @@ def requests() -> dict[str, Message]:
         "TwinService/DeleteTwin": statesync.DeleteTwinRequest(twin_id="not-there"),
         "ReplicaService/GetReplica": statesync.GetReplicaRequest(twin_id=TWIN, min_offset=1),
         "ReplicaService/SetDesired": statesync.SetDesiredRequest(
-            twin_id=TWIN, values={"stage": stage(1), "setpoint": value(20)}, deadline=MINUTE
+            twin_id=TWIN,
+            values={"stage": stage(1), "setpoint": value(20)},
+            deadline=MINUTE,
+            tolerances={"stage": 0.5},
+            conditions=[condition()],
         ),
-        "ReplicaService/RecordPrediction": statesync.RecordPredictionRequest(twin_id=TWIN, prediction=prediction()),
+        "ReplicaService/RecordPrediction": statesync.RecordPredictionRequest(
+            twin_id=TWIN, prediction=prediction(), conditions=[condition()]
+        ),
         "ReplicaService/Watch": statesync.WatchRequest(
             twin_ids=[TWIN], resume_after={"offset": 1}, policy=1, bookmark_interval=Duration(nanos=50_000_000)
         ),
         "CommandService/SendCommand": statesync.SendCommandRequest(
-            twin_id=TWIN, name="restart", args={"reason": value(1)}, time_to_live=MINUTE
+            twin_id=TWIN, name="restart", args={"reason": value(1)}, time_to_live=MINUTE, conditions=[condition()]
         ),
         "CommandService/GetCommand": statesync.GetCommandRequest(twin_id=TWIN, command_id="none", min_offset=1),
         "CommandService/ListCommands": statesync.ListCommandsRequest(twin_id=TWIN, page_size=1),
         "CommandService/AcknowledgeCommand": statesync.AcknowledgeCommandRequest(
-            twin_id=TWIN, command_id="none", state="COMMAND_STATE_SUCCEEDED"
+            twin_id=TWIN, command_id="none", state="COMMAND_STATE_SUCCEEDED", result={"code": value(1)}
+        ),
+        "ReplicaService/AcknowledgeDesired": statesync.AcknowledgeDesiredRequest(
+            twin_id=TWIN, items=[acknowledgement()]
         ),
         "CommandService/CancelCommand": statesync.CancelCommandRequest(twin_id=TWIN, command_id="none"),
         "CommandService/FollowCommands": statesync.FollowCommandsRequest(twin_ids=[TWIN]),

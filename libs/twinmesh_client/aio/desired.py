@@ -7,8 +7,10 @@ from typing import Any
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_client.aio.connection import Connection, new_request_id
+from twinmesh_client.commands import command
+from twinmesh_client.conditions import Condition, messages
 from twinmesh_client.durations import Span, proto_span
-from twinmesh_client.replicas import DesiredWrite, Position, command, delta_items, position
+from twinmesh_client.replicas import DesiredWrite, Position, delta_items, position
 from twinmesh_client.transport import call
 from twinmesh_client.values import map_to_proto
 
@@ -21,6 +23,9 @@ async def write_desired(
     remove: Sequence[str],
     if_revision: int | None,
     deadline: Span | None,
+    units: Mapping[str, str] | None,
+    tolerances: Mapping[str, float] | None,
+    when: Sequence[Condition],
 ) -> DesiredWrite:
     """Set targets, all or nothing; see `Twin.set_desired`."""
     request = statesync_pb2.SetDesiredRequest(
@@ -28,6 +33,9 @@ async def write_desired(
         values=map_to_proto(values, "values"),
         remove=remove,
         if_revision=if_revision,
+        units=units,
+        tolerances=tolerances,
+        conditions=messages(when),
         request_id=new_request_id(),
     )
     if deadline is not None:

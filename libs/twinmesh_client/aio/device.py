@@ -10,7 +10,7 @@ from typing import Any, Final
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import command_pb2
 from twinmesh_client.aio.connection import Connection, new_request_id
-from twinmesh_client.replicas import Command, command
+from twinmesh_client.commands import Command, command
 from twinmesh_client.transport import call, stream
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, NotFound, Reason, Unavailable
 

@@ -12,11 +12,11 @@ import numpy as np
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh_client import aggregates
 from twinmesh_client.aio.connection import Connection
-from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
+from twinmesh_client.durations import Moment, Span, moment, moment_us, proto_moment, proto_span
 from twinmesh_client.history import Window
 from twinmesh_client.packed_reads import read_answer
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary, split_series
-from twinmesh_client.replicas import Position, moment, position
+from twinmesh_client.replicas import Position, position
 from twinmesh_client.transport import call, stream
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.observations import ObservationBatch

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_client import history
-from twinmesh_client.acks import WriteAck, total
+from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio import watcher
-from twinmesh_client.aio.connection import Connection, new_request_id
-from twinmesh_client.aio.desired import write_desired
+from twinmesh_client.aio.connection import Connection
+from twinmesh_client.aio.direction import Direction
 from twinmesh_client.aio.history import Scope, Shape, list_series, read, read_latest
-from twinmesh_client.aio.questions import event_message, forecast_request, optimize_request
-from twinmesh_client.aio.write import write_batch, write_values
-from twinmesh_client.durations import Moment, Span, proto_span
+from twinmesh_client.aio.questions import forecast_request, optimize_request
+from twinmesh_client.aio.typed import type_of
+from twinmesh_client.aio.write import write_batch, write_frame, write_values
+from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast, decision
-from twinmesh_client.frames import frame_batches
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
-from twinmesh_client.registry_mapping import twin_type_from_message
 from twinmesh_client.replicas import (
-    Command,
-    DesiredWrite,
-    Event,
     Position,
     Replica,
     WatchEvent,
-    command,
-    event,
     position,
     replica,
 )
 from twinmesh_client.transport import call
-from twinmesh_client.values import map_to_proto
-from twinmesh_core.errors import NotFound, Reason, invalid_field
+from twinmesh_core.errors import NotFound, Reason
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
@@ -43,12 +35,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Twin:
+class Twin(Direction):
     """A handle on one twin; it costs nothing until something is asked of it."""
 
     def __init__(self, connection: Connection, twin_id: str) -> None:
-        self._connection = connection
-        self.twin_id = twin_id
+        super().__init__(connection, twin_id)
         self._type: TwinType | None = None
 
     def __repr__(self) -> str:
@@ -63,15 +54,7 @@ class Twin:
     async def type(self) -> TwinType:
         """Return the twin's type (asked once); raises `NotFound`."""
         if self._type is None:
-            timeout_s = self._connection.timeout_s
-            twin = await call(
-                self._connection.twins.GetTwin, statesync_pb2.GetTwinRequest(twin_id=self.twin_id), timeout_s=timeout_s
-            )
-            request = statesync_pb2.GetTwinTypeRequest(
-                twin_type_id=twin.twin.twin_type_id, version=twin.twin.twin_type_version
-            )
-            answer = await call(self._connection.twins.GetTwinType, request, timeout_s=timeout_s)
-            self._type = twin_type_from_message(answer.twin_type)
+            self._type = await type_of(self._connection, self.twin_id)
         return self._type
 
     async def write(
@@ -96,16 +79,16 @@ class Twin:
             InvalidArgument: times or cells that cannot be read, or clocks that changed; names the row and the remedy.
         """
         kinds = await self._kinds()
-        acks = [
-            await self.write_batch(batch, backfill=backfill)
-            for batch in frame_batches(
-                frame, twin_id=self.twin_id, kinds=kinds, time_zone=time_zone, units=units, columns=columns
-            )
-            if batch.point_count()
-        ]
-        if not acks:
-            raise invalid_field("frame", "holds no value; give at least one cell that is not empty")
-        return total(acks)
+        return await write_frame(
+            self._connection,
+            self.twin_id,
+            frame,
+            kinds=kinds,
+            time_zone=time_zone,
+            units=units,
+            columns=columns,
+            backfill=backfill,
+        )
 
     async def write_values(
         self, values: Mapping[str, Any], *, time: Moment | None = None, units: Mapping[str, str] | None = None
@@ -293,30 +276,6 @@ class Twin:
         )
         return decision(await call(self._connection.inference.Optimize, request, timeout_s=self._connection.timeout_s))
 
-    async def set_desired(
-        self,
-        values: Mapping[str, Any] | None = None,
-        *,
-        remove: Sequence[str] = (),
-        if_revision: int | None = None,
-        deadline: Span | None = None,
-    ) -> DesiredWrite:
-        """Set targets, all or nothing.
-
-        Args:
-            values: targets by channel.
-            remove: channels whose target is taken away.
-            if_revision: only if the desired facet still has this revision (0 = nothing was ever desired).
-            deadline: time by which the facts should meet them; a missed one is an event.
-
-        Raises:
-            Conflict: somebody else was first; metadata holds the current revision.
-            FailedPrecondition: NOT_CONTROLLABLE.
-        """
-        return await write_desired(
-            self._connection, self.twin_id, values or {}, remove=remove, if_revision=if_revision, deadline=deadline
-        )
-
     async def watch(
         self, *, resume_after: Position | None = None, policy: str = "reliable", resync: bool = False
     ) -> AsyncGenerator[WatchEvent, None]:
@@ -339,45 +298,6 @@ class Twin:
                 yield change
         finally:
             await events.aclose()
-
-    async def send_command(
-        self, name: str, args: Mapping[str, Any] | None = None, *, time_to_live: Span | None = None
-    ) -> Command:
-        """Queue an order for the entity; it is kept until the device takes it or it expires."""
-        request = statesync_pb2.SendCommandRequest(
-            twin_id=self.twin_id, name=name, args=map_to_proto(args or {}, "args"), request_id=new_request_id()
-        )
-        if time_to_live is not None:
-            request.time_to_live.CopyFrom(proto_span(time_to_live, "time_to_live"))
-        answer = await call(self._connection.commands.SendCommand, request, timeout_s=self._connection.timeout_s)
-        return command(answer.command)
-
-    async def command(self, command_id: str) -> Command:
-        """Return a command; raises `NotFound`."""
-        request = statesync_pb2.GetCommandRequest(twin_id=self.twin_id, command_id=command_id)
-        answer = await call(self._connection.commands.GetCommand, request, timeout_s=self._connection.timeout_s)
-        return command(answer.command)
-
-    async def commands(self, *, limit: int = 100) -> list[Command]:
-        """Return the newest commands."""
-        request = statesync_pb2.ListCommandsRequest(twin_id=self.twin_id, page_size=limit)
-        answer = await call(self._connection.commands.ListCommands, request, timeout_s=self._connection.timeout_s)
-        return [command(c) for c in answer.commands]
-
-    async def record_event(
-        self, kind: str, *, start: datetime, end: datetime | None = None, mode: str = "", message: str = ""
-    ) -> Event:
-        """Record a dated fact: ``failure``, ``maintenance``, ``replacement``, ``operating_mode`` or ``note``."""
-        body = event_message(self.twin_id, kind, start=start, end=end, mode=mode, message=message)
-        request = statesync_pb2.RecordEventRequest(event=body, request_id=new_request_id())
-        answer = await call(self._connection.events.RecordEvent, request, timeout_s=self._connection.timeout_s)
-        return event(answer.event)
-
-    async def events(self, *, limit: int = 100) -> list[Event]:
-        """Return events, newest first."""
-        request = statesync_pb2.ListEventsRequest(twin_id=self.twin_id, page_size=limit)
-        answer = await call(self._connection.events.ListEvents, request, timeout_s=self._connection.timeout_s)
-        return [event(e) for e in answer.events]
 
     async def _heard(self, min_offset: int) -> tuple[str, ...]:
         newest = await self.latest(min_offset=min_offset)

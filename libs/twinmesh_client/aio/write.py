@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
 
 from twinmesh.ingestion.v1 import ingestion_pb2
-from twinmesh_client.acks import WriteAck, write_ack
+from twinmesh_client.acks import WriteAck, total, write_ack
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.durations import Moment, moment_us, proto_moment
+from twinmesh_client.frames import frame_batches
 from twinmesh_client.transport import call
 from twinmesh_client.values import to_proto
-from twinmesh_core.errors import DeadlineExceeded, ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.errors import DeadlineExceeded, ResourceExhausted, TwinmeshError, Unavailable, invalid_field
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.wire import encode, encode_varint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METHOD: Final = "/twinmesh.ingestion.v1.IngestionService/Write"
 FIRST_PAUSE_S: Final = 0.1
@@ -90,3 +95,27 @@ def _pause(error: TwinmeshError, pause_s: float) -> float | None:
     if not error.retryable:
         return None
     return max(pause_s, error.retry_after_s or 0.0)
+
+
+async def write_frame(
+    connection: Connection,
+    twin_id: str,
+    frame: pd.DataFrame | pd.Series[Any],
+    *,
+    kinds: Mapping[str, ChannelKind],
+    time_zone: str | None,
+    units: Mapping[str, str] | None,
+    columns: Mapping[str, str] | None,
+    backfill: bool,
+) -> WriteAck:
+    """Write a pandas frame; see `Twin.write`."""
+    acks = [
+        await write_batch(connection, batch, backfill=backfill)
+        for batch in frame_batches(
+            frame, twin_id=twin_id, kinds=kinds, time_zone=time_zone, units=units, columns=columns
+        )
+        if batch.point_count()
+    ]
+    if not acks:
+        raise invalid_field("frame", "holds no value; give at least one cell that is not empty")
+    return total(acks)

@@ -4,12 +4,15 @@
 
     QUEUED ──> DELIVERED ──> SUCCEEDED | FAILED
        └──────────┴────────> SUCCEEDED | FAILED | EXPIRED | CANCELLED     (an acknowledgement implies the delivery)
+
+A QUEUED command is cancelled at once. A DELIVERED one is with the device: the request to give it up is noted, the
+device sees it and says what became of the command; only by force does it end without the device's word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -43,12 +46,18 @@ class Command:
         name: its name in the twin type.
         args: its arguments by name.
         state: where it is in its life.
-        message: why it failed or was cancelled.
+        message: why it failed or was cancelled, or what the device said of its success.
         create_time_unix_us: commit time of the entry that queued it.
         expire_time_unix_us: when it expires; None = never.
         create_offset: that entry's offset: the command's place in the twin's order.
         offset: the last entry that moved it.
         update_time_unix_us: commit time of that entry.
+        progress_percent: how far the device is, 0 to 100; None = it said nothing.
+        progress_message: what it is doing.
+        result: what it answered, by name.
+        cancel_requested: a caller asked the device to give it up.
+        cancel_reason: why.
+        deliver_time_unix_us: commit time of the entry by which the device took it; None = it did not.
     """
 
     command_id: str
@@ -62,6 +71,12 @@ class Command:
     create_offset: int
     offset: int
     update_time_unix_us: int
+    progress_percent: float | None = None
+    progress_message: str = ""
+    result: Mapping[str, Value] = field(default_factory=dict)
+    cancel_requested: bool = False
+    cancel_reason: str = ""
+    deliver_time_unix_us: int | None = None
 
     def order(self) -> tuple[int, str]:
         """Return the key by which a twin's commands are delivered; one entry may queue several."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import Outcome
 from twinmesh_statesync.domain.commands import CommandState
+from twinmesh_statesync.domain.conditions import StateCondition
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
+from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.values import Value
 
 
@@ -38,13 +40,37 @@ class DeleteTwin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDesired:
-    """Sets and removes targets of one twin, all or nothing; `if_revision` None = unconditionally."""
+    """Sets and removes targets of one twin, all or nothing; `if_revision` None = unconditionally.
+
+    `units` are those that values were converted to (the channel's own at that time); `tolerances` are in that unit.
+    """
 
     twin_id: str
     values: Mapping[str, Value]
     remove: tuple[str, ...] = ()
     if_revision: int | None = None
     deadline_unix_us: int | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    conditions: tuple[StateCondition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredAcknowledgement:
+    """What a device says of the target that the entry at `set_offset` set: DELIVERED, or REJECTED and why."""
+
+    channel: str
+    set_offset: int
+    state: DesiredState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcknowledgeDesired:
+    """States what a device makes of its targets."""
+
+    twin_id: str
+    items: tuple[DesiredAcknowledgement, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +79,8 @@ class RecordPrediction:
 
     twin_id: str
     prediction: Prediction
+    if_revision: int | None = None
+    conditions: tuple[StateCondition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +92,30 @@ class QueueCommand:
     name: str
     args: Mapping[str, Value]
     expire_time_unix_us: int | None = None
+    conditions: tuple[StateCondition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateCommand:
-    """Moves a command to another state."""
+    """Moves a command to another state; DELIVERED may tell progress, an end may bring a result."""
 
     command_id: str
     twin_id: str
     state: CommandState
     message: str = ""
+    progress_percent: float | None = None
+    progress_message: str = ""
+    result: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelCommand:
+    """Cancels a command, or asks the device that has it to give it up; `force` does not wait for the device."""
+
+    command_id: str
+    twin_id: str
+    message: str = ""
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +154,8 @@ Action = (
     | RecordEvent
     | ExpireDesired
     | SetConnectivity
+    | AcknowledgeDesired
+    | CancelCommand
 )
 
 

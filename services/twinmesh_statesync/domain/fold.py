@@ -12,9 +12,6 @@ from typing import Final
 
 from twinmesh_core.errors import (
     AlreadyExists,
-    FailedPrecondition,
-    NotFound,
-    Reason,
     ResourceExhausted,
     TwinmeshError,
     invalid_field,
@@ -25,9 +22,12 @@ from twinmesh_core.registry import TwinType
 from twinmesh_core.registry_fold import Outcome, RegistryFold
 from twinmesh_core.registry_fold import Verdict as RegistryVerdict
 from twinmesh_statesync.domain.changes import Change, ChangeKind
-from twinmesh_statesync.domain.commands import Command, CommandState, may_move
+from twinmesh_statesync.domain.commands import Command, CommandState
+from twinmesh_statesync.domain.conditions import check_conditions
 from twinmesh_statesync.domain.entries import (
+    AcknowledgeDesired,
     Action,
+    CancelCommand,
     ControlEntry,
     CreateTwin,
     CreateTwinType,
@@ -43,11 +43,13 @@ from twinmesh_statesync.domain.entries import (
     Verdict,
 )
 from twinmesh_statesync.domain.events import Connectivity, Event
+from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
+from twinmesh_statesync.domain.predicted import record_prediction
 from twinmesh_statesync.domain.reduce import newest_facts
 from twinmesh_statesync.domain.replica import NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
 from twinmesh_statesync.domain.room import check_room, forget_old_commands
-from twinmesh_statesync.domain.targets import expire_desired, follow_command, require_channel, set_desired
-from twinmesh_statesync.domain.twin_state import Draft, TwinState
+from twinmesh_statesync.domain.targets import acknowledge_desired, expire_desired, set_desired
+from twinmesh_statesync.domain.twin_state import Draft, TwinState, require_channel
 
 MAX_VERDICTS: Final = 100_000
 """Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
@@ -172,7 +174,7 @@ class Fold:
             state.last_arrival_unix_us = entry.commit_time_unix_us
             state.last_lag_us = entry.commit_time_unix_us - max(fact.event_time_unix_us for _, fact in facts)
             self.unsaved.twins.add((entry.tenant, twin_id))
-            draft = Draft(state, entry.offset)
+            draft = Draft(state, entry.offset, entry.commit_time_unix_us)
             draft.observe(facts)
             change = draft.finish()
             if change is not None:
@@ -212,8 +214,8 @@ class Fold:
         state = self._require(entry.tenant, action.event.twin_id if isinstance(action, RecordEvent) else action.twin_id)
         if isinstance(action, DeleteTwin):
             return *self._delete_twin(entry, state), ()
-        draft = Draft(state, entry.offset)
-        ids = self._draft(draft, action, entry.commit_time_unix_us)
+        draft = Draft(state, entry.offset, entry.commit_time_unix_us)
+        ids = self._draft(draft, action)
         change = draft.finish()
         if change is None:
             return Outcome.NO_OP, (), ids
@@ -222,24 +224,30 @@ class Fold:
         forget_old_commands(state)
         return Outcome.ACCEPTED, (change,), ids
 
-    def _draft(self, draft: Draft, action: Action, commit_time_unix_us: int) -> tuple[str, ...]:
+    def _draft(self, draft: Draft, action: Action) -> tuple[str, ...]:
         match action:
             case SetDesired():
                 check_room(draft.state)
-                return set_desired(draft, action, commit_time_unix_us)
+                return set_desired(draft, action)
             case RecordPrediction():
-                _predict(draft, action)
+                record_prediction(draft, action)
             case QueueCommand():
+                check_conditions(draft.state, action.conditions)
                 check_room(draft.state)
-                draft.put_command(_queued(draft.state, action, draft.offset, commit_time_unix_us))
+                draft.put_command(_queued(draft.state, action, draft.offset, draft.commit_time_unix_us))
                 return (action.command_id,)
             case UpdateCommand():
-                _update_command(draft, action, commit_time_unix_us)
+                update_command(draft, action)
                 return (action.command_id,)
+            case CancelCommand():
+                cancel_command(draft, action)
+                return (action.command_id,)
+            case AcknowledgeDesired():
+                acknowledge_desired(draft, action)
             case RecordEvent():
                 _record_event(draft, action)
             case ExpireDesired():
-                expire_desired(draft, action, commit_time_unix_us)
+                expire_desired(draft, action)
             case SetConnectivity():
                 if action.connectivity is Connectivity.UNSPECIFIED:
                     # A watch cannot tell it from "unchanged", and nothing that was heard from becomes unheard of.
@@ -273,17 +281,15 @@ class Fold:
         if state is None:
             state = states[twin.twin_id] = TwinState(entry.tenant, twin, twin_type)
         state.begin_life(twin, twin_type)
-        return verdict.outcome, self._finished(Draft(state, entry.offset), ChangeKind.CREATED)
+        return verdict.outcome, self._finished(
+            Draft(state, entry.offset, entry.commit_time_unix_us), ChangeKind.CREATED
+        )
 
     def _delete_twin(self, entry: LogEntry, state: TwinState) -> tuple[Outcome, tuple[Change, ...]]:
         verdict = _effect(self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id))
-        draft = Draft(state, entry.offset)
+        draft = Draft(state, entry.offset, entry.commit_time_unix_us)
         for command in state.open_commands():
-            draft.put_command(
-                _moved(
-                    command, CommandState.CANCELLED, "The twin was deleted.", draft.offset, entry.commit_time_unix_us
-                )
-            )
+            draft.put_command(touched(draft, replace(command, message="The twin was deleted."), CommandState.CANCELLED))
         changes = self._finished(draft, ChangeKind.DELETED)
         replica = state.replica
         # The revisions go on: a compare-and-set from the former life must never match in the next one.
@@ -315,14 +321,6 @@ def _effect(verdict: RegistryVerdict) -> RegistryVerdict:
     return verdict
 
 
-def _predict(draft: Draft, action: RecordPrediction) -> None:
-    prediction = action.prediction
-    require_channel(draft.state, prediction.channel)
-    known = draft.state.replica.predicted.predictions.get((prediction.channel, prediction.model_id))
-    if known is None or prediction.freshness >= known.freshness:
-        draft.predicted.append(prediction)
-
-
 def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_unix_us: int) -> Command:
     if action.command_id in state.commands:
         raise AlreadyExists(
@@ -350,25 +348,6 @@ def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_uni
     )
 
 
-def _update_command(draft: Draft, action: UpdateCommand, commit_time_unix_us: int) -> None:
-    command = require_command(draft.state, action.command_id)
-    if not may_move(command.state, action.state):
-        raise FailedPrecondition(
-            f"Command {quoted(command.command_id)} is {command.state.name} and cannot become {action.state.name}.",
-            reason=Reason.COMMAND_STATE,
-            metadata={"state": command.state.name},
-        )
-    if command.state is action.state:
-        return
-    moved = _moved(command, action.state, action.message, draft.offset, commit_time_unix_us)
-    draft.put_command(moved)
-    follow_command(draft, moved)
-
-
-def _moved(command: Command, state: CommandState, message: str, offset: int, commit_time_unix_us: int) -> Command:
-    return replace(command, state=state, message=message, offset=offset, update_time_unix_us=commit_time_unix_us)
-
-
 def _record_event(draft: Draft, action: RecordEvent) -> None:
     event = action.event
     if event.channel:
@@ -378,14 +357,3 @@ def _record_event(draft: Draft, action: RecordEvent) -> None:
     if len(draft.state.events) >= MAX_EVENTS:
         raise ResourceExhausted(f"{quoted(event.twin_id)} has {MAX_EVENTS} events, which is the most a twin can keep.")
     draft.events.append(replace(event, offset=draft.offset))
-
-
-def require_command(state: TwinState, command_id: str) -> Command:
-    """Return a command of the twin; raises `NotFound` (COMMAND_NOT_FOUND)."""
-    command = state.commands.get(command_id)
-    if command is None:
-        raise NotFound(
-            f"{quoted(state.twin.twin_id)} has no command {quoted(command_id)}; list them with ListCommands",
-            reason=Reason.COMMAND_NOT_FOUND,
-        )
-    return command

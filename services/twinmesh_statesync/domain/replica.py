@@ -41,6 +41,11 @@ class DesiredValue:
         offset: the entry that set it.
         rejection: why the device refused it.
         command_id: the command that carries it; "" = the device watches.
+        tolerance: how near reported must come, in place of the channel's own; None = the channel's own.
+        set_time_unix_us: commit time of the entry that set it; 0 = not known.
+        delta_since_unix_us: commit time of the entry since which reported does not meet it; None = it does.
+        first_met_unix_us: commit time of the entry by which it was first met; None = never so far.
+        drift_count: how often reported went away from it after having met it.
     """
 
     channel: str
@@ -52,6 +57,11 @@ class DesiredValue:
     offset: int = 0
     rejection: str = ""
     command_id: str = ""
+    tolerance: float | None = None
+    set_time_unix_us: int = 0
+    delta_since_unix_us: int | None = None
+    first_met_unix_us: int | None = None
+    drift_count: int = 0
 
     @property
     def state(self) -> DesiredState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from twinmesh_core.errors import ResourceExhausted
+from twinmesh_core.errors import Reason, ResourceExhausted
 from twinmesh_core.ids import quoted
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.twin_state import TwinState
@@ -16,11 +16,13 @@ MAX_OPEN_COMMANDS: Final = 1_000
 
 
 def check_room(state: TwinState) -> None:
-    """Refuse another command where too many wait; raises `ResourceExhausted`."""
+    """Refuse another command where too many wait; raises `ResourceExhausted` (COMMAND_QUEUE_FULL)."""
     if sum(not command.state.ended for command in state.commands.values()) >= MAX_OPEN_COMMANDS:
         raise ResourceExhausted(
             f"{quoted(state.twin.twin_id)} has {MAX_OPEN_COMMANDS} commands waiting; cancel some, or let the device "
-            "acknowledge them."
+            "acknowledge them.",
+            reason=Reason.COMMAND_QUEUE_FULL,
+            metadata={"limit": str(MAX_OPEN_COMMANDS)},
         )
 
 

@@ -4,51 +4,62 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from twinmesh_core.errors import Conflict, FailedPrecondition, NotFound, Reason, TwinmeshError, invalid_field
+from twinmesh_core.errors import FailedPrecondition, Reason, TwinmeshError, invalid_field
 from twinmesh_core.ids import quoted
 from twinmesh_core.registry import ChannelSpec
 from twinmesh_statesync.domain.commands import Command, CommandState
-from twinmesh_statesync.domain.entries import ExpireDesired, SetDesired
+from twinmesh_statesync.domain.conditions import check_conditions, check_revision, check_unit
+from twinmesh_statesync.domain.entries import AcknowledgeDesired, ExpireDesired, SetDesired
 from twinmesh_statesync.domain.events import Event, EventKind
 from twinmesh_statesync.domain.replica import DesiredState, DesiredValue
-from twinmesh_statesync.domain.twin_state import Draft, TwinState
+from twinmesh_statesync.domain.twin_state import Draft, TwinState, require_channel
 from twinmesh_statesync.domain.values import Value, as_kind
 
 _SUPERSEDED = "Superseded by a newer target."
+_NO_REASON = "The device gave no reason."
 
 
-def set_desired(draft: Draft, action: SetDesired, commit_time_unix_us: int) -> tuple[str, ...]:
+def set_desired(draft: Draft, action: SetDesired) -> tuple[str, ...]:
     """Set and remove targets, all or nothing; channels with a `set_command` get their command at the same offset.
 
     Returns:
         The ids of the commands queued, by channel in order.
 
     Raises:
-        Conflict: REVISION_CONFLICT, with the current revision.
+        Conflict: REVISION_CONFLICT, with the current revision and state.
         NotFound: CHANNEL_NOT_FOUND.
-        FailedPrecondition: NOT_CONTROLLABLE.
+        FailedPrecondition: CONDITION_NOT_MET, with the current state; NOT_CONTROLLABLE; INCOMPATIBLE_UNIT.
         InvalidArgument: a value is of the wrong kind or outside the channel's valid range.
     """
     state = draft.state
-    _check_revision(state, action.if_revision)
-    wanted = {channel: _checked(state, channel, action.values[channel]) for channel in sorted(action.values)}
+    check_revision(
+        state, "desired", state.replica.desired.revision, action.if_revision, (*action.values, *action.remove)
+    )
+    check_conditions(state, action.conditions)
+    wanted = {
+        channel: _checked(state, channel, action.values[channel], action.units.get(channel, ""))
+        for channel in sorted(action.values)
+    }
     for channel in action.remove:
         require_channel(state, channel)
     made = []
     for channel in sorted(set(action.remove) - set(wanted)):
-        _withdraw_command(draft, draft.target(channel), commit_time_unix_us)
+        _withdraw_command(draft, draft.target(channel))
         if draft.target(channel) is not None:
             draft.drop_target(channel)
             draft.desired_moves = True
     for channel, value in wanted.items():
-        _withdraw_command(draft, draft.target(channel), commit_time_unix_us)
-        command = _carrier(draft, state.specs[channel], value, commit_time_unix_us)
+        _withdraw_command(draft, draft.target(channel))
+        command = _carrier(draft, state.specs[channel], value)
         target = DesiredValue(
             channel=channel,
             value=value,
             deadline_unix_us=action.deadline_unix_us,
             offset=draft.offset,
             command_id=command.command_id if command is not None else "",
+            tolerance=action.tolerances.get(channel),
+            set_time_unix_us=draft.commit_time_unix_us,
+            delta_since_unix_us=draft.commit_time_unix_us,
         )
         draft.put_target(draft.settled(target))
         draft.desired_moves = True
@@ -58,20 +69,45 @@ def set_desired(draft: Draft, action: SetDesired, commit_time_unix_us: int) -> t
     return tuple(made)
 
 
-def expire_desired(draft: Draft, action: ExpireDesired, commit_time_unix_us: int) -> None:
-    """Mark the targets whose deadline passed before they were ever met, and record an event for each."""
+def acknowledge_desired(draft: Draft, action: AcknowledgeDesired) -> None:
+    """Take what the device says of its targets; what it says of one that was replaced meanwhile has no effect."""
+    for item in action.items:
+        target = draft.target(item.channel)
+        if target is None or target.offset != item.set_offset:
+            continue
+        if item.state is DesiredState.REJECTED:
+            reason = item.reason or _NO_REASON
+            draft.put_target(replace(target, progress=DesiredState.REJECTED, rejection=reason))
+        elif item.state is DesiredState.DELIVERED and target.progress is DesiredState.PENDING:
+            draft.put_target(replace(target, progress=DesiredState.DELIVERED))
+
+
+def not_converged_id(channel: str, set_offset: int) -> str:
+    """Return the id of the event that says that a target was not met by its deadline."""
+    return f"not-converged-{channel}-{set_offset}"
+
+
+def expire_desired(draft: Draft, action: ExpireDesired) -> None:
+    """Record an event for each target whose deadline passed before it was ever met; one not refused is EXPIRED now."""
     for channel, set_offset in zip(action.channels, action.set_offsets, strict=False):
         target = draft.target(channel)
         if target is None or target.offset != set_offset or target.ever_met:
             continue
         if target.deadline_unix_us is None or target.progress is DesiredState.EXPIRED:
             continue
-        draft.put_target(replace(target, progress=DesiredState.EXPIRED))
+        event_id = not_converged_id(channel, set_offset)
+        if event_id in draft.state.events:
+            continue
         fact = draft.state.replica.reported.values.get(channel)
         reached = "nothing was reported" if fact is None else f"reported is {fact.value}"
+        if target.progress is DesiredState.REJECTED:
+            # What the device said is worth more than that time has passed.
+            reached += f"; the device refused it: {target.rejection}"
+        else:
+            draft.put_target(replace(target, progress=DesiredState.EXPIRED))
         draft.events.append(
             Event(
-                event_id=f"not-converged-{channel}-{set_offset}",
+                event_id=event_id,
                 twin_id=draft.state.twin.twin_id,
                 kind=EventKind.NOT_CONVERGED,
                 start_time_unix_us=target.deadline_unix_us,
@@ -91,7 +127,7 @@ def follow_command(draft: Draft, command: Command) -> None:
         if command.state in (CommandState.DELIVERED, CommandState.SUCCEEDED):
             moved = replace(target, progress=DesiredState.DELIVERED)
         elif command.state in (CommandState.FAILED, CommandState.CANCELLED):
-            reason = command.message or "The device gave no reason."
+            reason = command.message or _NO_REASON
             moved = replace(target, progress=DesiredState.REJECTED, rejection=reason)
         elif command.state is CommandState.EXPIRED:
             moved = replace(target, progress=DesiredState.EXPIRED)
@@ -99,34 +135,12 @@ def follow_command(draft: Draft, command: Command) -> None:
             draft.put_target(draft.settled(moved))
 
 
-def require_channel(state: TwinState, channel: str) -> ChannelSpec:
-    """Return a channel of the twin; raises `NotFound` (CHANNEL_NOT_FOUND) naming the channels that it has."""
-    spec = state.specs.get(channel)
-    if spec is None:
-        names = state.twin_type.channel_names()
-        raise NotFound(
-            f"twin {quoted(state.twin.twin_id)} has no channel {quoted(channel)}; it has: {names}",
-            reason=Reason.CHANNEL_NOT_FOUND,
-            metadata={"channels": names},
-        )
-    return spec
-
-
-def _check_revision(state: TwinState, if_revision: int | None) -> None:
-    current = state.replica.desired.revision
-    if if_revision is not None and if_revision != current:
-        raise Conflict(
-            f"The desired facet of {quoted(state.twin.twin_id)} is at revision {current}, not {if_revision}; "
-            "read the replica, decide again and send its revision.",
-            metadata={"current_revision": str(current)},
-        )
-
-
-def _checked(state: TwinState, channel: str, value: Value) -> Value:
+def _checked(state: TwinState, channel: str, value: Value, unit: str) -> Value:
     spec = require_channel(state, channel)
     if not spec.controllable:
         raise _not_controllable(state, channel)
     field = f"values[{channel}]"
+    check_unit(spec, unit, field)
     found = as_kind(value, spec.kind, field)
     if isinstance(found, int | float) and not isinstance(found, bool):
         low, high = spec.min_value, spec.max_value
@@ -146,7 +160,7 @@ def _not_controllable(state: TwinState, channel: str) -> TwinmeshError:
     )
 
 
-def _carrier(draft: Draft, spec: ChannelSpec, value: Value, commit_time_unix_us: int) -> Command | None:
+def _carrier(draft: Draft, spec: ChannelSpec, value: Value) -> Command | None:
     if not spec.set_command:
         return None
     return Command(
@@ -156,15 +170,15 @@ def _carrier(draft: Draft, spec: ChannelSpec, value: Value, commit_time_unix_us:
         args={"value": value},
         state=CommandState.QUEUED,
         message="",
-        create_time_unix_us=commit_time_unix_us,
+        create_time_unix_us=draft.commit_time_unix_us,
         expire_time_unix_us=None,
         create_offset=draft.offset,
         offset=draft.offset,
-        update_time_unix_us=commit_time_unix_us,
+        update_time_unix_us=draft.commit_time_unix_us,
     )
 
 
-def _withdraw_command(draft: Draft, target: DesiredValue | None, commit_time_unix_us: int) -> None:
+def _withdraw_command(draft: Draft, target: DesiredValue | None) -> None:
     """Cancel the undelivered command of a target that goes: a device that comes back must not act on it."""
     if target is None or not target.command_id:
         return
@@ -176,6 +190,6 @@ def _withdraw_command(draft: Draft, target: DesiredValue | None, commit_time_uni
                 state=CommandState.CANCELLED,
                 message=_SUPERSEDED,
                 offset=draft.offset,
-                update_time_unix_us=commit_time_unix_us,
+                update_time_unix_us=draft.commit_time_unix_us,
             )
         )

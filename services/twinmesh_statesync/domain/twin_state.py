@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from twinmesh_core.errors import NotFound, Reason
+from twinmesh_core.ids import quoted
 from twinmesh_core.registry import ChannelSpec, Twin, TwinType
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command
@@ -12,6 +14,7 @@ from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.reduce import Fact
 from twinmesh_statesync.domain.replica import (
     Desired,
+    DesiredState,
     DesiredValue,
     Predicted,
     Replica,
@@ -95,6 +98,7 @@ class Draft:
 
     __slots__ = (
         "commands",
+        "commit_time_unix_us",
         "connectivity",
         "desired",
         "desired_changed",
@@ -107,9 +111,10 @@ class Draft:
         "state",
     )
 
-    def __init__(self, state: TwinState, offset: int) -> None:
+    def __init__(self, state: TwinState, offset: int, commit_time_unix_us: int) -> None:
         self.state = state
         self.offset = offset
+        self.commit_time_unix_us = commit_time_unix_us
         self.reported: dict[str, ReportedValue] = {}
         self.desired: dict[str, DesiredValue] | None = None
         self.desired_changed: dict[str, None] = {}
@@ -163,13 +168,33 @@ class Draft:
             self.removed.append(channel)
 
     def settled(self, target: DesiredValue) -> DesiredValue:
-        """Return the target with what reported says about it now."""
+        """Return the target with what reported says about it now: newly met, drifted away, or as it was."""
         fact = self.reported.get(target.channel) or self.state.replica.reported.values.get(target.channel)
         spec: ChannelSpec | None = self.state.specs.get(target.channel)
-        met = fact is not None and fact.meets(target.value, spec.tolerance if spec is not None else 0.0)
+        tolerance = target.tolerance
+        if tolerance is None:
+            tolerance = spec.tolerance if spec is not None else 0.0
+        met = fact is not None and fact.meets(target.value, tolerance)
         if met is target.in_sync:
             return target
-        return replace(target, in_sync=met, ever_met=target.ever_met or met)
+        if not met:
+            return replace(
+                target,
+                in_sync=False,
+                delta_since_unix_us=self.commit_time_unix_us,
+                drift_count=target.drift_count + 1,
+            )
+        # Whatever was said before, the entity has it now; only a command that waits still has to be delivered.
+        waits = target.progress is DesiredState.PENDING and target.command_id
+        return replace(
+            target,
+            in_sync=True,
+            ever_met=True,
+            progress=DesiredState.PENDING if waits else DesiredState.DELIVERED,
+            rejection="",
+            delta_since_unix_us=None,
+            first_met_unix_us=target.first_met_unix_us or self.commit_time_unix_us,
+        )
 
     def put_command(self, command: Command) -> None:
         """Queue or move a command."""
@@ -270,6 +295,19 @@ class Draft:
             return before
         newest = {(p.channel, p.model_id): p for p in self.predicted}
         return Predicted(revision=before.revision + 1, predictions={**before.predictions, **newest})
+
+
+def require_channel(state: TwinState, channel: str) -> ChannelSpec:
+    """Return a channel of the twin; raises `NotFound` (CHANNEL_NOT_FOUND) naming the channels that it has."""
+    spec = state.specs.get(channel)
+    if spec is None:
+        names = state.twin_type.channel_names()
+        raise NotFound(
+            f"twin {quoted(state.twin.twin_id)} has no channel {quoted(channel)}; it has: {names}",
+            reason=Reason.CHANNEL_NOT_FOUND,
+            metadata={"channels": names},
+        )
+    return spec
 
 
 def _corrects(fact: ReportedValue, current: ReportedValue) -> bool:

@@ -64,10 +64,11 @@ def _converted(value: Value, kind: ChannelKind) -> Value | None:
 def values_agree(desired: Value, reported: Value, tolerance: float) -> bool:
     """Whether a target counts as met: numbers within `tolerance` (in the channel's unit), all else when equal.
 
-    JSON documents are compared by content, so spacing and the order of keys do not matter.
+    JSON documents are compared by content: spacing and the order of keys do not matter, arrays are whole values, and
+    numbers agree within `tolerance`.
     """
     if isinstance(desired, Json) and isinstance(reported, Json):
-        return desired == reported or _same_document(desired, reported)
+        return desired == reported or _same_document(desired, reported, tolerance)
     if isinstance(desired, bool) or isinstance(reported, bool):
         return desired is reported
     if isinstance(desired, int | float) and isinstance(reported, int | float):
@@ -75,16 +76,49 @@ def values_agree(desired: Value, reported: Value, tolerance: float) -> bool:
     return desired == reported
 
 
-def _same_document(left: Json, right: Json) -> bool:
+def _same_document(left: Json, right: Json, tolerance: float) -> bool:
     one, other = _parsed(left), _parsed(right)
-    return one is not None and one == other
+    if one is None or other is None:
+        return False
+    pairs: list[tuple[object, object]] = [(one[0], other[0])]
+    while pairs:
+        a, b = pairs.pop()
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return False
+            pairs += [(value, b[key]) for key, value in a.items()]
+        elif isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return False
+            pairs += zip(a, b, strict=True)
+        elif isinstance(a, bool) or isinstance(b, bool) or a is None or b is None:
+            # To Python true equals 1; to JSON it does not.
+            if a is not b:
+                return False
+        elif isinstance(a, int | float) and isinstance(b, int | float):
+            if a != b and abs(a - b) > tolerance:
+                return False
+        elif a != b:
+            return False
+    return True
 
 
 def _parsed(text: str) -> tuple[object] | None:
     try:
-        return (json.loads(text),)
+        return (json.loads(text, parse_constant=_no_constant, parse_float=_finite),)
     except (ValueError, RecursionError):
         return None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number beyond all bounds")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

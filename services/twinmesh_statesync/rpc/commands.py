@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.statesync.v1.statesync_pb2_grpc import CommandServiceServicer
-from twinmesh.type.v1 import command_pb2
+from twinmesh.type.v1 import command_pb2, observation_pb2
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.ids import require_name, require_twin_id
 from twinmesh_core.time import MAX_SPAN_US, Clock
 from twinmesh_runtime.caller import Caller, current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.commands import Command, CommandState
-from twinmesh_statesync.domain.entries import QueueCommand, UpdateCommand
-from twinmesh_statesync.domain.fold import require_command
+from twinmesh_statesync.domain.entries import Action, CancelCommand, QueueCommand, UpdateCommand
 from twinmesh_statesync.domain.live import rewound
+from twinmesh_statesync.domain.orders import require_command
 from twinmesh_statesync.domain.writer import Decided, Writer, derived_id, request_id_or_new
+from twinmesh_statesync.rpc.mapping.conditions import conditions_from_messages
 from twinmesh_statesync.rpc.mapping.values import (
     command_state_from_message,
     command_to_message,
@@ -26,13 +27,24 @@ from twinmesh_statesync.rpc.mapping.values import (
 )
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.reading import Reading, page_of, page_size, read_token
+from twinmesh_statesync.rpc.replicas import check_conditions_count
+from twinmesh_statesync.rpc.units import UnitConversions
 from twinmesh_statesync.rpc.watch import Watches
 
 MAX_ARGS: Final = 64
+MAX_ARGS_BYTES: Final = 64 * 1_024
+MAX_RESULT_BYTES: Final = 16 * 1_024
 MAX_MESSAGE_BYTES: Final = 1_024
 MAX_FOLLOWED: Final = 1_000
 _SIGN_OF_LIFE_S: Final = 2.0
-_ACKNOWLEDGED: Final = (CommandState.DELIVERED, CommandState.SUCCEEDED, CommandState.FAILED)
+_ACKNOWLEDGED: Final = (
+    CommandState.DELIVERED,
+    CommandState.SUCCEEDED,
+    CommandState.FAILED,
+    CommandState.CANCELLED,
+)
+_WITHOUT_THE_DEVICE: Final = (CommandState.EXPIRED, CommandState.CANCELLED)
+"""How a command may end that the device is at work on."""
 
 
 class CommandServicer(CommandServiceServicer):
@@ -43,13 +55,17 @@ class CommandServicer(CommandServiceServicer):
         writer: has mutations decided.
         watches: tells when the process drains.
         clock: turns a time to live into a time.
+        units: converts the values of conditions.
     """
 
-    def __init__(self, reading: Reading, writer: Writer, watches: Watches, clock: Clock) -> None:
+    def __init__(
+        self, reading: Reading, writer: Writer, watches: Watches, clock: Clock, units: UnitConversions
+    ) -> None:
         self._reading = reading
         self._writer = writer
         self._watches = watches
         self._clock = clock
+        self._units = units
 
     async def SendCommand(  # noqa: N802
         self, request: statesync_pb2.SendCommandRequest, context: Any
@@ -58,10 +74,12 @@ class CommandServicer(CommandServiceServicer):
         caller = current_caller()
         require_twin_id(request.twin_id)
         require_name(request.name, "name")
-        if len(request.args) > MAX_ARGS:
-            raise invalid_field("args", f"must hold at most {MAX_ARGS} arguments")
-        for name in request.args:
-            require_name(name, "args")
+        _check_values(request.args, "args", MAX_ARGS_BYTES)
+        check_conditions_count(len(request.conditions))
+        conditions = conditions_from_messages(request.conditions)
+        if conditions:
+            state = await self._reading.twin(caller.tenant, request.twin_id)
+            conditions = await self._units.conditions(state, conditions)
         expire_time = None
         if request.HasField("time_to_live"):
             time_to_live_us = duration_from_message(request.time_to_live)
@@ -77,6 +95,7 @@ class CommandServicer(CommandServiceServicer):
             name=request.name,
             args=values_from_messages(request.args, "args"),
             expire_time_unix_us=expire_time,
+            conditions=conditions,
         )
         decided = await self._writer.write(
             caller.tenant, caller.principal, action, request_id=request_id, content=content_of(request)
@@ -120,15 +139,36 @@ class CommandServicer(CommandServiceServicer):
         """State what became of a command."""
         state = command_state_from_message(request.state)
         if state not in _ACKNOWLEDGED:
-            raise invalid_field("state", "must be DELIVERED, SUCCEEDED or FAILED")
-        command, decided = await self._move(request, state, request.message)
+            raise invalid_field("state", "must be DELIVERED, SUCCEEDED, FAILED or CANCELLED")
+        progress = request.progress_percent if request.HasField("progress_percent") else None
+        if progress is not None and not 0 <= progress <= 100:
+            raise invalid_field("progress_percent", "must be 0 to 100")
+        if (progress is not None or request.progress_message) and state is not CommandState.DELIVERED:
+            raise invalid_field("progress_percent", "goes with the state DELIVERED")
+        if request.result and state not in (CommandState.SUCCEEDED, CommandState.FAILED):
+            raise invalid_field("result", "goes with the states SUCCEEDED and FAILED")
+        _check_text(request.progress_message, "progress_message")
+        _check_values(request.result, "result", MAX_RESULT_BYTES)
+        action = UpdateCommand(
+            command_id=request.command_id,
+            twin_id=request.twin_id,
+            state=state,
+            message=request.message,
+            progress_percent=progress,
+            progress_message=request.progress_message,
+            result=values_from_messages(request.result, "result"),
+        )
+        command, decided = await self._move(request, action)
         return statesync_pb2.AcknowledgeCommandResponse(command=command, position=position_to_message(decided.position))
 
     async def CancelCommand(  # noqa: N802
         self, request: statesync_pb2.CancelCommandRequest, context: Any
     ) -> statesync_pb2.CancelCommandResponse:
-        """Cancel a command that has not ended."""
-        command, decided = await self._move(request, CommandState.CANCELLED, request.message)
+        """Cancel a command that has not ended, or ask the device that has it to give it up."""
+        action = CancelCommand(
+            command_id=request.command_id, twin_id=request.twin_id, message=request.message, force=request.force
+        )
+        command, decided = await self._move(request, action)
         return statesync_pb2.CancelCommandResponse(command=command, position=position_to_message(decided.position))
 
     async def FollowCommands(  # noqa: N802
@@ -146,7 +186,7 @@ class CommandServicer(CommandServiceServicer):
             require_twin_id(twin_id, f"twin_ids[{i}]")
             live.fold.registry.require_twin(tenant, twin_id)
         generation = live.generation
-        sent: dict[str, set[str]] = {twin_id: set() for twin_id in twin_ids}
+        sent: dict[str, dict[str, bool]] = {twin_id: {} for twin_id in twin_ids}
         seen: dict[str, int] = {}
         told_s = float("-inf")
         while True:
@@ -164,8 +204,12 @@ class CommandServicer(CommandServiceServicer):
                 continue
             await news.wait()
 
-    def _fresh(self, tenant: str, sent: dict[str, set[str]], seen: dict[str, int]) -> list[Command]:
-        """Return the open commands that this stream has not told, looking only at twins that changed."""
+    def _fresh(self, tenant: str, sent: dict[str, dict[str, bool]], seen: dict[str, int]) -> list[Command]:
+        """Return what this stream has to tell, looking only at twins that changed.
+
+        That is: open commands it has not told, those that are to be given up since, and those it told that ended
+        without the device. `sent` holds, by twin and command, whether the request to give it up was told.
+        """
         now = self._clock.now_unix_us()
         fresh: list[Command] = []
         for twin_id, told in sent.items():
@@ -173,26 +217,26 @@ class CommandServicer(CommandServiceServicer):
             if state is None or seen.get(twin_id) == state.replica.revision:
                 continue
             seen[twin_id] = state.replica.revision
-            still_open = state.open_commands()
-            told.intersection_update(command.command_id for command in still_open)
-            for command in still_open:
+            still_open = {command.command_id: command for command in state.open_commands()}
+            for command_id in [c for c in told if c not in still_open]:
+                del told[command_id]
+                ended = state.commands.get(command_id)
+                if ended is not None and ended.state in _WITHOUT_THE_DEVICE:
+                    fresh.append(ended)
+            for command_id, command in still_open.items():
+                # A process that was away may not have noticed yet: nobody may act on an order that is out of date.
                 expired = command.expire_time_unix_us is not None and command.expire_time_unix_us <= now
-                if command.command_id not in told and not expired:
-                    told.add(command.command_id)
+                if told.get(command_id) is not command.cancel_requested and not expired:
+                    told[command_id] = command.cancel_requested
                     fresh.append(command)
         return sorted(fresh, key=Command.order)
 
     async def _move(
-        self,
-        request: statesync_pb2.AcknowledgeCommandRequest | statesync_pb2.CancelCommandRequest,
-        state: CommandState,
-        message: str,
+        self, request: statesync_pb2.AcknowledgeCommandRequest | statesync_pb2.CancelCommandRequest, action: Action
     ) -> tuple[command_pb2.Command, Decided]:
         caller: Caller = current_caller()
         _require_ids(request.twin_id, request.command_id)
-        if len(message.encode()) > MAX_MESSAGE_BYTES:
-            raise invalid_field("message", f"must be at most {MAX_MESSAGE_BYTES:,} bytes")
-        action = UpdateCommand(command_id=request.command_id, twin_id=request.twin_id, state=state, message=message)
+        _check_text(request.message, "message")
         decided = await self._writer.write(
             caller.tenant,
             caller.principal,
@@ -202,6 +246,21 @@ class CommandServicer(CommandServiceServicer):
         )
         twin = await self._reading.twin(caller.tenant, request.twin_id)
         return command_to_message(require_command(twin, request.command_id)), decided
+
+
+def _check_text(text: str, field: str) -> None:
+    if len(text.encode()) > MAX_MESSAGE_BYTES:
+        raise invalid_field(field, f"must be at most {MAX_MESSAGE_BYTES:,} bytes")
+
+
+def _check_values(values: Mapping[str, observation_pb2.Value], field: str, max_bytes: int) -> None:
+    if len(values) > MAX_ARGS:
+        raise invalid_field(field, f"must hold at most {MAX_ARGS} values")
+    for name in values:
+        require_name(name, field)
+    size = sum(len(name) + value.ByteSize() for name, value in values.items())
+    if size > max_bytes:
+        raise invalid_field(field, f"has {size:,} bytes and may have {max_bytes:,}; send a reference to what is large")
 
 
 def _require_ids(twin_id: str, command_id: str) -> None:

@@ -17,9 +17,13 @@ from twinmesh_core.registry_fold import Outcome
 from twinmesh_core.time import MAX_SPAN_US, Clock
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
-from twinmesh_statesync.domain.entries import RecordPrediction, SetDesired
+from twinmesh_statesync.domain.conditions import MAX_CONDITIONS
+from twinmesh_statesync.domain.entries import AcknowledgeDesired, RecordPrediction, SetDesired
+from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
+from twinmesh_statesync.rpc.mapping.conditions import conditions_from_messages
+from twinmesh_statesync.rpc.mapping.control import desired_items
 from twinmesh_statesync.rpc.mapping.replicas import delta_to_message, desired_to_message, replica_to_message
 from twinmesh_statesync.rpc.mapping.values import (
     command_to_message,
@@ -29,12 +33,14 @@ from twinmesh_statesync.rpc.mapping.values import (
 )
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.reading import Reading
+from twinmesh_statesync.rpc.units import UnitConversions
 from twinmesh_statesync.rpc.verification import verify
 from twinmesh_statesync.rpc.watch import Watches
 
 SERVICE: Final = "twinmesh.statesync.v1.ReplicaService"
 MAX_TARGETS: Final = 1_000
 MAX_PREDICTED: Final = 100_000
+MAX_REASON_BYTES: Final = 1_024
 
 
 class ReplicaServicer:
@@ -46,14 +52,24 @@ class ReplicaServicer:
         watches: the watches of this process.
         clock: turns a deadline's duration into a time.
         verifier: proves replicas.
+        units: converts what is sent in other units than a channel's own.
     """
 
-    def __init__(self, reading: Reading, writer: Writer, watches: Watches, clock: Clock, verifier: Verifier) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        writer: Writer,
+        watches: Watches,
+        clock: Clock,
+        verifier: Verifier,
+        units: UnitConversions,
+    ) -> None:
         self._reading = reading
         self._writer = writer
         self._watches = watches
         self._clock = clock
         self._verifier = verifier
+        self._units = units
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handlers of the service."""
@@ -70,6 +86,11 @@ class ReplicaServicer:
                     self.set_desired,
                     request_deserializer=statesync_pb2.SetDesiredRequest.FromString,
                     response_serializer=statesync_pb2.SetDesiredResponse.SerializeToString,
+                ),
+                "AcknowledgeDesired": unary(
+                    self.acknowledge_desired,
+                    request_deserializer=statesync_pb2.AcknowledgeDesiredRequest.FromString,
+                    response_serializer=statesync_pb2.AcknowledgeDesiredResponse.SerializeToString,
                 ),
                 "RecordPrediction": unary(
                     self.record_prediction,
@@ -102,6 +123,8 @@ class ReplicaServicer:
         """Set and remove targets under a condition."""
         caller = current_caller()
         action = self._targets(request)
+        if action.units or action.conditions:
+            action = await self._units.targets(await self._reading.twin(caller.tenant, request.twin_id), action)
         decided = await self._writer.write(
             caller.tenant,
             caller.principal,
@@ -119,6 +142,36 @@ class ReplicaServicer:
             commands=(command_to_message(command) for command in made if command is not None),
         )
 
+    async def acknowledge_desired(
+        self, request: statesync_pb2.AcknowledgeDesiredRequest, context: Any
+    ) -> statesync_pb2.AcknowledgeDesiredResponse:
+        """Take what a device says of its targets."""
+        caller = current_caller()
+        require_twin_id(request.twin_id)
+        if not 1 <= len(request.items) <= MAX_TARGETS:
+            raise invalid_field("items", f"must hold 1 to {MAX_TARGETS:,} channels")
+        items = desired_items(request.items)
+        for i, item in enumerate(items):
+            require_name(item.channel, f"items[{i}].channel")
+            if item.state not in (DesiredState.DELIVERED, DesiredState.REJECTED):
+                raise invalid_field(f"items[{i}].state", "must be DELIVERED or REJECTED")
+            if item.set_offset <= 0:
+                raise invalid_field(f"items[{i}].set_offset", "must be the offset of the desired value it is about")
+            if len(item.reason.encode()) > MAX_REASON_BYTES:
+                raise invalid_field(f"items[{i}].reason", f"must be at most {MAX_REASON_BYTES:,} bytes")
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            AcknowledgeDesired(twin_id=request.twin_id, items=items),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        desired = (await self._reading.twin(caller.tenant, request.twin_id)).replica.desired
+        return statesync_pb2.AcknowledgeDesiredResponse(
+            position=position_to_message(decided.position),
+            desired=desired_to_message(desired.revision, desired.values.values()),
+        )
+
     async def record_prediction(
         self, request: statesync_pb2.RecordPredictionRequest, context: Any
     ) -> statesync_pb2.RecordPredictionResponse:
@@ -126,10 +179,20 @@ class ReplicaServicer:
         caller = current_caller()
         require_twin_id(request.twin_id)
         _check_prediction(request.prediction)
+        check_conditions_count(len(request.conditions))
+        if request.HasField("if_revision") and request.if_revision < 0:
+            raise invalid_field("if_revision", "must be 0 (nothing was ever predicted) or greater")
+        state = await self._reading.twin(caller.tenant, request.twin_id)
+        action = RecordPrediction(
+            twin_id=request.twin_id,
+            prediction=await self._units.prediction(state, prediction_from_message(request.prediction)),
+            if_revision=request.if_revision if request.HasField("if_revision") else None,
+            conditions=await self._units.conditions(state, conditions_from_messages(request.conditions)),
+        )
         decided = await self._writer.write(
             caller.tenant,
             caller.principal,
-            RecordPrediction(twin_id=request.twin_id, prediction=prediction_from_message(request.prediction)),
+            action,
             request_id=request_id_or_new(request.request_id),
             content=content_of(request),
         )
@@ -162,6 +225,14 @@ class ReplicaServicer:
             raise invalid_field("remove", f"names channels that values sets: {', '.join(both[:5])}")
         if request.HasField("if_revision") and request.if_revision < 0:
             raise invalid_field("if_revision", "must be 0 (nothing was ever desired) or greater")
+        for name, given in (("units", request.units), ("tolerances", request.tolerances)):
+            others = sorted(set(given) - set(request.values))
+            if others:
+                raise invalid_field(name, f"names channels that values does not set: {', '.join(others[:5])}")
+        for channel, tolerance in request.tolerances.items():
+            if not (isfinite(tolerance) and tolerance >= 0):
+                raise invalid_field(f"tolerances[{channel}]", "must be 0 or greater")
+        check_conditions_count(len(request.conditions))
         deadline = None
         if request.HasField("deadline"):
             duration_us = duration_from_message(request.deadline)
@@ -176,7 +247,16 @@ class ReplicaServicer:
             remove=tuple(request.remove),
             if_revision=request.if_revision if request.HasField("if_revision") else None,
             deadline_unix_us=deadline,
+            units={channel: unit for channel, unit in request.units.items() if unit},
+            tolerances=dict(request.tolerances),
+            conditions=conditions_from_messages(request.conditions),
         )
+
+
+def check_conditions_count(count: int) -> None:
+    """Refuse more conditions than a write may have."""
+    if count > MAX_CONDITIONS:
+        raise invalid_field("conditions", f"must hold at most {MAX_CONDITIONS}")
 
 
 def _check_prediction(prediction: prediction_pb2.Prediction) -> None:

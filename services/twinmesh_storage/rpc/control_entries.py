@@ -27,6 +27,8 @@ _OF_TWIN: Final = frozenset(
         "record_event",
         "expire_desired",
         "set_connectivity",
+        "acknowledge_desired",
+        "cancel_command",
     }
 )
 """Actions whose content is of one twin, and is lost with it. Its creation and deletion are the registry's."""

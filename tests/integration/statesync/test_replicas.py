@@ -1,6 +1,10 @@
 """Desired, conditions, predictions, events and lists over the real log."""
 
+# mypy: disable-error-code="arg-type"
+# Why: messages are built from enum names, which the stubs do not know.
+
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 from tests.integration.statesync.mesh import TIMEOUT_S, StateSync, statesync, storage
 
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import event_pb2, observation_pb2, prediction_pb2, replica_pb2, twin_pb2
+from twinmesh.type.v1 import condition_pb2, event_pb2, observation_pb2, prediction_pb2, replica_pb2, twin_pb2
 from twinmesh_client.transport import call
 from twinmesh_core.errors import (
     AlreadyExists,
@@ -37,16 +41,26 @@ async def test_of_twenty_racers_exactly_one_wins_and_the_others_get_the_current_
         await sync.make_type()
         await sync.make_twin("p1")
 
+        absent = condition_pb2.StateCondition(
+            facet="CONDITION_FACET_DESIRED", channel="target", operator="CONDITION_OPERATOR_ABSENT"
+        )
+
         async def race(i: int) -> Any:
             try:
-                return await desire(sync, "p1", "target", float(i), if_revision=0)
-            except Conflict as conflict:
-                return conflict
+                condition: Any = {"if_revision": 0} if i % 2 else {"conditions": [absent]}
+                return await desire(sync, "p1", "target", float(i), **condition)
+            except (Conflict, FailedPrecondition) as lost:
+                return lost
 
         outcomes = await asyncio.gather(*(race(i) for i in range(20)))
-        won = [o for o in outcomes if not isinstance(o, Conflict)]
+        won = [o for o in outcomes if not isinstance(o, TwinmeshError)]
         assert len(won) == 1
-        assert all(o.metadata["current_revision"] == "1" for o in outcomes if isinstance(o, Conflict))
+        winner = won[0].desired.values[0].value.double_value
+        for lost in (o for o in outcomes if isinstance(o, TwinmeshError)):
+            assert lost.reason in ("REVISION_CONFLICT", "CONDITION_NOT_MET")
+            current = json.loads(lost.metadata["current"])
+            assert current["revisions"]["desired"] == 1
+            assert current["channels"]["target"]["desired"] == winner
         replica = await sync.replica("p1")
         assert replica.desired.values[0].value == won[0].desired.values[0].value
         assert won[0].delta.items[0].channel == "target"
@@ -67,6 +81,71 @@ async def test_the_same_request_again_has_the_same_answer_and_another_content_is
             await desire(sync, "p1", "target", 2.0, request_id="r-2", if_revision=7)
         with pytest.raises(Conflict):
             await desire(sync, "p1", "target", 2.0, request_id="r-2", if_revision=7)
+
+
+async def test_targets_conditions_and_predictions_may_be_in_another_unit(database_url: str) -> None:
+    async with storage(database_url) as target, statesync(database_url, target) as sync:
+        room = twin_pb2.TwinType(
+            twin_type_id="room",
+            version=1,
+            channels=[
+                twin_pb2.ChannelSpec(
+                    name="air", kind="CHANNEL_KIND_GAUGE", unit="degC", controllable=True, tolerance=0.1
+                )
+            ],
+        )
+        made = statesync_pb2.CreateTwinTypeRequest(twin_type=room)
+        await call(sync.twins.CreateTwinType, made, timeout_s=TIMEOUT_S)
+        request = statesync_pb2.CreateTwinRequest(twin=twin_pb2.Twin(twin_id="r1", twin_type_id="room"))
+        await call(sync.twins.CreateTwin, request, timeout_s=TIMEOUT_S)
+        answer = await desire(sync, "r1", "air", 71.6, units={"air": "degF"}, tolerances={"air": 1.8})
+        value = answer.desired.values[0]
+        assert value.value.double_value == pytest.approx(22.0)
+        assert value.tolerance == pytest.approx(1.0), "a difference: 1.8 degF are 1 K"
+        cold = condition_pb2.StateCondition(
+            facet="CONDITION_FACET_DESIRED", channel="air", operator=3, value=number(70.0), unit="degF"
+        )
+        with pytest.raises(FailedPrecondition) as unmet:
+            await desire(sync, "r1", "air", 20.0, conditions=[cold])
+        assert unmet.value.reason == "CONDITION_NOT_MET"
+        cold.value.double_value = 72.0
+        await desire(sync, "r1", "air", 20.0, conditions=[cold])
+        with pytest.raises(InvalidArgument) as wrong:
+            await desire(sync, "r1", "air", 1.0, units={"air": "kW"})
+        assert (wrong.value.reason, wrong.value.field_violations[0].field) == ("INCOMPATIBLE_UNIT", "units[air]")
+        with pytest.raises(InvalidArgument, match="units"):
+            await desire(sync, "r1", "air", 1.0, units={"water": "Cel"})
+        predicted = prediction_pb2.Prediction(
+            channel="air", model_id="m", model_version=1, step_us=1, quantile_levels=[0.5], values=[50.0], unit="degF"
+        )
+        predicted.at.FromMicroseconds(NOW)
+        predicted.valid_until.FromMicroseconds(NOW + 1)
+        record = statesync_pb2.RecordPredictionRequest(twin_id="r1", prediction=predicted)
+        await call(sync.replicas.RecordPrediction, record, timeout_s=TIMEOUT_S)
+        kept = (await sync.replica("r1")).predicted.predictions[0]
+        assert (kept.values[0], kept.unit) == (pytest.approx(10.0), "degC")
+
+
+async def test_a_device_says_what_it_makes_of_its_targets(database_url: str) -> None:
+    async with storage(database_url) as target, statesync(database_url, target) as sync:
+        await sync.make_type()
+        await sync.make_twin("p1")
+        wanted = await desire(sync, "p1", "target", 40.0)
+
+        async def says(state: Any, offset: int, reason: str = "") -> Any:
+            item = replica_pb2.DesiredAcknowledgement(channel="target", set_offset=offset, state=state, reason=reason)
+            request = statesync_pb2.AcknowledgeDesiredRequest(twin_id="p1", items=[item])
+            answer = await call(sync.replicas.AcknowledgeDesired, request, timeout_s=TIMEOUT_S)
+            return answer.desired.values[0]
+
+        assert (await says("DESIRED_STATE_DELIVERED", 1)).state == replica_pb2.DESIRED_STATE_PENDING
+        offset = wanted.position.offset
+        assert (await says("DESIRED_STATE_DELIVERED", offset)).state == replica_pb2.DESIRED_STATE_DELIVERED
+        refused = await says("DESIRED_STATE_REJECTED", offset, "locked")
+        assert (refused.state, refused.rejection) == (replica_pb2.DESIRED_STATE_REJECTED, "locked")
+        assert refused.delta_since == refused.set_time
+        with pytest.raises(InvalidArgument, match=r"items\[0\]\.state"):
+            await says("DESIRED_STATE_APPLIED", offset)
 
 
 async def test_a_missed_deadline_becomes_an_event(database_url: str) -> None:

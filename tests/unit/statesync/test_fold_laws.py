@@ -91,7 +91,10 @@ def test_the_delta_is_what_desired_asks_and_reported_does_not_meet(steps: list[A
                 channel
                 for channel, target in replica.desired.values.items()
                 if channel not in replica.reported.values
-                or not replica.reported.values[channel].meets(target.value, state.specs[channel].tolerance)
+                or not replica.reported.values[channel].meets(
+                    target.value,
+                    state.specs[channel].tolerance if target.tolerance is None else target.tolerance,
+                )
             }
             assert {item.channel for item in replica.delta} == expected
             applied = {c for c, t in replica.desired.values.items() if t.state is DesiredState.APPLIED}

@@ -17,12 +17,16 @@ from twinmesh_core.observations import (
 )
 from twinmesh_core.registry import ChannelSpec, CommandSpec, Twin, TwinType
 from twinmesh_statesync.domain.commands import CommandState
+from twinmesh_statesync.domain.conditions import ConditionFacet, ConditionOperator, StateCondition
 from twinmesh_statesync.domain.entries import (
+    AcknowledgeDesired,
     Action,
+    CancelCommand,
     ControlEntry,
     CreateTwin,
     CreateTwinType,
     DeleteTwin,
+    DesiredAcknowledgement,
     ExpireDesired,
     LogEntry,
     QueueCommand,
@@ -34,6 +38,7 @@ from twinmesh_statesync.domain.entries import (
 )
 from twinmesh_statesync.domain.events import Connectivity, Event, EventKind, Prediction
 from twinmesh_statesync.domain.fold import Fold, Folded
+from twinmesh_statesync.domain.replica import DesiredState
 
 T0 = 1_700_000_000_000_000
 S = 1_000_000
@@ -161,6 +166,16 @@ observation_rows = st.lists(
 )
 batches = st.one_of(observation_rows.map(doubles), st.builds(all_kinds, twin_ids, times, st.integers(0, 5)))
 targets = st.dictionaries(st.sampled_from(["speed", "target"]), numbers, max_size=2)
+conditions = st.lists(
+    st.builds(
+        StateCondition,
+        facet=st.sampled_from([ConditionFacet.REPORTED, ConditionFacet.DESIRED]),
+        channel=st.just("target"),
+        operator=st.sampled_from([ConditionOperator.ABSENT, ConditionOperator.LESS, ConditionOperator.EQUAL]),
+        value=numbers,
+    ),
+    max_size=1,
+).map(tuple)
 command_ids = st.sampled_from(["c1", "c2", "c3"])
 actions: st.SearchStrategy[Action] = st.one_of(
     st.builds(CreateTwin, twin=st.builds(Twin, twin_id=twin_ids, twin_type_id=st.just("pump"))),
@@ -172,6 +187,21 @@ actions: st.SearchStrategy[Action] = st.one_of(
         remove=st.lists(st.sampled_from(["stage", "target"]), max_size=1).map(tuple),
         if_revision=st.one_of(st.none(), st.integers(0, 4)),
         deadline_unix_us=st.one_of(st.none(), st.just(T0 + S)),
+        tolerances=st.dictionaries(st.just("target"), st.sampled_from([0.0, 2.0]), max_size=1),
+        conditions=conditions,
+    ),
+    st.builds(
+        AcknowledgeDesired,
+        twin_id=twin_ids,
+        items=st.tuples(
+            st.builds(
+                DesiredAcknowledgement,
+                channel=st.sampled_from(["speed", "target"]),
+                set_offset=st.integers(4, 12),
+                state=st.sampled_from([DesiredState.DELIVERED, DesiredState.REJECTED]),
+                reason=st.just("no"),
+            )
+        ),
     ),
     st.builds(
         RecordPrediction,
@@ -185,7 +215,10 @@ actions: st.SearchStrategy[Action] = st.one_of(
         twin_id=twin_ids,
         state=st.sampled_from([s for s in CommandState if s > CommandState.QUEUED]),
         message=st.just("said"),
+        progress_percent=st.one_of(st.none(), st.floats(0, 100)),
+        result=st.dictionaries(st.just("reached"), numbers, max_size=1),
     ),
+    st.builds(CancelCommand, command_id=command_ids, twin_id=twin_ids, message=st.just("stop it"), force=st.booleans()),
     st.builds(
         RecordEvent,
         event=st.builds(

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from twinmesh.type.v1 import command_pb2 as _command_pb2
+from twinmesh.type.v1 import condition_pb2 as _condition_pb2
 from twinmesh.type.v1 import event_pb2 as _event_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 from twinmesh.type.v1 import position_pb2 as _position_pb2
@@ -627,12 +628,55 @@ class SetDesiredRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class UnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TolerancesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TWIN_ID_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
     IF_REVISION_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    TOLERANCES_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     if_revision: _builtins.int
@@ -651,6 +695,20 @@ class SetDesiredRequest(_message.Message):
     def deadline(self) -> _duration_pb2.Duration:
         """Time from commit by which reported should meet the values; absent = no deadline. A missed deadline is an event."""
 
+    @_builtins.property
+    def units(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. Units of values by channel (UCUM code or common alias), where they are not in the channel's own. They are converted before
+        the write.
+        """
+
+    @_builtins.property
+    def tolerances(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Optional. How near reported must come, by channel, in place of the type's tolerance, in the unit of the value and as a difference."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Optional. The write takes effect only if all of them hold at its own offset; at most 16."""
+
     def __init__(
         self,
         *,
@@ -660,10 +718,13 @@ class SetDesiredRequest(_message.Message):
         if_revision: _builtins.int | None = ...,
         deadline: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        units: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tolerances: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "deadline", b"deadline", "if_revision", b"if_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "deadline", b"deadline", "if_revision", b"if_revision", "remove", b"remove", "request_id", b"request_id", "twin_id", b"twin_id", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "conditions", b"conditions", "deadline", b"deadline", "if_revision", b"if_revision", "remove", b"remove", "request_id", b"request_id", "tolerances", b"tolerances", "twin_id", b"twin_id", "units", b"units", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
     _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
@@ -714,6 +775,68 @@ class SetDesiredResponse(_message.Message):
 Global___SetDesiredResponse: _TypeAlias = SetDesiredResponse  # noqa: Y015
 
 @_typing.final
+class AcknowledgeDesiredRequest(_message.Message):
+    """A device states what it makes of its targets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.DesiredAcknowledgement]:
+        """Required. One per channel, at most 1,000; state is DELIVERED or REJECTED."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        items: _abc.Iterable[_replica_pb2.DesiredAcknowledgement] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeDesiredRequest: _TypeAlias = AcknowledgeDesiredRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeDesiredResponse(_message.Message):
+    """What the device said is known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    @_builtins.property
+    def desired(self) -> _replica_pb2.DesiredFacet:
+        """The desired facet now."""
+
+    def __init__(
+        self,
+        *,
+        position: _position_pb2.LogPosition | None = ...,
+        desired: _replica_pb2.DesiredFacet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeDesiredResponse: _TypeAlias = AcknowledgeDesiredResponse  # noqa: Y015
+
+@_typing.final
 class RecordPredictionRequest(_message.Message):
     """Asks to write a prediction."""
 
@@ -722,13 +845,21 @@ class RecordPredictionRequest(_message.Message):
     TWIN_ID_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IF_REVISION_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     request_id: _builtins.str
     """Optional. Idempotency key."""
+    if_revision: _builtins.int
+    """Condition: the predicted facet's revision (0 = nothing was ever predicted). Absent = none."""
     @_builtins.property
     def prediction(self) -> _prediction_pb2.Prediction:
-        """Required. The prediction."""
+        """Required. The prediction, in the channel's unit or in another one, from which it is converted before the write."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Optional. The write takes effect only if all of them hold at its own offset; at most 16."""
 
     def __init__(
         self,
@@ -736,12 +867,16 @@ class RecordPredictionRequest(_message.Message):
         twin_id: _builtins.str = ...,
         prediction: _prediction_pb2.Prediction | None = ...,
         request_id: _builtins.str = ...,
+        if_revision: _builtins.int | None = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "conditions", b"conditions", "if_revision", b"if_revision", "prediction", b"prediction", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
+    _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__if_revision) -> _WhichOneofReturnType__if_revision | None: ...
 
 Global___RecordPredictionRequest: _TypeAlias = RecordPredictionRequest  # noqa: Y015
 
@@ -971,6 +1106,7 @@ class SendCommandRequest(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     TIME_TO_LIVE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     name: _builtins.str
@@ -979,11 +1115,15 @@ class SendCommandRequest(_message.Message):
     """Optional. Idempotency key; also decides the command's id."""
     @_builtins.property
     def args(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
-        """Its arguments."""
+        """Its arguments, at most 64 and 64 KiB."""
 
     @_builtins.property
     def time_to_live(self) -> _duration_pb2.Duration:
         """Time to live from commit; absent = for ever."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Optional. The command is queued only if all of them hold at its own offset; at most 16."""
 
     def __init__(
         self,
@@ -993,10 +1133,11 @@ class SendCommandRequest(_message.Message):
         args: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
         time_to_live: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_live", b"time_to_live"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "name", b"name", "request_id", b"request_id", "time_to_live", b"time_to_live", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "conditions", b"conditions", "name", b"name", "request_id", b"request_id", "time_to_live", b"time_to_live", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1166,21 +1307,53 @@ class AcknowledgeCommandRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ResultEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _observation_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _observation_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TWIN_ID_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_MESSAGE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     command_id: _builtins.str
     """Required. The command."""
     state: _command_pb2.CommandState.ValueType
-    """Required. DELIVERED, SUCCEEDED or FAILED."""
+    """Required. DELIVERED, SUCCEEDED, FAILED, or CANCELLED where a caller asked for that."""
     message: _builtins.str
     """Optional. The device's words, at most 1 KiB."""
     request_id: _builtins.str
     """Optional. Idempotency key."""
+    progress_percent: _builtins.float
+    """Optional, with DELIVERED: how far it is, 0 to 100; told again as often as it changes."""
+    progress_message: _builtins.str
+    """Optional, with DELIVERED: what it is doing, at most 1 KiB."""
+    @_builtins.property
+    def result(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
+        """Optional, with SUCCEEDED and FAILED: what it answers, at most 64 values and 16 KiB."""
+
     def __init__(
         self,
         *,
@@ -1189,12 +1362,17 @@ class AcknowledgeCommandRequest(_message.Message):
         state: _command_pb2.CommandState.ValueType = ...,
         message: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        progress_percent: _builtins.float | None = ...,
+        progress_message: _builtins.str = ...,
+        result: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "progress_percent", b"progress_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "message", b"message", "request_id", b"request_id", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "command_id", b"command_id", "message", b"message", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "request_id", b"request_id", "result", b"result", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
+    _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_percent) -> _WhichOneofReturnType__progress_percent | None: ...
 
 Global___AcknowledgeCommandRequest: _TypeAlias = AcknowledgeCommandRequest  # noqa: Y015
 
@@ -1238,6 +1416,7 @@ class CancelCommandRequest(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     command_id: _builtins.str
@@ -1246,6 +1425,8 @@ class CancelCommandRequest(_message.Message):
     """Optional. Why."""
     request_id: _builtins.str
     """Optional. Idempotency key."""
+    force: _builtins.bool
+    """Optional. End it at once even if the device has it; the device is told, and nobody waits for its answer."""
     def __init__(
         self,
         *,
@@ -1253,10 +1434,11 @@ class CancelCommandRequest(_message.Message):
         command_id: _builtins.str = ...,
         message: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "message", b"message", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "force", b"force", "message", b"message", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1264,7 +1446,7 @@ Global___CancelCommandRequest: _TypeAlias = CancelCommandRequest  # noqa: Y015
 
 @_typing.final
 class CancelCommandResponse(_message.Message):
-    """The command is cancelled."""
+    """The command is cancelled, or its device was asked to give it up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1326,7 +1508,7 @@ class FollowCommandsResponse(_message.Message):
     AS_OF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.Command]:
-        """Commands that have not ended."""
+        """Commands that have not ended; one that ended is told only to a device that was told of it on this stream, so that it stops."""
 
     @_builtins.property
     def as_of(self) -> _position_pb2.LogPosition:

@@ -385,6 +385,11 @@ class ReplicaServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeDesired = channel.unary_unary(
+                '/twinmesh.statesync.v1.ReplicaService/AcknowledgeDesired',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredResponse.FromString,
+                _registered_method=True)
         self.RecordPrediction = channel.unary_unary(
                 '/twinmesh.statesync.v1.ReplicaService/RecordPrediction',
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RecordPredictionRequest.SerializeToString,
@@ -414,15 +419,24 @@ class ReplicaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetDesired(self, request, context):
-        """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision. FAILED_PRECONDITION:
-        NOT_CONTROLLABLE. Idempotent by request_id.
+        """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision and state.
+        FAILED_PRECONDITION: CONDITION_NOT_MET with the current state; NOT_CONTROLLABLE. INVALID_ARGUMENT: INCOMPATIBLE_UNIT. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeDesired(self, request, context):
+        """The device side: says that it has targets, or refuses them with a reason. Targets that were replaced meanwhile are left alone.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordPrediction(self, request, context):
-        """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). Idempotent by request_id.
+        """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). ABORTED:
+        REVISION_CONFLICT. FAILED_PRECONDITION: CONDITION_NOT_MET. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,6 +473,11 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.SetDesired,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredResponse.SerializeToString,
+            ),
+            'AcknowledgeDesired': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeDesired,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredResponse.SerializeToString,
             ),
             'RecordPrediction': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordPrediction,
@@ -531,6 +550,33 @@ class ReplicaService:
             '/twinmesh.statesync.v1.ReplicaService/SetDesired',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetDesiredResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeDesired(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.ReplicaService/AcknowledgeDesired',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeDesiredResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -670,7 +716,8 @@ class CommandServiceServicer:
     """
 
     def SendCommand(self, request, context):
-        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing. Idempotent by request_id.
+        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
+        FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -691,14 +738,16 @@ class CommandServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AcknowledgeCommand(self, request, context):
-        """The device side: states what became of a command (DELIVERED, SUCCEEDED, FAILED). FAILED_PRECONDITION: COMMAND_STATE. Idempotent.
+        """The device side: states what became of a command (DELIVERED, with progress if there is any; SUCCEEDED or FAILED, with a result; CANCELLED
+        on request). FAILED_PRECONDITION: COMMAND_STATE. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelCommand(self, request, context):
-        """Cancels a command that has not ended. FAILED_PRECONDITION: COMMAND_STATE.
+        """Cancels a command that has not ended: a QUEUED one at once; a DELIVERED one is asked of the device, which answers CANCELLED, or what
+        else became of it. FAILED_PRECONDITION: COMMAND_STATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -706,7 +755,8 @@ class CommandServiceServicer:
 
     def FollowCommands(self, request, context):
         """The device side: streams the twin's commands that have not ended, in order, then new ones as they are queued, for ever. A command
-        that is not acknowledged comes again on reconnect.
+        that is not acknowledged comes again on reconnect. One that was told and is to be cancelled, or that expired or was cancelled
+        without the device, is told once more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -139,11 +139,17 @@ class ReplicaServiceStub:
     GetReplica: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetReplicaRequest, _statesync_pb2.GetReplicaResponse]
     """Returns a twin's replica that reflects at least min_offset. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     SetDesired: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.SetDesiredRequest, _statesync_pb2.SetDesiredResponse]
-    """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision. FAILED_PRECONDITION:
-    NOT_CONTROLLABLE. Idempotent by request_id.
+    """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision and state.
+    FAILED_PRECONDITION: CONDITION_NOT_MET with the current state; NOT_CONTROLLABLE. INVALID_ARGUMENT: INCOMPATIBLE_UNIT. Idempotent by request_id.
+    """
+    AcknowledgeDesired: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeDesiredRequest, _statesync_pb2.AcknowledgeDesiredResponse]
+    """The device side: says that it has targets, or refuses them with a reason. Targets that were replaced meanwhile are left alone.
+    Idempotent.
     """
     RecordPrediction: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.RecordPredictionRequest, _statesync_pb2.RecordPredictionResponse]
-    """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). Idempotent by request_id."""
+    """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). ABORTED:
+    REVISION_CONFLICT. FAILED_PRECONDITION: CONDITION_NOT_MET. Idempotent by request_id.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_statesync_pb2.WatchRequest, _statesync_pb2.WatchResponse]
     """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
     all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
@@ -164,11 +170,17 @@ class ReplicaServiceAsyncStub(ReplicaServiceStub):
     GetReplica: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetReplicaRequest, _statesync_pb2.GetReplicaResponse]  # type: ignore[assignment]
     """Returns a twin's replica that reflects at least min_offset. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     SetDesired: _aio.UnaryUnaryMultiCallable[_statesync_pb2.SetDesiredRequest, _statesync_pb2.SetDesiredResponse]  # type: ignore[assignment]
-    """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision. FAILED_PRECONDITION:
-    NOT_CONTROLLABLE. Idempotent by request_id.
+    """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision and state.
+    FAILED_PRECONDITION: CONDITION_NOT_MET with the current state; NOT_CONTROLLABLE. INVALID_ARGUMENT: INCOMPATIBLE_UNIT. Idempotent by request_id.
+    """
+    AcknowledgeDesired: _aio.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeDesiredRequest, _statesync_pb2.AcknowledgeDesiredResponse]  # type: ignore[assignment]
+    """The device side: says that it has targets, or refuses them with a reason. Targets that were replaced meanwhile are left alone.
+    Idempotent.
     """
     RecordPrediction: _aio.UnaryUnaryMultiCallable[_statesync_pb2.RecordPredictionRequest, _statesync_pb2.RecordPredictionResponse]  # type: ignore[assignment]
-    """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). Idempotent by request_id."""
+    """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). ABORTED:
+    REVISION_CONFLICT. FAILED_PRECONDITION: CONDITION_NOT_MET. Idempotent by request_id.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_statesync_pb2.WatchRequest, _statesync_pb2.WatchResponse]  # type: ignore[assignment]
     """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
     all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
@@ -198,8 +210,18 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.SetDesiredRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.SetDesiredResponse, _abc.Awaitable[_statesync_pb2.SetDesiredResponse]]:
-        """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision. FAILED_PRECONDITION:
-        NOT_CONTROLLABLE. Idempotent by request_id.
+        """Sets and removes desired values, all or nothing. ABORTED: REVISION_CONFLICT with the current revision and state.
+        FAILED_PRECONDITION: CONDITION_NOT_MET with the current state; NOT_CONTROLLABLE. INVALID_ARGUMENT: INCOMPATIBLE_UNIT. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeDesired(
+        self,
+        request: _statesync_pb2.AcknowledgeDesiredRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.AcknowledgeDesiredResponse, _abc.Awaitable[_statesync_pb2.AcknowledgeDesiredResponse]]:
+        """The device side: says that it has targets, or refuses them with a reason. Targets that were replaced meanwhile are left alone.
+        Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -208,7 +230,9 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.RecordPredictionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.RecordPredictionResponse, _abc.Awaitable[_statesync_pb2.RecordPredictionResponse]]:
-        """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). Idempotent by request_id."""
+        """Writes a prediction to the predicted facet; one from older inputs never replaces a newer one (applied = false). ABORTED:
+        REVISION_CONFLICT. FAILED_PRECONDITION: CONDITION_NOT_MET. Idempotent by request_id.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -243,18 +267,25 @@ class CommandServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CommandServiceAsyncStub: ...
     SendCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.SendCommandRequest, _statesync_pb2.SendCommandResponse]
-    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing. Idempotent by request_id."""
+    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
+    FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+    """
     GetCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetCommandRequest, _statesync_pb2.GetCommandResponse]
     """Returns a command. NOT_FOUND: COMMAND_NOT_FOUND. Idempotent."""
     ListCommands: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListCommandsRequest, _statesync_pb2.ListCommandsResponse]
     """Lists a twin's commands, newest first. Idempotent."""
     AcknowledgeCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeCommandRequest, _statesync_pb2.AcknowledgeCommandResponse]
-    """The device side: states what became of a command (DELIVERED, SUCCEEDED, FAILED). FAILED_PRECONDITION: COMMAND_STATE. Idempotent."""
+    """The device side: states what became of a command (DELIVERED, with progress if there is any; SUCCEEDED or FAILED, with a result; CANCELLED
+    on request). FAILED_PRECONDITION: COMMAND_STATE. Idempotent.
+    """
     CancelCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CancelCommandRequest, _statesync_pb2.CancelCommandResponse]
-    """Cancels a command that has not ended. FAILED_PRECONDITION: COMMAND_STATE."""
+    """Cancels a command that has not ended: a QUEUED one at once; a DELIVERED one is asked of the device, which answers CANCELLED, or what
+    else became of it. FAILED_PRECONDITION: COMMAND_STATE.
+    """
     FollowCommands: _grpc.UnaryStreamMultiCallable[_statesync_pb2.FollowCommandsRequest, _statesync_pb2.FollowCommandsResponse]
     """The device side: streams the twin's commands that have not ended, in order, then new ones as they are queued, for ever. A command
-    that is not acknowledged comes again on reconnect.
+    that is not acknowledged comes again on reconnect. One that was told and is to be cancelled, or that expired or was cancelled
+    without the device, is told once more.
     """
 
 @_typing.type_check_only
@@ -263,18 +294,25 @@ class CommandServiceAsyncStub(CommandServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.SendCommandRequest, _statesync_pb2.SendCommandResponse]  # type: ignore[assignment]
-    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing. Idempotent by request_id."""
+    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
+    FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+    """
     GetCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetCommandRequest, _statesync_pb2.GetCommandResponse]  # type: ignore[assignment]
     """Returns a command. NOT_FOUND: COMMAND_NOT_FOUND. Idempotent."""
     ListCommands: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListCommandsRequest, _statesync_pb2.ListCommandsResponse]  # type: ignore[assignment]
     """Lists a twin's commands, newest first. Idempotent."""
     AcknowledgeCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeCommandRequest, _statesync_pb2.AcknowledgeCommandResponse]  # type: ignore[assignment]
-    """The device side: states what became of a command (DELIVERED, SUCCEEDED, FAILED). FAILED_PRECONDITION: COMMAND_STATE. Idempotent."""
+    """The device side: states what became of a command (DELIVERED, with progress if there is any; SUCCEEDED or FAILED, with a result; CANCELLED
+    on request). FAILED_PRECONDITION: COMMAND_STATE. Idempotent.
+    """
     CancelCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CancelCommandRequest, _statesync_pb2.CancelCommandResponse]  # type: ignore[assignment]
-    """Cancels a command that has not ended. FAILED_PRECONDITION: COMMAND_STATE."""
+    """Cancels a command that has not ended: a QUEUED one at once; a DELIVERED one is asked of the device, which answers CANCELLED, or what
+    else became of it. FAILED_PRECONDITION: COMMAND_STATE.
+    """
     FollowCommands: _aio.UnaryStreamMultiCallable[_statesync_pb2.FollowCommandsRequest, _statesync_pb2.FollowCommandsResponse]  # type: ignore[assignment]
     """The device side: streams the twin's commands that have not ended, in order, then new ones as they are queued, for ever. A command
-    that is not acknowledged comes again on reconnect.
+    that is not acknowledged comes again on reconnect. One that was told and is to be cancelled, or that expired or was cancelled
+    without the device, is told once more.
     """
 
 class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -286,7 +324,9 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.SendCommandRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.SendCommandResponse, _abc.Awaitable[_statesync_pb2.SendCommandResponse]]:
-        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing. Idempotent by request_id."""
+        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
+        FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+        """
 
     @_abc_1.abstractmethod
     def GetCommand(
@@ -310,7 +350,9 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.AcknowledgeCommandRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.AcknowledgeCommandResponse, _abc.Awaitable[_statesync_pb2.AcknowledgeCommandResponse]]:
-        """The device side: states what became of a command (DELIVERED, SUCCEEDED, FAILED). FAILED_PRECONDITION: COMMAND_STATE. Idempotent."""
+        """The device side: states what became of a command (DELIVERED, with progress if there is any; SUCCEEDED or FAILED, with a result; CANCELLED
+        on request). FAILED_PRECONDITION: COMMAND_STATE. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def CancelCommand(
@@ -318,7 +360,9 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.CancelCommandRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.CancelCommandResponse, _abc.Awaitable[_statesync_pb2.CancelCommandResponse]]:
-        """Cancels a command that has not ended. FAILED_PRECONDITION: COMMAND_STATE."""
+        """Cancels a command that has not ended: a QUEUED one at once; a DELIVERED one is asked of the device, which answers CANCELLED, or what
+        else became of it. FAILED_PRECONDITION: COMMAND_STATE.
+        """
 
     @_abc_1.abstractmethod
     def FollowCommands(
@@ -327,7 +371,8 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_statesync_pb2.FollowCommandsResponse], _abc.AsyncIterator[_statesync_pb2.FollowCommandsResponse]]:
         """The device side: streams the twin's commands that have not ended, in order, then new ones as they are queued, for ever. A command
-        that is not acknowledged comes again on reconnect.
+        that is not acknowledged comes again on reconnect. One that was told and is to be cancelled, or that expired or was cancelled
+        without the device, is told once more.
         """
 
 def add_CommandServiceServicer_to_server(servicer: CommandServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwinmesh/type/v1/command.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xaf\x03\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x31\n\x04\x61rgs\x18\x04 \x03(\x0b\x32#.twinmesh.type.v1.Command.ArgsEntry\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.twinmesh.type.v1.CommandState\x12\x0f\n\x07message\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rcreate_offset\x18\t \x01(\x03\x12\x0e\n\x06offset\x18\n \x01(\x03\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x44\n\tArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01*\xd3\x01\n\x0c\x43ommandState\x12\x1d\n\x19\x43OMMAND_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43OMMAND_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x43OMMAND_STATE_DELIVERED\x10\x02\x12\x1b\n\x17\x43OMMAND_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14\x43OMMAND_STATE_FAILED\x10\x04\x12\x19\n\x15\x43OMMAND_STATE_EXPIRED\x10\x05\x12\x1b\n\x17\x43OMMAND_STATE_CANCELLED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwinmesh/type/v1/command.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\"\xdf\x05\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x31\n\x04\x61rgs\x18\x04 \x03(\x0b\x32#.twinmesh.type.v1.Command.ArgsEntry\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.twinmesh.type.v1.CommandState\x12\x0f\n\x07message\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rcreate_offset\x18\t \x01(\x03\x12\x0e\n\x06offset\x18\n \x01(\x03\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10progress_percent\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10progress_message\x18\x15 \x01(\t\x12\x35\n\x06result\x18\x16 \x03(\x0b\x32%.twinmesh.type.v1.Command.ResultEntry\x12\x18\n\x10\x63\x61ncel_requested\x18\x17 \x01(\x08\x12\x15\n\rcancel_reason\x18\x18 \x01(\t\x12\x30\n\x0c\x64\x65liver_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x44\n\tArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\x1a\x46\n\x0bResultEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\x42\x13\n\x11_progress_percent*\xd3\x01\n\x0c\x43ommandState\x12\x1d\n\x19\x43OMMAND_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43OMMAND_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x43OMMAND_STATE_DELIVERED\x10\x02\x12\x1b\n\x17\x43OMMAND_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14\x43OMMAND_STATE_FAILED\x10\x04\x12\x19\n\x15\x43OMMAND_STATE_EXPIRED\x10\x05\x12\x1b\n\x17\x43OMMAND_STATE_CANCELLED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMMAND_ARGSENTRY']._loaded_options = None
   _globals['_COMMAND_ARGSENTRY']._serialized_options = b'8\001'
-  _globals['_COMMANDSTATE']._serialized_start=556
-  _globals['_COMMANDSTATE']._serialized_end=767
+  _globals['_COMMAND_RESULTENTRY']._loaded_options = None
+  _globals['_COMMAND_RESULTENTRY']._serialized_options = b'8\001'
+  _globals['_COMMANDSTATE']._serialized_start=860
+  _globals['_COMMANDSTATE']._serialized_end=1071
   _globals['_COMMAND']._serialized_start=122
-  _globals['_COMMAND']._serialized_end=553
-  _globals['_COMMAND_ARGSENTRY']._serialized_start=485
-  _globals['_COMMAND_ARGSENTRY']._serialized_end=553
+  _globals['_COMMAND']._serialized_end=857
+  _globals['_COMMAND_ARGSENTRY']._serialized_start=696
+  _globals['_COMMAND_ARGSENTRY']._serialized_end=764
+  _globals['_COMMAND_RESULTENTRY']._serialized_start=766
+  _globals['_COMMAND_RESULTENTRY']._serialized_end=836
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ class _CommandStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandS
     COMMAND_STATE_EXPIRED: _CommandState.ValueType  # 5
     """Its time to live ran out before an end. Final."""
     COMMAND_STATE_CANCELLED: _CommandState.ValueType  # 6
-    """Cancelled by a caller, or superseded by a newer target of its channel before it was delivered. Final."""
+    """Cancelled before it was delivered (by a caller, or by a newer target of its channel), given up by the device on request, or by force. Final."""
 
 class CommandState(_CommandState, metaclass=_CommandStateEnumTypeWrapper):
     """Where a command is in its life."""
@@ -58,7 +58,7 @@ COMMAND_STATE_FAILED: CommandState.ValueType  # 4
 COMMAND_STATE_EXPIRED: CommandState.ValueType  # 5
 """Its time to live ran out before an end. Final."""
 COMMAND_STATE_CANCELLED: CommandState.ValueType  # 6
-"""Cancelled by a caller, or superseded by a newer target of its channel before it was delivered. Final."""
+"""Cancelled before it was delivered (by a caller, or by a newer target of its channel), given up by the device on request, or by force. Final."""
 Global___CommandState: _TypeAlias = CommandState  # noqa: Y015
 
 @_typing.final
@@ -69,6 +69,27 @@ class Command(_message.Message):
 
     @_typing.final
     class ArgsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _observation_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _observation_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ResultEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -99,6 +120,12 @@ class Command(_message.Message):
     CREATE_OFFSET_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_MESSAGE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    DELIVER_TIME_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Id, unique within the twin's tenant."""
     twin_id: _builtins.str
@@ -108,11 +135,19 @@ class Command(_message.Message):
     state: Global___CommandState.ValueType
     """Where it is in its life."""
     message: _builtins.str
-    """Why it failed, in the device's words."""
+    """Why it failed or was cancelled, or what the device said of its success."""
     create_offset: _builtins.int
     """Offset of the entry that queued it: its place in the twin's order."""
     offset: _builtins.int
     """Offset of the last entry that changed it."""
+    progress_percent: _builtins.float
+    """How far the device is, 0 to 100, in its own judgement; absent = it said nothing."""
+    progress_message: _builtins.str
+    """What the device is doing, in its words."""
+    cancel_requested: _builtins.bool
+    """A caller asked the device to give it up. It goes on being DELIVERED until the device says what became of it, or it expires."""
+    cancel_reason: _builtins.str
+    """Why, in the caller's words."""
     @_builtins.property
     def args(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
         """Its arguments by name."""
@@ -129,6 +164,14 @@ class Command(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Commit time of the last entry that changed it."""
 
+    @_builtins.property
+    def result(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
+        """What the device answered when it ended: values by name, at most 64 and 16 KiB."""
+
+    @_builtins.property
+    def deliver_time(self) -> _timestamp_pb2.Timestamp:
+        """Commit time of the entry by which the device took it; absent = it did not."""
+
     def __init__(
         self,
         *,
@@ -143,11 +186,19 @@ class Command(_message.Message):
         create_offset: _builtins.int = ...,
         offset: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        progress_percent: _builtins.float | None = ...,
+        progress_message: _builtins.str = ...,
+        result: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
+        cancel_requested: _builtins.bool = ...,
+        cancel_reason: _builtins.str = ...,
+        deliver_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "create_time", b"create_time", "deliver_time", b"deliver_time", "expire_time", b"expire_time", "progress_percent", b"progress_percent", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command_id", b"command_id", "create_offset", b"create_offset", "create_time", b"create_time", "expire_time", b"expire_time", "message", b"message", "name", b"name", "offset", b"offset", "state", b"state", "twin_id", b"twin_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "args", b"args", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "create_offset", b"create_offset", "create_time", b"create_time", "deliver_time", b"deliver_time", "expire_time", b"expire_time", "message", b"message", "name", b"name", "offset", b"offset", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "result", b"result", "state", b"state", "twin_id", b"twin_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
+    _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_percent) -> _WhichOneofReturnType__progress_percent | None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015

@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twinmesh.type.v1 import command_pb2 as twinmesh_dot_type_dot_v1_dot_command__pb2
+from twinmesh.type.v1 import condition_pb2 as twinmesh_dot_type_dot_v1_dot_condition__pb2
 from twinmesh.type.v1 import event_pb2 as twinmesh_dot_type_dot_v1_dot_event__pb2
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
 from twinmesh.type.v1 import prediction_pb2 as twinmesh_dot_type_dot_v1_dot_prediction__pb2
@@ -31,7 +32,7 @@ from twinmesh.type.v1 import replica_pb2 as twinmesh_dot_type_dot_v1_dot_replica
 from twinmesh.type.v1 import twin_pb2 as twinmesh_dot_type_dot_v1_dot_twin__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwinmesh/type/v1/entry.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etwinmesh/type/v1/command.proto\x1a\x1ctwinmesh/type/v1/event.proto\x1a\"twinmesh/type/v1/observation.proto\x1a!twinmesh/type/v1/prediction.proto\x1a\x1etwinmesh/type/v1/replica.proto\x1a\x1btwinmesh/type/v1/twin.proto\"D\n\x13\x43reateTwinTypeEntry\x12-\n\ttwin_type\x18\x01 \x01(\x0b\x32\x1a.twinmesh.type.v1.TwinType\"J\n\x0f\x43reateTwinEntry\x12$\n\x04twin\x18\x01 \x01(\x0b\x32\x16.twinmesh.type.v1.Twin\x12\x11\n\tif_absent\x18\x02 \x01(\x08\"\"\n\x0f\x44\x65leteTwinEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\"\x91\x02\n\x0fSetDesiredEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12=\n\x06values\x18\x02 \x03(\x0b\x32-.twinmesh.type.v1.SetDesiredEntry.ValuesEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x12\x18\n\x0bif_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x46\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\x42\x0e\n\x0c_if_revision\"Z\n\x15RecordPredictionEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x30\n\nprediction\x18\x02 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\"\xfa\x01\n\x11QueueCommandEntry\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12;\n\x04\x61rgs\x18\x04 \x03(\x0b\x32-.twinmesh.type.v1.QueueCommandEntry.ArgsEntry\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x44\n\tArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\"y\n\x12UpdateCommandEntry\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.CommandState\x12\x0f\n\x07message\x18\x04 \x01(\t\":\n\x10RecordEventEntry\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.Event\"L\n\x12\x45xpireDesiredEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x03(\t\x12\x13\n\x0bset_offsets\x18\x03 \x03(\x03\"\x8f\x01\n\x14SetConnectivityEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x34\n\x0c\x63onnectivity\x18\x02 \x01(\x0e\x32\x1e.twinmesh.type.v1.Connectivity\x12\x30\n\x0clast_arrival\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x10\x44\x65leteRangeEntry\x12+\n\x06series\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x0e\x45raseTwinEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12+\n\x06series\x18\x02 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12\x12\n\nerasure_id\x18\x03 \x01(\t\"k\n\x10\x44ropHistoryEntry\x12+\n\x06series\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12*\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe4\x06\n\x0c\x43ontrolEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x41\n\x10\x63reate_twin_type\x18\x03 \x01(\x0b\x32%.twinmesh.type.v1.CreateTwinTypeEntryH\x00\x12\x38\n\x0b\x63reate_twin\x18\x04 \x01(\x0b\x32!.twinmesh.type.v1.CreateTwinEntryH\x00\x12\x38\n\x0b\x64\x65lete_twin\x18\x05 \x01(\x0b\x32!.twinmesh.type.v1.DeleteTwinEntryH\x00\x12\x38\n\x0bset_desired\x18\x06 \x01(\x0b\x32!.twinmesh.type.v1.SetDesiredEntryH\x00\x12\x44\n\x11record_prediction\x18\x07 \x01(\x0b\x32\'.twinmesh.type.v1.RecordPredictionEntryH\x00\x12<\n\rqueue_command\x18\x08 \x01(\x0b\x32#.twinmesh.type.v1.QueueCommandEntryH\x00\x12>\n\x0eupdate_command\x18\t \x01(\x0b\x32$.twinmesh.type.v1.UpdateCommandEntryH\x00\x12:\n\x0crecord_event\x18\n \x01(\x0b\x32\".twinmesh.type.v1.RecordEventEntryH\x00\x12>\n\x0e\x65xpire_desired\x18\x0b \x01(\x0b\x32$.twinmesh.type.v1.ExpireDesiredEntryH\x00\x12\x42\n\x10set_connectivity\x18\x0c \x01(\x0b\x32&.twinmesh.type.v1.SetConnectivityEntryH\x00\x12:\n\x0c\x64\x65lete_range\x18\r \x01(\x0b\x32\".twinmesh.type.v1.DeleteRangeEntryH\x00\x12\x36\n\nerase_twin\x18\x0e \x01(\x0b\x32 .twinmesh.type.v1.EraseTwinEntryH\x00\x12:\n\x0c\x64rop_history\x18\x0f \x01(\x0b\x32\".twinmesh.type.v1.DropHistoryEntryH\x00\x42\x08\n\x06\x61\x63tionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwinmesh/type/v1/entry.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etwinmesh/type/v1/command.proto\x1a twinmesh/type/v1/condition.proto\x1a\x1ctwinmesh/type/v1/event.proto\x1a\"twinmesh/type/v1/observation.proto\x1a!twinmesh/type/v1/prediction.proto\x1a\x1etwinmesh/type/v1/replica.proto\x1a\x1btwinmesh/type/v1/twin.proto\"D\n\x13\x43reateTwinTypeEntry\x12-\n\ttwin_type\x18\x01 \x01(\x0b\x32\x1a.twinmesh.type.v1.TwinType\"J\n\x0f\x43reateTwinEntry\x12$\n\x04twin\x18\x01 \x01(\x0b\x32\x16.twinmesh.type.v1.Twin\x12\x11\n\tif_absent\x18\x02 \x01(\x08\"\"\n\x0f\x44\x65leteTwinEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\"\xac\x04\n\x0fSetDesiredEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12=\n\x06values\x18\x02 \x03(\x0b\x32-.twinmesh.type.v1.SetDesiredEntry.ValuesEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x12\x18\n\x0bif_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x05units\x18\x14 \x03(\x0b\x32,.twinmesh.type.v1.SetDesiredEntry.UnitsEntry\x12\x45\n\ntolerances\x18\x15 \x03(\x0b\x32\x31.twinmesh.type.v1.SetDesiredEntry.TolerancesEntry\x12\x34\n\nconditions\x18\x16 \x03(\x0b\x32 .twinmesh.type.v1.StateCondition\x1a\x46\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\x1a,\n\nUnitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fTolerancesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_if_revision\"\xba\x01\n\x15RecordPredictionEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x30\n\nprediction\x18\x02 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\x12\x18\n\x0bif_revision\x18\x14 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\nconditions\x18\x15 \x03(\x0b\x32 .twinmesh.type.v1.StateConditionB\x0e\n\x0c_if_revision\"\xb0\x02\n\x11QueueCommandEntry\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12;\n\x04\x61rgs\x18\x04 \x03(\x0b\x32-.twinmesh.type.v1.QueueCommandEntry.ArgsEntry\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\nconditions\x18\x14 \x03(\x0b\x32 .twinmesh.type.v1.StateCondition\x1a\x44\n\tArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\"\xd1\x02\n\x12UpdateCommandEntry\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.CommandState\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x1d\n\x10progress_percent\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10progress_message\x18\x15 \x01(\t\x12@\n\x06result\x18\x16 \x03(\x0b\x32\x30.twinmesh.type.v1.UpdateCommandEntry.ResultEntry\x1a\x46\n\x0bResultEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value:\x02\x38\x01\x42\x13\n\x11_progress_percent\"Y\n\x12\x43\x61ncelCommandEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x12\n\ncommand_id\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"c\n\x17\x41\x63knowledgeDesiredEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x37\n\x05items\x18\x02 \x03(\x0b\x32(.twinmesh.type.v1.DesiredAcknowledgement\":\n\x10RecordEventEntry\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.Event\"L\n\x12\x45xpireDesiredEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x03(\t\x12\x13\n\x0bset_offsets\x18\x03 \x03(\x03\"\x8f\x01\n\x14SetConnectivityEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x34\n\x0c\x63onnectivity\x18\x02 \x01(\x0e\x32\x1e.twinmesh.type.v1.Connectivity\x12\x30\n\x0clast_arrival\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x10\x44\x65leteRangeEntry\x12+\n\x06series\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x0e\x45raseTwinEntry\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12+\n\x06series\x18\x02 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12\x12\n\nerasure_id\x18\x03 \x01(\t\"k\n\x10\x44ropHistoryEntry\x12+\n\x06series\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.SeriesKey\x12*\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xee\x07\n\x0c\x43ontrolEntry\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x41\n\x10\x63reate_twin_type\x18\x03 \x01(\x0b\x32%.twinmesh.type.v1.CreateTwinTypeEntryH\x00\x12\x38\n\x0b\x63reate_twin\x18\x04 \x01(\x0b\x32!.twinmesh.type.v1.CreateTwinEntryH\x00\x12\x38\n\x0b\x64\x65lete_twin\x18\x05 \x01(\x0b\x32!.twinmesh.type.v1.DeleteTwinEntryH\x00\x12\x38\n\x0bset_desired\x18\x06 \x01(\x0b\x32!.twinmesh.type.v1.SetDesiredEntryH\x00\x12\x44\n\x11record_prediction\x18\x07 \x01(\x0b\x32\'.twinmesh.type.v1.RecordPredictionEntryH\x00\x12<\n\rqueue_command\x18\x08 \x01(\x0b\x32#.twinmesh.type.v1.QueueCommandEntryH\x00\x12>\n\x0eupdate_command\x18\t \x01(\x0b\x32$.twinmesh.type.v1.UpdateCommandEntryH\x00\x12:\n\x0crecord_event\x18\n \x01(\x0b\x32\".twinmesh.type.v1.RecordEventEntryH\x00\x12>\n\x0e\x65xpire_desired\x18\x0b \x01(\x0b\x32$.twinmesh.type.v1.ExpireDesiredEntryH\x00\x12\x42\n\x10set_connectivity\x18\x0c \x01(\x0b\x32&.twinmesh.type.v1.SetConnectivityEntryH\x00\x12:\n\x0c\x64\x65lete_range\x18\r \x01(\x0b\x32\".twinmesh.type.v1.DeleteRangeEntryH\x00\x12\x36\n\nerase_twin\x18\x0e \x01(\x0b\x32 .twinmesh.type.v1.EraseTwinEntryH\x00\x12:\n\x0c\x64rop_history\x18\x0f \x01(\x0b\x32\".twinmesh.type.v1.DropHistoryEntryH\x00\x12H\n\x13\x61\x63knowledge_desired\x18\x1d \x01(\x0b\x32).twinmesh.type.v1.AcknowledgeDesiredEntryH\x00\x12>\n\x0e\x63\x61ncel_command\x18\x1e \x01(\x0b\x32$.twinmesh.type.v1.CancelCommandEntryH\x00\x42\x08\n\x06\x61\x63tionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,38 +41,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETDESIREDENTRY_VALUESENTRY']._loaded_options = None
   _globals['_SETDESIREDENTRY_VALUESENTRY']._serialized_options = b'8\001'
+  _globals['_SETDESIREDENTRY_UNITSENTRY']._loaded_options = None
+  _globals['_SETDESIREDENTRY_UNITSENTRY']._serialized_options = b'8\001'
+  _globals['_SETDESIREDENTRY_TOLERANCESENTRY']._loaded_options = None
+  _globals['_SETDESIREDENTRY_TOLERANCESENTRY']._serialized_options = b'8\001'
   _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._loaded_options = None
   _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATETWINTYPEENTRY']._serialized_start=277
-  _globals['_CREATETWINTYPEENTRY']._serialized_end=345
-  _globals['_CREATETWINENTRY']._serialized_start=347
-  _globals['_CREATETWINENTRY']._serialized_end=421
-  _globals['_DELETETWINENTRY']._serialized_start=423
-  _globals['_DELETETWINENTRY']._serialized_end=457
-  _globals['_SETDESIREDENTRY']._serialized_start=460
-  _globals['_SETDESIREDENTRY']._serialized_end=733
-  _globals['_SETDESIREDENTRY_VALUESENTRY']._serialized_start=647
-  _globals['_SETDESIREDENTRY_VALUESENTRY']._serialized_end=717
-  _globals['_RECORDPREDICTIONENTRY']._serialized_start=735
-  _globals['_RECORDPREDICTIONENTRY']._serialized_end=825
-  _globals['_QUEUECOMMANDENTRY']._serialized_start=828
-  _globals['_QUEUECOMMANDENTRY']._serialized_end=1078
-  _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._serialized_start=1010
-  _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._serialized_end=1078
-  _globals['_UPDATECOMMANDENTRY']._serialized_start=1080
-  _globals['_UPDATECOMMANDENTRY']._serialized_end=1201
-  _globals['_RECORDEVENTENTRY']._serialized_start=1203
-  _globals['_RECORDEVENTENTRY']._serialized_end=1261
-  _globals['_EXPIREDESIREDENTRY']._serialized_start=1263
-  _globals['_EXPIREDESIREDENTRY']._serialized_end=1339
-  _globals['_SETCONNECTIVITYENTRY']._serialized_start=1342
-  _globals['_SETCONNECTIVITYENTRY']._serialized_end=1485
-  _globals['_DELETERANGEENTRY']._serialized_start=1488
-  _globals['_DELETERANGEENTRY']._serialized_end=1645
-  _globals['_ERASETWINENTRY']._serialized_start=1647
-  _globals['_ERASETWINENTRY']._serialized_end=1745
-  _globals['_DROPHISTORYENTRY']._serialized_start=1747
-  _globals['_DROPHISTORYENTRY']._serialized_end=1854
-  _globals['_CONTROLENTRY']._serialized_start=1857
-  _globals['_CONTROLENTRY']._serialized_end=2725
+  _globals['_UPDATECOMMANDENTRY_RESULTENTRY']._loaded_options = None
+  _globals['_UPDATECOMMANDENTRY_RESULTENTRY']._serialized_options = b'8\001'
+  _globals['_CREATETWINTYPEENTRY']._serialized_start=311
+  _globals['_CREATETWINTYPEENTRY']._serialized_end=379
+  _globals['_CREATETWINENTRY']._serialized_start=381
+  _globals['_CREATETWINENTRY']._serialized_end=455
+  _globals['_DELETETWINENTRY']._serialized_start=457
+  _globals['_DELETETWINENTRY']._serialized_end=491
+  _globals['_SETDESIREDENTRY']._serialized_start=494
+  _globals['_SETDESIREDENTRY']._serialized_end=1050
+  _globals['_SETDESIREDENTRY_VALUESENTRY']._serialized_start=867
+  _globals['_SETDESIREDENTRY_VALUESENTRY']._serialized_end=937
+  _globals['_SETDESIREDENTRY_UNITSENTRY']._serialized_start=939
+  _globals['_SETDESIREDENTRY_UNITSENTRY']._serialized_end=983
+  _globals['_SETDESIREDENTRY_TOLERANCESENTRY']._serialized_start=985
+  _globals['_SETDESIREDENTRY_TOLERANCESENTRY']._serialized_end=1034
+  _globals['_RECORDPREDICTIONENTRY']._serialized_start=1053
+  _globals['_RECORDPREDICTIONENTRY']._serialized_end=1239
+  _globals['_QUEUECOMMANDENTRY']._serialized_start=1242
+  _globals['_QUEUECOMMANDENTRY']._serialized_end=1546
+  _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._serialized_start=1478
+  _globals['_QUEUECOMMANDENTRY_ARGSENTRY']._serialized_end=1546
+  _globals['_UPDATECOMMANDENTRY']._serialized_start=1549
+  _globals['_UPDATECOMMANDENTRY']._serialized_end=1886
+  _globals['_UPDATECOMMANDENTRY_RESULTENTRY']._serialized_start=1795
+  _globals['_UPDATECOMMANDENTRY_RESULTENTRY']._serialized_end=1865
+  _globals['_CANCELCOMMANDENTRY']._serialized_start=1888
+  _globals['_CANCELCOMMANDENTRY']._serialized_end=1977
+  _globals['_ACKNOWLEDGEDESIREDENTRY']._serialized_start=1979
+  _globals['_ACKNOWLEDGEDESIREDENTRY']._serialized_end=2078
+  _globals['_RECORDEVENTENTRY']._serialized_start=2080
+  _globals['_RECORDEVENTENTRY']._serialized_end=2138
+  _globals['_EXPIREDESIREDENTRY']._serialized_start=2140
+  _globals['_EXPIREDESIREDENTRY']._serialized_end=2216
+  _globals['_SETCONNECTIVITYENTRY']._serialized_start=2219
+  _globals['_SETCONNECTIVITYENTRY']._serialized_end=2362
+  _globals['_DELETERANGEENTRY']._serialized_start=2365
+  _globals['_DELETERANGEENTRY']._serialized_end=2522
+  _globals['_ERASETWINENTRY']._serialized_start=2524
+  _globals['_ERASETWINENTRY']._serialized_end=2622
+  _globals['_DROPHISTORYENTRY']._serialized_start=2624
+  _globals['_DROPHISTORYENTRY']._serialized_end=2731
+  _globals['_CONTROLENTRY']._serialized_start=2734
+  _globals['_CONTROLENTRY']._serialized_end=3740
 # @@protoc_insertion_point(module_scope)

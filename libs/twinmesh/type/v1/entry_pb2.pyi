@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from twinmesh.type.v1 import command_pb2 as _command_pb2
+from twinmesh.type.v1 import condition_pb2 as _condition_pb2
 from twinmesh.type.v1 import event_pb2 as _event_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 from twinmesh.type.v1 import prediction_pb2 as _prediction_pb2
@@ -126,11 +127,54 @@ class SetDesiredEntry(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class UnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TolerancesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TWIN_ID_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
     IF_REVISION_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    TOLERANCES_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """The twin."""
     if_revision: _builtins.int
@@ -147,6 +191,18 @@ class SetDesiredEntry(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """By when reported should meet the values; absent = no deadline."""
 
+    @_builtins.property
+    def units(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The unit that values were converted to, by channel: the channel's own. Rejected if the channel's unit has become another since."""
+
+    @_builtins.property
+    def tolerances(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Tolerance by channel, in the channel's unit, in place of the type's."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Condition: all of them hold. Empty = none."""
+
     def __init__(
         self,
         *,
@@ -155,10 +211,13 @@ class SetDesiredEntry(_message.Message):
         remove: _abc.Iterable[_builtins.str] | None = ...,
         if_revision: _builtins.int | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        units: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tolerances: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "deadline", b"deadline", "if_revision", b"if_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "deadline", b"deadline", "if_revision", b"if_revision", "remove", b"remove", "twin_id", b"twin_id", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "conditions", b"conditions", "deadline", b"deadline", "if_revision", b"if_revision", "remove", b"remove", "tolerances", b"tolerances", "twin_id", b"twin_id", "units", b"units", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
     _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
@@ -174,23 +233,35 @@ class RecordPredictionEntry(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     PREDICTION_FIELD_NUMBER: _builtins.int
+    IF_REVISION_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """The twin."""
+    if_revision: _builtins.int
+    """Condition: the predicted facet's revision. Absent = none."""
     @_builtins.property
     def prediction(self) -> _prediction_pb2.Prediction:
         """The prediction."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Condition: all of them hold. Empty = none."""
 
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         prediction: _prediction_pb2.Prediction | None = ...,
+        if_revision: _builtins.int | None = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "conditions", b"conditions", "if_revision", b"if_revision", "prediction", b"prediction", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
+    _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__if_revision) -> _WhichOneofReturnType__if_revision | None: ...
 
 Global___RecordPredictionEntry: _TypeAlias = RecordPredictionEntry  # noqa: Y015
 
@@ -226,6 +297,7 @@ class QueueCommandEntry(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command's id, chosen by the writer."""
     twin_id: _builtins.str
@@ -240,6 +312,10 @@ class QueueCommandEntry(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it expires; absent = never."""
 
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
+        """Condition: all of them hold. Empty = none."""
+
     def __init__(
         self,
         *,
@@ -248,10 +324,11 @@ class QueueCommandEntry(_message.Message):
         name: _builtins.str = ...,
         args: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command_id", b"command_id", "expire_time", b"expire_time", "name", b"name", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command_id", b"command_id", "conditions", b"conditions", "expire_time", b"expire_time", "name", b"name", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,10 +340,34 @@ class UpdateCommandEntry(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ResultEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _observation_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _observation_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     TWIN_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_MESSAGE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     twin_id: _builtins.str
@@ -275,6 +376,14 @@ class UpdateCommandEntry(_message.Message):
     """The new state: DELIVERED, SUCCEEDED, FAILED, EXPIRED or CANCELLED."""
     message: _builtins.str
     """Why, for FAILED and CANCELLED."""
+    progress_percent: _builtins.float
+    """DELIVERED only: how far the device is, 0 to 100. Absent = unchanged."""
+    progress_message: _builtins.str
+    """DELIVERED only: what the device is doing."""
+    @_builtins.property
+    def result(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
+        """SUCCEEDED and FAILED only: what the device answered."""
+
     def __init__(
         self,
         *,
@@ -282,14 +391,81 @@ class UpdateCommandEntry(_message.Message):
         twin_id: _builtins.str = ...,
         state: _command_pb2.CommandState.ValueType = ...,
         message: _builtins.str = ...,
+        progress_percent: _builtins.float | None = ...,
+        progress_message: _builtins.str = ...,
+        result: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "progress_percent", b"progress_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "command_id", b"command_id", "message", b"message", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "result", b"result", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
+    _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_percent) -> _WhichOneofReturnType__progress_percent | None: ...
+
+Global___UpdateCommandEntry: _TypeAlias = UpdateCommandEntry  # noqa: Y015
+
+@_typing.final
+class CancelCommandEntry(_message.Message):
+    """Cancels a command: at once if it is QUEUED; a DELIVERED one is only asked of the device, unless force is set. Rejected if it has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    command_id: _builtins.str
+    """The command."""
+    message: _builtins.str
+    """Why."""
+    force: _builtins.bool
+    """End it whatever the device does."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "message", b"message", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "force", b"force", "message", b"message", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UpdateCommandEntry: _TypeAlias = UpdateCommandEntry  # noqa: Y015
+Global___CancelCommandEntry: _TypeAlias = CancelCommandEntry  # noqa: Y015
+
+@_typing.final
+class AcknowledgeDesiredEntry(_message.Message):
+    """States what a device makes of its targets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_replica_pb2.DesiredAcknowledgement]:
+        """Each about one channel; those about a target that is not there any more have no effect."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        items: _abc.Iterable[_replica_pb2.DesiredAcknowledgement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeDesiredEntry: _TypeAlias = AcknowledgeDesiredEntry  # noqa: Y015
 
 @_typing.final
 class RecordEventEntry(_message.Message):
@@ -502,6 +678,8 @@ class ControlEntry(_message.Message):
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     ERASE_TWIN_FIELD_NUMBER: _builtins.int
     DROP_HISTORY_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_DESIRED_FIELD_NUMBER: _builtins.int
+    CANCEL_COMMAND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request that wrote it; the same id again has no second effect. Unique within the tenant."""
     principal: _builtins.str
@@ -558,6 +736,14 @@ class ControlEntry(_message.Message):
     def drop_history(self) -> Global___DropHistoryEntry:
         """Drops observations that were kept long enough."""
 
+    @_builtins.property
+    def acknowledge_desired(self) -> Global___AcknowledgeDesiredEntry:
+        """States what a device makes of its targets."""
+
+    @_builtins.property
+    def cancel_command(self) -> Global___CancelCommandEntry:
+        """Cancels a command, or asks the device to give it up."""
+
     def __init__(
         self,
         *,
@@ -576,12 +762,14 @@ class ControlEntry(_message.Message):
         delete_range: Global___DeleteRangeEntry | None = ...,
         erase_twin: Global___EraseTwinEntry | None = ...,
         drop_history: Global___DropHistoryEntry | None = ...,
+        acknowledge_desired: Global___AcknowledgeDesiredEntry | None = ...,
+        cancel_command: Global___CancelCommandEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "acknowledge_desired", "cancel_command"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 

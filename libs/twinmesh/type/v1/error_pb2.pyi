@@ -51,7 +51,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 13
     """ALREADY_EXISTS: the id is taken by something with other content."""
     ERROR_REASON_REVISION_CONFLICT: _ErrorReason.ValueType  # 14
-    """ABORTED: if_revision does not match; metadata "current_revision" holds the current one."""
+    """ABORTED: if_revision does not match; metadata "current_revision" holds the current one, "current" the state as JSON."""
     ERROR_REASON_PRODUCER_FENCED: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION: a newer session of the same producer took over."""
     ERROR_REASON_SEQUENCE_GAP: _ErrorReason.ValueType  # 16
@@ -102,6 +102,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
     ERROR_REASON_AS_OF_PRUNED: _ErrorReason.ValueType  # 39
     """A read as of an offset whose superseded values are not kept any more; metadata "floor_offset" is the earliest that can be read."""
+    ERROR_REASON_CONDITION_NOT_MET: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION: a condition of the write does not hold; metadata "condition" names it, "current" holds the state it met as JSON."""
+    ERROR_REASON_COMMAND_QUEUE_FULL: _ErrorReason.ValueType  # 41
+    """RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -137,7 +141,7 @@ ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 12
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 13
 """ALREADY_EXISTS: the id is taken by something with other content."""
 ERROR_REASON_REVISION_CONFLICT: ErrorReason.ValueType  # 14
-"""ABORTED: if_revision does not match; metadata "current_revision" holds the current one."""
+"""ABORTED: if_revision does not match; metadata "current_revision" holds the current one, "current" the state as JSON."""
 ERROR_REASON_PRODUCER_FENCED: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION: a newer session of the same producer took over."""
 ERROR_REASON_SEQUENCE_GAP: ErrorReason.ValueType  # 16
@@ -188,4 +192,8 @@ ERROR_REASON_QUARANTINE_CHANGED: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION: a row named for replay or discard is not in quarantine any more; list it again."""
 ERROR_REASON_AS_OF_PRUNED: ErrorReason.ValueType  # 39
 """A read as of an offset whose superseded values are not kept any more; metadata "floor_offset" is the earliest that can be read."""
+ERROR_REASON_CONDITION_NOT_MET: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION: a condition of the write does not hold; metadata "condition" names it, "current" holds the state it met as JSON."""
+ERROR_REASON_COMMAND_QUEUE_FULL: ErrorReason.ValueType  # 41
+"""RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -66,7 +66,7 @@ class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DesiredS
     DESIRED_STATE_PENDING: _DesiredState.ValueType  # 1
     """Set, not yet seen by the device."""
     DESIRED_STATE_DELIVERED: _DesiredState.ValueType  # 2
-    """The device received it (its command was delivered)."""
+    """The device received it: its command was delivered, or the device said so. Also where reported met it once and has drifted away."""
     DESIRED_STATE_APPLIED: _DesiredState.ValueType  # 3
     """Reported meets it within tolerance."""
     DESIRED_STATE_REJECTED: _DesiredState.ValueType  # 4
@@ -82,7 +82,7 @@ DESIRED_STATE_UNSPECIFIED: DesiredState.ValueType  # 0
 DESIRED_STATE_PENDING: DesiredState.ValueType  # 1
 """Set, not yet seen by the device."""
 DESIRED_STATE_DELIVERED: DesiredState.ValueType  # 2
-"""The device received it (its command was delivered)."""
+"""The device received it: its command was delivered, or the device said so. Also where reported met it once and has drifted away."""
 DESIRED_STATE_APPLIED: DesiredState.ValueType  # 3
 """Reported meets it within tolerance."""
 DESIRED_STATE_REJECTED: DesiredState.ValueType  # 4
@@ -146,6 +146,11 @@ class DesiredValue(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     REJECTION_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DELTA_SINCE_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    SET_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_MET_TIME_FIELD_NUMBER: _builtins.int
+    DRIFT_COUNT_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel; it must be controllable."""
     state: Global___DesiredState.ValueType
@@ -156,6 +161,10 @@ class DesiredValue(_message.Message):
     """Why the device refused it, if REJECTED."""
     command_id: _builtins.str
     """The command that carries it to the device, if the channel has a set_command."""
+    tolerance: _builtins.float
+    """Tolerance of this target, in the channel's unit, where the caller gave one in place of the type's."""
+    drift_count: _builtins.int
+    """How often reported went away from it after having met it."""
     @_builtins.property
     def value(self) -> _observation_pb2.Value:
         """The value in the channel's unit."""
@@ -163,6 +172,18 @@ class DesiredValue(_message.Message):
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """By when reported should meet it; absent = no deadline."""
+
+    @_builtins.property
+    def delta_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when reported has not met it (commit time of the entry that opened the difference); absent = it meets it."""
+
+    @_builtins.property
+    def set_time(self) -> _timestamp_pb2.Timestamp:
+        """Commit time of the entry that set it."""
+
+    @_builtins.property
+    def first_met_time(self) -> _timestamp_pb2.Timestamp:
+        """When reported first met it (commit time); absent = never so far. With a state other than APPLIED: the entity drifted away again."""
 
     def __init__(
         self,
@@ -174,14 +195,55 @@ class DesiredValue(_message.Message):
         offset: _builtins.int = ...,
         rejection: _builtins.str = ...,
         command_id: _builtins.str = ...,
+        delta_since: _timestamp_pb2.Timestamp | None = ...,
+        tolerance: _builtins.float | None = ...,
+        set_time: _timestamp_pb2.Timestamp | None = ...,
+        first_met_time: _timestamp_pb2.Timestamp | None = ...,
+        drift_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance", "deadline", b"deadline", "delta_since", b"delta_since", "first_met_time", b"first_met_time", "set_time", b"set_time", "tolerance", b"tolerance", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "command_id", b"command_id", "deadline", b"deadline", "offset", b"offset", "rejection", b"rejection", "state", b"state", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance", "channel", b"channel", "command_id", b"command_id", "deadline", b"deadline", "delta_since", b"delta_since", "drift_count", b"drift_count", "first_met_time", b"first_met_time", "offset", b"offset", "rejection", b"rejection", "set_time", b"set_time", "state", b"state", "tolerance", b"tolerance", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
+
+Global___DesiredValue: _TypeAlias = DesiredValue  # noqa: Y015
+
+@_typing.final
+class DesiredAcknowledgement(_message.Message):
+    """What a device says of one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SET_OFFSET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """The channel."""
+    set_offset: _builtins.int
+    """The offset of the entry that set the target; a newer one is left alone."""
+    state: Global___DesiredState.ValueType
+    """DELIVERED: the device has it. REJECTED: it refuses it."""
+    reason: _builtins.str
+    """Why it refuses it, at most 1 KiB."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        set_offset: _builtins.int = ...,
+        state: Global___DesiredState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "reason", b"reason", "set_offset", b"set_offset", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DesiredValue: _TypeAlias = DesiredValue  # noqa: Y015
+Global___DesiredAcknowledgement: _TypeAlias = DesiredAcknowledgement  # noqa: Y015
 
 @_typing.final
 class DeltaItem(_message.Message):

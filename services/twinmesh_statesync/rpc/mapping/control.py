@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any, Final
 
@@ -22,11 +22,14 @@ from twinmesh_runtime.registry_mapping import (
     twin_type_to_message,
 )
 from twinmesh_statesync.domain.entries import (
+    AcknowledgeDesired,
     Action,
+    CancelCommand,
     ControlEntry,
     CreateTwin,
     CreateTwinType,
     DeleteTwin,
+    DesiredAcknowledgement,
     ExpireDesired,
     QueueCommand,
     RecordEvent,
@@ -36,7 +39,9 @@ from twinmesh_statesync.domain.entries import (
     UpdateCommand,
 )
 from twinmesh_statesync.domain.events import Connectivity
+from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.values import Value
+from twinmesh_statesync.rpc.mapping.conditions import conditions_from_messages, conditions_to_messages
 from twinmesh_statesync.rpc.mapping.values import (
     command_state_from_message,
     event_from_message,
@@ -48,6 +53,7 @@ from twinmesh_statesync.rpc.mapping.values import (
 )
 
 _CONNECTIVITIES: Final = {int(connectivity): connectivity for connectivity in Connectivity}
+_DESIRED_STATES: Final = {int(state): state for state in DesiredState}
 
 
 def control_to_message(entry: ControlEntry) -> entry_pb2.ControlEntry:
@@ -88,14 +94,31 @@ def _can_be_kept(message: Message) -> bool:
 
 def _field_can_be_kept(field: FieldDescriptor, value: Any) -> bool:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        items = value.values() if field.message_type.fields_by_name["value"].message_type is not None else ()
-        return all("\0" not in key for key in value) and all(map(_can_be_kept, items))
+        held = field.message_type.fields_by_name["value"]
+        if any("\0" in key for key in value):
+            return False
+        if held.message_type is not None:
+            return all(map(_can_be_kept, value.values()))
+        return held.type != FieldDescriptor.TYPE_DOUBLE or all(map(isfinite, value.values()))
     parts = value if field.is_repeated else (value,)
     if field.message_type is not None:
         return all(map(_can_be_kept, parts))
     if field.type == FieldDescriptor.TYPE_DOUBLE:
         return all(map(isfinite, parts))
     return not field.name.endswith("_id") or all("\0" not in part for part in parts)
+
+
+def desired_items(messages: Iterable[replica_pb2.DesiredAcknowledgement]) -> tuple[DesiredAcknowledgement, ...]:
+    """Return what a device says of its targets; nothing is checked."""
+    return tuple(
+        DesiredAcknowledgement(
+            channel=message.channel,
+            set_offset=message.set_offset,
+            state=_DESIRED_STATES.get(message.state, DesiredState.UNSPECIFIED),
+            reason=message.reason,
+        )
+        for message in messages
+    )
 
 
 def _values(values: Any) -> dict[str, observation_pb2.Value]:
@@ -105,7 +128,13 @@ def _values(values: Any) -> dict[str, observation_pb2.Value]:
 
 def _encode_desired(action: SetDesired) -> tuple[str, entry_pb2.SetDesiredEntry]:
     message = entry_pb2.SetDesiredEntry(
-        twin_id=action.twin_id, values=_values(action.values), remove=action.remove, if_revision=action.if_revision
+        twin_id=action.twin_id,
+        values=_values(action.values),
+        remove=action.remove,
+        if_revision=action.if_revision,
+        units=action.units,
+        tolerances=action.tolerances,
+        conditions=conditions_to_messages(action.conditions),
     )
     if action.deadline_unix_us is not None:
         message.deadline.CopyFrom(time_to_message(action.deadline_unix_us))
@@ -114,7 +143,11 @@ def _encode_desired(action: SetDesired) -> tuple[str, entry_pb2.SetDesiredEntry]
 
 def _encode_queue(action: QueueCommand) -> tuple[str, entry_pb2.QueueCommandEntry]:
     message = entry_pb2.QueueCommandEntry(
-        command_id=action.command_id, twin_id=action.twin_id, name=action.name, args=_values(action.args)
+        command_id=action.command_id,
+        twin_id=action.twin_id,
+        name=action.name,
+        args=_values(action.args),
+        conditions=conditions_to_messages(action.conditions),
     )
     if action.expire_time_unix_us is not None:
         message.expire_time.CopyFrom(time_to_message(action.expire_time_unix_us))
@@ -134,7 +167,12 @@ _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
     SetDesired: _encode_desired,
     RecordPrediction: lambda a: (
         "record_prediction",
-        entry_pb2.RecordPredictionEntry(twin_id=a.twin_id, prediction=prediction_to_message(a.prediction)),
+        entry_pb2.RecordPredictionEntry(
+            twin_id=a.twin_id,
+            prediction=prediction_to_message(a.prediction),
+            if_revision=a.if_revision,
+            conditions=conditions_to_messages(a.conditions),
+        ),
     ),
     QueueCommand: _encode_queue,
     UpdateCommand: lambda a: (
@@ -144,6 +182,28 @@ _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
             twin_id=a.twin_id,
             state=command_pb2.CommandState.ValueType(a.state),
             message=a.message,
+            progress_percent=a.progress_percent,
+            progress_message=a.progress_message,
+            result=_values(a.result),
+        ),
+    ),
+    CancelCommand: lambda a: (
+        "cancel_command",
+        entry_pb2.CancelCommandEntry(command_id=a.command_id, twin_id=a.twin_id, message=a.message, force=a.force),
+    ),
+    AcknowledgeDesired: lambda a: (
+        "acknowledge_desired",
+        entry_pb2.AcknowledgeDesiredEntry(
+            twin_id=a.twin_id,
+            items=[
+                replica_pb2.DesiredAcknowledgement(
+                    channel=item.channel,
+                    set_offset=item.set_offset,
+                    state=replica_pb2.DesiredState.ValueType(item.state),
+                    reason=item.reason,
+                )
+                for item in a.items
+            ],
         ),
     ),
     RecordEvent: lambda a: ("record_event", entry_pb2.RecordEventEntry(event=event_to_message(a.event))),
@@ -171,9 +231,15 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
         remove=tuple(m.remove),
         if_revision=m.if_revision if m.HasField("if_revision") else None,
         deadline_unix_us=time_from_message(m.deadline) if m.HasField("deadline") else None,
+        units=dict(m.units),
+        tolerances=dict(m.tolerances),
+        conditions=conditions_from_messages(m.conditions),
     ),
     "record_prediction": lambda m: RecordPrediction(
-        twin_id=m.twin_id, prediction=prediction_from_message(m.prediction)
+        twin_id=m.twin_id,
+        prediction=prediction_from_message(m.prediction),
+        if_revision=m.if_revision if m.HasField("if_revision") else None,
+        conditions=conditions_from_messages(m.conditions),
     ),
     "queue_command": lambda m: QueueCommand(
         command_id=m.command_id,
@@ -181,13 +247,21 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
         name=m.name,
         args=values_from_messages(m.args, "args"),
         expire_time_unix_us=time_from_message(m.expire_time) if m.HasField("expire_time") else None,
+        conditions=conditions_from_messages(m.conditions),
     ),
     "update_command": lambda m: UpdateCommand(
         command_id=m.command_id,
         twin_id=m.twin_id,
         state=command_state_from_message(m.state),
         message=m.message,
+        progress_percent=m.progress_percent if m.HasField("progress_percent") else None,
+        progress_message=m.progress_message,
+        result=values_from_messages(m.result, "result"),
     ),
+    "cancel_command": lambda m: CancelCommand(
+        command_id=m.command_id, twin_id=m.twin_id, message=m.message, force=m.force
+    ),
+    "acknowledge_desired": lambda m: AcknowledgeDesired(twin_id=m.twin_id, items=desired_items(m.items)),
     "record_event": lambda m: RecordEvent(event=event_from_message(m.event)),
     "expire_desired": lambda m: ExpireDesired(
         twin_id=m.twin_id, channels=tuple(m.channels), set_offsets=tuple(m.set_offsets)

@@ -142,9 +142,17 @@ def _desired_value(value: DesiredValue) -> replica_pb2.DesiredValue:
         offset=value.offset,
         rejection=value.rejection,
         command_id=value.command_id,
+        tolerance=value.tolerance,
+        drift_count=value.drift_count,
     )
+    if value.set_time_unix_us:
+        message.set_time.CopyFrom(time_to_message(value.set_time_unix_us))
     if value.deadline_unix_us is not None:
         message.deadline.CopyFrom(time_to_message(value.deadline_unix_us))
+    if value.delta_since_unix_us is not None:
+        message.delta_since.CopyFrom(time_to_message(value.delta_since_unix_us))
+    if value.first_met_unix_us is not None:
+        message.first_met_time.CopyFrom(time_to_message(value.first_met_unix_us))
     return message
 
 

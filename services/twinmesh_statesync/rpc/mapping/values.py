@@ -65,9 +65,16 @@ def command_to_message(command: Command) -> command_pb2.Command:
         create_offset=command.create_offset,
         offset=command.offset,
         update_time=time_to_message(command.update_time_unix_us),
+        progress_percent=command.progress_percent,
+        progress_message=command.progress_message,
+        result={name: value_to_message(value) for name, value in command.result.items()},
+        cancel_requested=command.cancel_requested,
+        cancel_reason=command.cancel_reason,
     )
     if command.expire_time_unix_us is not None:
         message.expire_time.CopyFrom(time_to_message(command.expire_time_unix_us))
+    if command.deliver_time_unix_us is not None:
+        message.deliver_time.CopyFrom(time_to_message(command.deliver_time_unix_us))
     return message
 
 
