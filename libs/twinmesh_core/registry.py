@@ -82,6 +82,10 @@ class ChannelSpec:
             return self.deadband_percent / 100 * (self.max_value - self.min_value)
         return self.deadband
 
+    def longest_silence_us(self) -> int:
+        """Return how long a steady value may go unstored because of the deadband; 0 = there is none."""
+        return 0 if self.band() is None else self.max_silence_us or DEFAULT_MAX_SILENCE_US
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PropertySpec:

@@ -175,6 +175,11 @@ def control_entries() -> list[entry_pb2.ControlEntry]:
             )
         ),
         entry_pb2.ControlEntry(
+            set_connectivities=entry_pb2.SetConnectivitiesEntry(
+                items=[{"twin_id": TWIN, "connectivity": "CONNECTIVITY_STALE", "last_arrival_offset": 1}]
+            )
+        ),
+        entry_pb2.ControlEntry(
             cancel_command=entry_pb2.CancelCommandEntry(twin_id=TWIN, command_id="none", message="x", force=True)
         ),
         entry_pb2.ControlEntry(

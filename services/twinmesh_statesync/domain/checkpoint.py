@@ -109,6 +109,7 @@ class _TwinRecord:
     last_lag_us: int
     delete_offset: int
     previous_create_offset: int = 0
+    last_arrival_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +238,7 @@ def _twin_record(state: TwinState) -> _TwinRecord:
         last_lag_us=state.last_lag_us,
         delete_offset=state.delete_offset,
         previous_create_offset=state.previous_create_offset,
+        last_arrival_offset=state.last_arrival_offset,
     )
 
 
@@ -265,4 +267,5 @@ def _read_twin(record: Record, types: Mapping[tuple[str, str, int], TwinType]) -
     state.last_lag_us = kept.last_lag_us
     state.delete_offset = kept.delete_offset
     state.previous_create_offset = kept.previous_create_offset
+    state.last_arrival_offset = kept.last_arrival_offset
     return state

@@ -143,6 +143,22 @@ class SetConnectivity:
     last_arrival_unix_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectivityChange:
+    """One twin fell silent: STALE or OFFLINE, as of the arrival at `last_arrival_offset`."""
+
+    twin_id: str
+    connectivity: Connectivity
+    last_arrival_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetConnectivities:
+    """States that twins fell silent; one that was heard from since, or is gone, is passed over."""
+
+    items: tuple[ConnectivityChange, ...]
+
+
 Action = (
     CreateTwinType
     | CreateTwin
@@ -154,6 +170,7 @@ Action = (
     | RecordEvent
     | ExpireDesired
     | SetConnectivity
+    | SetConnectivities
     | AcknowledgeDesired
     | CancelCommand
 )

@@ -7,6 +7,7 @@ clock: whatever time must do (a deadline, a time to live, silence) arrives as an
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,6 +22,7 @@ from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import TwinType
 from twinmesh_core.registry_fold import Outcome, RegistryFold
 from twinmesh_core.registry_fold import Verdict as RegistryVerdict
+from twinmesh_statesync.domain.arrivals import fall_silent, note_arrival, set_connectivity
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command, CommandState
 from twinmesh_statesync.domain.conditions import check_conditions
@@ -37,12 +39,13 @@ from twinmesh_statesync.domain.entries import (
     QueueCommand,
     RecordEvent,
     RecordPrediction,
+    SetConnectivities,
     SetConnectivity,
     SetDesired,
     UpdateCommand,
     Verdict,
 )
-from twinmesh_statesync.domain.events import Connectivity, Event
+from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
 from twinmesh_statesync.domain.predicted import record_prediction
 from twinmesh_statesync.domain.reduce import newest_facts
@@ -120,7 +123,7 @@ class Fold:
         """
         times = [int(section.time_unix_us.max()) for _, section in batch.sections() if len(section)]
         entry = LogEntry(offset=self.offset, tenant=tenant, commit_time_unix_us=max(times, default=0), body=batch)
-        self._observe(entry, batch)
+        self._observe(entry, batch, seeding=True)
 
     def take_unsaved(self) -> Unsaved:
         """Return what changed since the last call, and begin anew."""
@@ -164,18 +167,17 @@ class Fold:
         """Put back a verdict from a checkpoint; oldest first."""
         self._verdicts.setdefault(tenant, OrderedDict())[request_id] = verdict
 
-    def _observe(self, entry: LogEntry, batch: ObservationBatch) -> list[Change]:
+    def _observe(self, entry: LogEntry, batch: ObservationBatch, *, seeding: bool = False) -> list[Change]:
         states = self._twins.get(entry.tenant, {})
         changes = []
         for twin_id, facts in newest_facts(batch, entry.offset).items():
             state = states.get(twin_id)
             if state is None or not state.alive:
                 continue
-            state.last_arrival_unix_us = entry.commit_time_unix_us
-            state.last_lag_us = entry.commit_time_unix_us - max(fact.event_time_unix_us for _, fact in facts)
             self.unsaved.twins.add((entry.tenant, twin_id))
             draft = Draft(state, entry.offset, entry.commit_time_unix_us)
             draft.observe(facts)
+            note_arrival(draft, max(fact.event_time_unix_us for _, fact in facts), seeding=seeding)
             change = draft.finish()
             if change is not None:
                 changes.append(change)
@@ -211,6 +213,9 @@ class Fold:
             return self._create_twin_type(entry, action), (), ()
         if isinstance(action, CreateTwin):
             return *self._create_twin(entry, action), ()
+        if isinstance(action, SetConnectivities):
+            changes = tuple(self._fall_silent(entry, action))
+            return Outcome.ACCEPTED if changes else Outcome.NO_OP, changes, ()
         state = self._require(entry.tenant, action.event.twin_id if isinstance(action, RecordEvent) else action.twin_id)
         if isinstance(action, DeleteTwin):
             return *self._delete_twin(entry, state), ()
@@ -249,12 +254,18 @@ class Fold:
             case ExpireDesired():
                 expire_desired(draft, action)
             case SetConnectivity():
-                if action.connectivity is Connectivity.UNSPECIFIED:
-                    # A watch cannot tell it from "unchanged", and nothing that was heard from becomes unheard of.
-                    raise invalid_field("connectivity", "must be ONLINE, STALE, OFFLINE or REPLAY")
-                if draft.state.replica.connectivity is not action.connectivity:
-                    draft.connectivity = action.connectivity
+                set_connectivity(draft, action)
         return ()
+
+    def _fall_silent(self, entry: LogEntry, action: SetConnectivities) -> Iterator[Change]:
+        states = self._twins.get(entry.tenant, {})
+        for item in {item.twin_id: item for item in action.items}.values():
+            state = states.get(item.twin_id)
+            if state is None or not state.alive:
+                continue
+            draft = Draft(state, entry.offset, entry.commit_time_unix_us)
+            fall_silent(draft, item)
+            yield from self._finished(draft, ChangeKind.CHANGED)
 
     def _create_twin_type(self, entry: LogEntry, action: CreateTwinType) -> Outcome:
         verdict = _effect(self.registry.create_twin_type(entry.tenant, entry.offset, action.twin_type))

@@ -9,27 +9,31 @@ from typing import Final
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.shards import shard_of
-from twinmesh_core.time import US_PER_S, Clock
+from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
-from twinmesh_statesync.domain.clockwork import Clockwork, Due
+from twinmesh_statesync.domain.clockwork import Clockwork, Due, silences
 from twinmesh_statesync.domain.keeping import Report
 from twinmesh_statesync.domain.leases import Everything, Holding
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.ports import Log
+from twinmesh_statesync.domain.silence import Silence
 
 _LOOK_S: Final = 0.2
-_LOOK_AT_ARRIVALS_S: Final = 1.0
+_LISTEN_S: Final = 1.0
+_AGAIN_S: Final = 1.0
 _AT_ONCE: Final = 16
 """Entries written at the same time."""
 
 
 class Timekeeper:
-    """Writes what time brings about, while the fold is at the head of the log.
+    """Writes what time brings about, while the fold keeps up with the log.
+
+    Of several processes each does so for the shards it holds, and listens to all.
 
     Args:
         log: where entries go.
         live: the fold they are derived from.
-        clock: wall clock for deadlines, monotonic clock for silence.
+        clock: monotonic clock for spans, wall clock for what was set before the start.
         report: told about entries that could not be written.
         leases: for which shards this process writes.
     """
@@ -42,32 +46,49 @@ class Timekeeper:
         self._clock = clock
         self._report = report
         self._clockwork = Clockwork()
+        self._silence = Silence(live.fold)
         self._generation = -1
+        self._head_before: int | None = None
         self._leases: Holding = leases or Everything()
-        self._version = -1
         live.on_changes(self._notice)
 
     async def run(self) -> None:
         """Look for ever."""
-        looked_s = float("-inf")
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            if not self._live.caught_up:
-                continue
-            if self._generation != self._live.generation:
-                self._generation = self._live.generation
-                self._clockwork.wind_up(self._live.fold)
-            elif self._version != self._leases.version:
-                self._clockwork.rearm(self._live.fold)
-            self._version = self._leases.version
-            now_s = self._clock.monotonic_s()
-            due = self._clockwork.due(self._live.fold, now_unix_us=self._clock.now_unix_us(), mine=self._mine)
-            if now_s - looked_s >= _LOOK_AT_ARRIVALS_S:
-                looked_s = now_s
-                due += self._clockwork.connectivity(
-                    self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s, mine=self._mine
-                )
-            await self._write(due)
+        self._generation = -1
+        try:
+            listened_s = float("-inf")
+            while True:
+                await asyncio.sleep(_LOOK_S)
+                if not self._keeps_up():
+                    self._silence.interrupt()
+                    continue
+                if self._generation != self._live.generation:
+                    self._wind_up()
+                now_s = self._clock.monotonic_s()
+                due = self._clockwork.due(self._live.fold, monotonic_s=now_s, mine=self._mine)
+                if now_s - listened_s >= _LISTEN_S:
+                    listened_s = now_s
+                    found = self._silence.look(self._live.fold, monotonic_s=now_s, mine=self._mine)
+                    for tenant, items in found.items():
+                        due += silences(tenant, items)
+                await self._write(due)
+        finally:
+            # Nothing is noticed while it does not run: the next run winds it up.
+            self._generation = -1
+
+    def _keeps_up(self) -> bool:
+        """Whether the fold has reached by now what was the head of the log at the look before."""
+        if not self._live.caught_up:
+            self._head_before = None
+            return False
+        before, self._head_before = self._head_before, self._live.head_offset
+        return before is not None and self._live.fold.offset >= before
+
+    def _wind_up(self) -> None:
+        self._generation = self._live.generation
+        now_s = self._clock.monotonic_s()
+        self._clockwork.wind_up(self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s)
+        self._silence = Silence(self._live.fold)
 
     async def _write(self, due: Sequence[Due]) -> None:
         for start in range(0, len(due), _AT_ONCE):
@@ -83,7 +104,7 @@ class Timekeeper:
             await self._log.append(tenant, entry, content_hash=digest)
         except TwinmeshError as error:
             self._report("timely_entry_not_written", {"request_id": entry.request_id, "reason": str(error.reason)})
-            self._clockwork.again(due, at_unix_us=self._clock.now_unix_us() + US_PER_S)
+            self._clockwork.again(due, at_monotonic_s=self._clock.monotonic_s() + _AGAIN_S)
 
     def _mine(self, tenant: str, twin_id: str) -> bool:
         return self._leases.holds(shard_of(tenant, twin_id))
@@ -91,4 +112,5 @@ class Timekeeper:
     def _notice(self, changes: Sequence[Change]) -> None:
         # Before it is wound up there is nothing to add to: winding up looks at everything.
         if self._generation == self._live.generation:
-            self._clockwork.notice(changes)
+            self._clockwork.notice(changes, monotonic_s=self._clock.monotonic_s())
+            self._silence.notice(changes)

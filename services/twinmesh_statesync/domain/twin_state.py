@@ -39,6 +39,7 @@ class TwinState:
         commands: every command remembered, by id.
         events: every event, by id.
         last_arrival_unix_us: commit time of the newest entry with observations of it; 0 = none.
+        last_arrival_offset: its offset; 0 = none, or not known.
         last_lag_us: how far the newest event time of that entry lay behind its commit time.
         delete_offset: where the last life ended; 0 = never.
         previous_create_offset: where the life before the present one began; 0 = there was none.
@@ -49,6 +50,7 @@ class TwinState:
         "commands",
         "delete_offset",
         "events",
+        "last_arrival_offset",
         "last_arrival_unix_us",
         "last_lag_us",
         "previous_create_offset",
@@ -69,6 +71,7 @@ class TwinState:
         self.commands: dict[str, Command] = {}
         self.events: dict[str, Event] = {}
         self.last_arrival_unix_us = 0
+        self.last_arrival_offset = 0
         self.last_lag_us = 0
         self.delete_offset = 0
         self.previous_create_offset = 0
@@ -81,6 +84,7 @@ class TwinState:
         self.specs = {channel.name: channel for channel in twin_type.channels}
         self.alive = True
         self.last_arrival_unix_us = 0
+        self.last_arrival_offset = 0
         self.last_lag_us = 0
 
     def open_commands(self) -> list[Command]:

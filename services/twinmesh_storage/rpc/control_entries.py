@@ -115,6 +115,13 @@ def redact(entry: LogEntry, twin_id: str, series_ids: frozenset[int]) -> bytes |
             raise AssertionError(f"the body at offset {entry.offset} was durable without being a batch") from error
     control = entry_pb2.ControlEntry.FromString(entry.body)
     name = control.WhichOneof("action")
+    if name == "set_connectivities":
+        kept = [item for item in control.set_connectivities.items if item.twin_id != twin_id]
+        if len(kept) == len(control.set_connectivities.items):
+            return None
+        del control.set_connectivities.items[:]
+        control.set_connectivities.items.extend(kept)
+        return control.SerializeToString(deterministic=True)
     if name is None or name not in _OF_TWIN:
         return None
     action = getattr(control, name)

@@ -71,6 +71,15 @@ class StateSync:
             self.twins.CreateTwinType, statesync_pb2.CreateTwinTypeRequest(twin_type=twin_type), timeout_s=TIMEOUT_S
         )
 
+    async def make_lively_type(self) -> None:
+        """Create a type whose twins are expected every second, and so are STALE after five."""
+        beat = twin_pb2.ChannelSpec(name="temperature", kind=observation_pb2.CHANNEL_KIND_GAUGE, unit="Cel")
+        beat.expected_interval.seconds = 1
+        request = statesync_pb2.CreateTwinTypeRequest(
+            twin_type=twin_pb2.TwinType(twin_type_id="pump", version=1, channels=[beat])
+        )
+        await call(self.twins.CreateTwinType, request, timeout_s=TIMEOUT_S)
+
     async def make_twin(self, twin_id: str, **more: Any) -> statesync_pb2.CreateTwinResponse:
         request = statesync_pb2.CreateTwinRequest(twin=twin_pb2.Twin(twin_id=twin_id, twin_type_id="pump"), **more)
         return await call(self.twins.CreateTwin, request, timeout_s=TIMEOUT_S)

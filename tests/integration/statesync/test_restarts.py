@@ -12,7 +12,7 @@ from tests.integration.statesync.mesh import TIMEOUT_S, StateSync, statesync, st
 from tests.unit.statesync.checker import WatchChecker, normal
 
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import observation_pb2
+from twinmesh.type.v1 import observation_pb2, position_pb2, replica_pb2
 from twinmesh_client.transport import call, open_channel
 from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_runtime.postgres import open_pool
@@ -177,3 +177,29 @@ async def test_a_drain_tells_watchers_where_to_resume_and_the_next_process_goes_
                 while checker.through < offset:
                     checker.take(await anext(frames))
             assert checker.model["p1"].reported.values[0].value.double_value == 5.0
+
+
+async def test_a_restart_takes_nobody_offline_who_still_reports(database_url: str) -> None:
+    async with storage(database_url) as target:
+        async with statesync(database_url, target, checkpoint_interval_s=0.1) as sync:
+            await sync.make_lively_type()
+            for twin_id in ("alive", "dead"):
+                await sync.make_twin(twin_id)
+                await sync.observe(twin_id, "temperature", [time.time_ns() // 1_000], [1.0])
+        await asyncio.sleep(1.0)
+        async with statesync(database_url, target) as sync, asyncio.timeout(15):
+            # Both were silent for as long as state-sync was down; only one of them goes on to be.
+            while (await sync.replica("dead")).connectivity != replica_pb2.CONNECTIVITY_STALE:
+                offset = await sync.observe("alive", "temperature", [time.time_ns() // 1_000], [2.0])
+                assert (await sync.replica("alive", offset)).connectivity == replica_pb2.CONNECTIVITY_ONLINE
+                await asyncio.sleep(0.3)
+            events: list[Any] = []
+            async with sync.watch(
+                statesync_pb2.WatchRequest(resume_after=position_pb2.LogPosition(offset=1))
+            ) as frames:
+                async for frame in frames:
+                    events += [event for event in frame.events if event.connectivity]
+                    if frame.through.offset >= offset:
+                        break
+            told = [(event.twin_id, event.connectivity) for event in events if event.twin_id == "alive"]
+            assert replica_pb2.CONNECTIVITY_STALE not in [connectivity for _, connectivity in told]

@@ -91,6 +91,8 @@ def test_within_one_batch_the_last_row_of_the_newest_time_wins() -> None:
 def test_unknown_twins_channels_and_wrong_kinds_are_passed_over() -> None:
     world = World("a")
     rows = [("ghost", "temperature", T0, 1.0, 1), ("a", "ghost", T0, 1.0, 1), ("a", "stage", T0, 1.0, 1)]
+    (change,) = world.see(doubles(rows)).changes
+    assert (change.reported, change.connectivity) == ((), Connectivity.ONLINE), "heard from, though nothing was said"
     assert world.see(doubles(rows)).changes == ()
 
 

@@ -22,6 +22,7 @@ from twinmesh_statesync.domain.entries import (
     AcknowledgeDesired,
     Action,
     CancelCommand,
+    ConnectivityChange,
     ControlEntry,
     CreateTwin,
     CreateTwinType,
@@ -32,6 +33,7 @@ from twinmesh_statesync.domain.entries import (
     QueueCommand,
     RecordEvent,
     RecordPrediction,
+    SetConnectivities,
     SetConnectivity,
     SetDesired,
     UpdateCommand,
@@ -112,8 +114,8 @@ class World:
         number = len(self.entries) + 1
         return self.add(ControlEntry(request_id=request_id or f"r{number}", principal="test", action=action))
 
-    def create(self, twin: str) -> Folded:
-        return self.do(CreateTwin(twin=Twin(twin_id=twin, twin_type_id="pump")))
+    def create(self, twin: str, twin_type: str = "pump") -> Folded:
+        return self.do(CreateTwin(twin=Twin(twin_id=twin, twin_type_id=twin_type)))
 
     def see(self, batch: ObservationBatch) -> Folded:
         """Fold an observation entry."""
@@ -240,6 +242,18 @@ actions: st.SearchStrategy[Action] = st.one_of(
         twin_id=twin_ids,
         connectivity=st.sampled_from(Connectivity),
         last_arrival_unix_us=st.just(T0),
+    ),
+    st.builds(
+        SetConnectivities,
+        items=st.lists(
+            st.builds(
+                ConnectivityChange,
+                twin_id=twin_ids,
+                connectivity=st.sampled_from(Connectivity),
+                last_arrival_offset=st.integers(0, 20),
+            ),
+            max_size=3,
+        ).map(tuple),
     ),
 )
 bodies = st.lists(st.one_of(batches, batches, actions), max_size=40)

@@ -527,7 +527,7 @@ Global___ExpireDesiredEntry: _TypeAlias = ExpireDesiredEntry  # noqa: Y015
 
 @_typing.final
 class SetConnectivityEntry(_message.Message):
-    """States a twin's connectivity, derived by state-sync from arrivals."""
+    """States a twin's connectivity, derived by state-sync from arrivals. Read, no longer written: see SetConnectivitiesEntry."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -556,6 +556,60 @@ class SetConnectivityEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetConnectivityEntry: _TypeAlias = SetConnectivityEntry  # noqa: Y015
+
+@_typing.final
+class ConnectivityChange(_message.Message):
+    """What became of one twin's connectivity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    CONNECTIVITY_FIELD_NUMBER: _builtins.int
+    LAST_ARRIVAL_OFFSET_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin; one that does not exist (any more) is passed over."""
+    connectivity: _replica_pb2.Connectivity.ValueType
+    """STALE or OFFLINE: arrivals bring a twin back by themselves."""
+    last_arrival_offset: _builtins.int
+    """Offset of the newest arrival it is derived from; without effect once there is a newer one."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        connectivity: _replica_pb2.Connectivity.ValueType = ...,
+        last_arrival_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "last_arrival_offset", b"last_arrival_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectivityChange: _TypeAlias = ConnectivityChange  # noqa: Y015
+
+@_typing.final
+class SetConnectivitiesEntry(_message.Message):
+    """States that twins fell silent, derived by state-sync from arrivals; many in one entry, since a network takes many away at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectivityChange]:
+        """At most 2,000."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ConnectivityChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetConnectivitiesEntry: _TypeAlias = SetConnectivitiesEntry  # noqa: Y015
 
 @_typing.final
 class DeleteRangeEntry(_message.Message):
@@ -678,6 +732,7 @@ class ControlEntry(_message.Message):
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     ERASE_TWIN_FIELD_NUMBER: _builtins.int
     DROP_HISTORY_FIELD_NUMBER: _builtins.int
+    SET_CONNECTIVITIES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_DESIRED_FIELD_NUMBER: _builtins.int
     CANCEL_COMMAND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
@@ -737,6 +792,10 @@ class ControlEntry(_message.Message):
         """Drops observations that were kept long enough."""
 
     @_builtins.property
+    def set_connectivities(self) -> Global___SetConnectivitiesEntry:
+        """States that twins fell silent."""
+
+    @_builtins.property
     def acknowledge_desired(self) -> Global___AcknowledgeDesiredEntry:
         """States what a device makes of its targets."""
 
@@ -762,14 +821,15 @@ class ControlEntry(_message.Message):
         delete_range: Global___DeleteRangeEntry | None = ...,
         erase_twin: Global___EraseTwinEntry | None = ...,
         drop_history: Global___DropHistoryEntry | None = ...,
+        set_connectivities: Global___SetConnectivitiesEntry | None = ...,
         acknowledge_desired: Global___AcknowledgeDesiredEntry | None = ...,
         cancel_command: Global___CancelCommandEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "acknowledge_desired", "cancel_command"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "set_connectivities", "acknowledge_desired", "cancel_command"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 

@@ -34,21 +34,27 @@ class _ConnectivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Connecti
     CONNECTIVITY_ONLINE: _Connectivity.ValueType  # 1
     """Values arrive as expected."""
     CONNECTIVITY_STALE: _Connectivity.ValueType  # 2
-    """The newest arrival is older than 3 expected intervals (at least 5 s)."""
+    """The newest arrival is older than 3 expected intervals (at least 5 s). Expected is what the twin type's channel with the shortest
+    interval promises; with a deadband, its longest silence.
+    """
     CONNECTIVITY_OFFLINE: _Connectivity.ValueType  # 3
     """The newest arrival is older than 10 expected intervals (at least 30 s)."""
     CONNECTIVITY_REPLAY: _Connectivity.ValueType  # 4
     """Values arrive, but their event times lie well behind: recorded input is replayed."""
 
 class Connectivity(_Connectivity, metaclass=_ConnectivityEnumTypeWrapper):
-    """Whether the entity is heard from. Derived by the server from arrivals; clients cannot write it."""
+    """Whether the entity is heard from. Derived by the server from arrivals; clients cannot write it. An arrival shows in the event that it
+    makes; silence is measured on a clock that no wall clock moves, and only while the server could hear.
+    """
 
 CONNECTIVITY_UNSPECIFIED: Connectivity.ValueType  # 0
 """Nothing was ever received."""
 CONNECTIVITY_ONLINE: Connectivity.ValueType  # 1
 """Values arrive as expected."""
 CONNECTIVITY_STALE: Connectivity.ValueType  # 2
-"""The newest arrival is older than 3 expected intervals (at least 5 s)."""
+"""The newest arrival is older than 3 expected intervals (at least 5 s). Expected is what the twin type's channel with the shortest
+interval promises; with a deadband, its longest silence.
+"""
 CONNECTIVITY_OFFLINE: Connectivity.ValueType  # 3
 """The newest arrival is older than 10 expected intervals (at least 30 s)."""
 CONNECTIVITY_REPLAY: Connectivity.ValueType  # 4

@@ -25,6 +25,7 @@ from twinmesh_statesync.domain.entries import (
     AcknowledgeDesired,
     Action,
     CancelCommand,
+    ConnectivityChange,
     ControlEntry,
     CreateTwin,
     CreateTwinType,
@@ -34,6 +35,7 @@ from twinmesh_statesync.domain.entries import (
     QueueCommand,
     RecordEvent,
     RecordPrediction,
+    SetConnectivities,
     SetConnectivity,
     SetDesired,
     UpdateCommand,
@@ -221,6 +223,20 @@ _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
     ),
 }
 
+_ENCODERS[SetConnectivities] = lambda a: (
+    "set_connectivities",
+    entry_pb2.SetConnectivitiesEntry(
+        items=[
+            entry_pb2.ConnectivityChange(
+                twin_id=item.twin_id,
+                connectivity=replica_pb2.Connectivity.ValueType(item.connectivity),
+                last_arrival_offset=item.last_arrival_offset,
+            )
+            for item in a.items
+        ]
+    ),
+)
+
 _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
     "create_twin_type": lambda m: CreateTwinType(twin_type=twin_type_from_message(m.twin_type)),
     "create_twin": lambda m: CreateTwin(twin=twin_from_message(m.twin), if_absent=m.if_absent),
@@ -270,5 +286,15 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
         twin_id=m.twin_id,
         connectivity=_CONNECTIVITIES.get(m.connectivity, Connectivity.UNSPECIFIED),
         last_arrival_unix_us=time_from_message(m.last_arrival),
+    ),
+    "set_connectivities": lambda m: SetConnectivities(
+        items=tuple(
+            ConnectivityChange(
+                twin_id=item.twin_id,
+                connectivity=_CONNECTIVITIES.get(item.connectivity, Connectivity.UNSPECIFIED),
+                last_arrival_offset=item.last_arrival_offset,
+            )
+            for item in m.items
+        )
     ),
 }
