@@ -65,7 +65,8 @@ def read_answer(data: bytes) -> PackedAnswer:
     dictionary_id = 0
     for number, (wire_type, value, end) in found.items():
         if number == _BATCH and wire_type == wire.LEN:
-            batch = columns(data[value:end])
+            # By position first: a copy of all columns costs as much as receiving them.
+            batch = wire.walk(data, value, end) or columns(data[value:end])
         elif number == _AS_OF and wire_type == wire.LEN:
             as_of.ParseFromString(data[value:end])
         elif number == _ID_OR_AT and wire_type == wire.FIXED64:

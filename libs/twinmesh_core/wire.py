@@ -67,14 +67,14 @@ def decode(data: bytes, canonicalise: Canonicalise) -> ObservationBatch:
     return batch
 
 
-def walk(data: bytes, start: int = 0) -> ObservationBatch | None:
-    """Return the batch if the bytes from `start` on are canonical, None if only the typed parser can tell.
+def walk(data: bytes, start: int = 0, end: int | None = None) -> ObservationBatch | None:
+    """Return the batch if the bytes from `start` to `end` are canonical, None if only the typed parser can tell.
 
     Raises:
         InvalidArgument: the bytes are canonical and their columns contradict each other (UNEQUAL_COLUMNS).
     """
     try:
-        columns = _walk_batch(data, start)
+        columns = _walk_batch(data, start, end)
     except NotCanonical:
         return None
     return ObservationBatch(**columns)
@@ -104,14 +104,16 @@ def encode_dictionary(series: tuple[SeriesKey, ...]) -> bytes:
     return b"".join(parts)
 
 
-def _walk_batch(data: bytes, start: int) -> dict[str, Any]:
+def _walk_batch(data: bytes, start: int, end: int | None) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     columns["series"], position = _DICTIONARIES.read(data, start)
-    for number, wire_type, first, end in fields(data, position):
+    if end is not None and position > end:
+        raise NotCanonical
+    for number, wire_type, first, stop in fields(data, position, end):
         reader = _SECTIONS.get(number)
         if wire_type != LEN or reader is None or reader[0] in columns:
             raise NotCanonical
-        columns[reader[0]] = reader[1](data, first, end)
+        columns[reader[0]] = reader[1](data, first, stop)
     return columns
 
 

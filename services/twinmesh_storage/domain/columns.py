@@ -20,6 +20,7 @@ tag   form     payload
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, Final
 
@@ -34,6 +35,9 @@ WIDTHS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2")
 MAX_EXPONENT: Final = 6
 EXACT: Final = 2.0**53  # integers up to here are exact in float64
 _SAMPLE: Final = 16
+_FRAME_HEAD: Final = 10
+_DELTA_HEAD: Final = 18
+_ENDLESS: Final = 1 << 62
 _I8: Final = np.dtype("<i8")
 _U4: Final = np.dtype("<u4")
 
@@ -66,7 +70,7 @@ def constant_byte(value: int) -> bytes:
 
 def encode_ints(values: Int64s) -> bytes:
     """Pack any integers, int64 [n >= 1]."""
-    packed = _encode_runs(values, _I8) or _shorter(_encode_frame(values), _encode_delta(values))
+    packed = _encode_runs(values, _I8) or _encode_spans(values)
     return packed or bytes([RAW]) + values.astype(_I8, copy=False).tobytes()
 
 
@@ -155,12 +159,30 @@ def _decode_runs(data: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.repeat(heads, np.frombuffer(data, _U4, runs, 5 + runs * dtype.itemsize))
 
 
-def _encode_frame(values: Int64s) -> bytes | None:
-    low, high = int(values.min()), int(values.max())
-    width = _width(high - low)
-    if width is None:
+def _encode_spans(values: Int64s, frame: bytes = bytes([FRAME]), delta: bytes = bytes([DELTA])) -> bytes | None:
+    """Pack two or more values as FRAME or as DELTA, whichever is shorter, behind these tags; None = they fit neither.
+
+    Differences that do not fit 64 bits wrap, there and back.
+    """
+    n, low = len(values), int(values.min())
+    width = _width(int(values.max()) - low)
+    framed = _FRAME_HEAD + width * n if width else _ENDLESS
+    if width == 1:
+        return _frame(values, low, width, frame)  # differences need a longer head, and no less for each value
+    steps = values[1:] - values[:-1]
+    least = int(steps.min())
+    step_width = _width(int(steps.max()) - least)
+    stepped = _DELTA_HEAD + step_width * (n - 1) if step_width else _ENDLESS
+    if width and framed <= stepped:
+        return _frame(values, low, width, frame)
+    if not step_width:
         return None
-    return struct.pack("<BqB", FRAME, low, width) + (values - low).astype(WIDTHS[width]).tobytes()
+    packed = np.subtract(steps, least, out=steps).astype(WIDTHS[step_width]).tobytes()
+    return b"".join((delta, struct.pack("<qqB", int(values[0]), least, step_width), packed))
+
+
+def _frame(values: Int64s, low: int, width: int, tag: bytes) -> bytes:
+    return b"".join((tag, struct.pack("<qB", low, width), (values - low).astype(WIDTHS[width]).tobytes()))
 
 
 def _decode_frame(data: bytes, at: int, n: int) -> Int64s:
@@ -189,32 +211,31 @@ def _decode_delta(data: bytes, at: int, n: int) -> Int64s:
     return out
 
 
-def _shorter(one: bytes | None, other: bytes | None) -> bytes | None:
-    if one is None or other is None:
-        return one or other
-    return one if len(one) <= len(other) else other
-
-
 def _encode_decimal(bits: Int64s) -> bytes | None:
     """Pack values that a sensor rounded to a few decimals; the division restores each one to the bit."""
     values = bits.view(np.float64)
-    if not np.isfinite(values).all():
+    most = float(np.abs(values).max())
+    if not math.isfinite(most):
         return None
     sample = slice(None, None, max(1, len(values) // _SAMPLE))
+    few, few_bits = values[sample], bits[sample]
     for exponent in range(MAX_EXPONENT + 1):
         scale = 10.0**exponent
-        if not _is_decimal(values[sample], bits[sample], scale) or not _is_decimal(values, bits, scale):
-            continue
-        scaled = np.rint(values * scale).astype(np.int64)
-        frame, delta = _encode_frame(scaled), _encode_delta(scaled)
-        chosen = _shorter(frame, delta)
-        if chosen is None:
+        if most * scale >= EXACT:
             return None
-        return bytes([DECIMAL if chosen is frame else SLOPE, exponent]) + chosen[1:]
+        if _scaled(few, few_bits, scale) is None:
+            continue
+        scaled = _scaled(values, bits, scale)
+        if scaled is not None:
+            return _encode_spans(
+                scaled.astype(np.int64), frame=bytes([DECIMAL, exponent]), delta=bytes([SLOPE, exponent])
+            )
     return None
 
 
-def _is_decimal(values: npt.NDArray[np.float64], bits: Int64s, scale: float) -> bool:
-    if float(np.abs(values).max()) * scale >= EXACT:
-        return False
-    return bool(((np.rint(values * scale).astype(np.int64) / scale).view(np.int64) == bits).all())
+def _scaled(values: npt.NDArray[np.float64], bits: Int64s, scale: float) -> npt.NDArray[np.float64] | None:
+    """Return the whole numbers that the values are of 1 / scale; None = not all are."""
+    scaled = values * scale
+    np.rint(scaled, out=scaled)
+    scaled += 0.0  # an integer knows no -0.0
+    return scaled if ((scaled / scale).view(np.int64) == bits).all() else None

@@ -49,14 +49,35 @@ class LatestTable:
             self._has_base[series] = True
         self._put(rows, lane)
 
+    def complete(self, span: slice) -> bool:
+        """Return whether the newest row in blocks is known of all these consecutive series."""
+        self._grow(span.stop)
+        return bool(self._has_base[span].all())
+
     def without_base(self, series: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return those of the series whose newest row in blocks is not known here."""
         if len(series):
             self._grow(int(series.max()) + 1)
         return series[~self._has_base[series]]
 
-    def rows(self, series: npt.NDArray[np.int64], lane: Lane) -> Rows:
-        """Return the newest row of each series that has one, in the order asked; bases must be there."""
+    def rows(self, series: npt.NDArray[np.int64], lane: Lane, span: slice | None = None) -> Rows:
+        """Return the newest row of each series that has one, in the order asked; bases must be there.
+
+        Args:
+            series: int64 [k], the series.
+            lane: theirs.
+            span: their ids, where these are consecutive: columns are then copied as they lie.
+        """
+        if span is not None and lane is Lane.NUMERIC:
+            self._grow(span.stop)
+            if self._offset[span].all():
+                return Rows(
+                    series=series,
+                    ts=self._ts[span].copy(),
+                    value=self._value[span].copy(),
+                    quality=self._quality[span].copy(),
+                    offset=self._offset[span].copy(),
+                )
         if len(series):
             self._grow(int(series.max()) + 1)
         known = series[self._offset[series] > 0]

@@ -36,12 +36,14 @@ class Selection:
         ids: int64 [k], series ids, in the order asked.
         kinds: uint8 [k], `ChannelKind` numbers.
         by_lane: the ids of each lane, in order.
+        span: the ids, where they are consecutive and all of numbers; else None.
     """
 
     series: tuple[Series, ...]
     ids: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.uint8]
     by_lane: dict[Lane, npt.NDArray[np.int64]]
+    span: slice | None = None
 
     @classmethod
     def of(cls, series: Sequence[Series]) -> Selection:
@@ -54,6 +56,7 @@ class Selection:
             ids=ids,
             kinds=kinds,
             by_lane={Lane.NUMERIC: ids[numeric], Lane.TEXT: ids[~numeric]},
+            span=_span(ids) if numeric.all() else None,
         )
 
 
@@ -95,8 +98,9 @@ class LatestReader:
         view = self._view
         for _ in range(_ATTEMPTS):
             tail = await view.tail_view()
-            if not len(view.latest.without_base(selection.ids)):
-                return tail.head, {lane: view.latest.rows(ids, lane) for lane, ids in selection.by_lane.items()}
+            table, span = view.latest, selection.span
+            if table.complete(span) if span is not None else not len(table.without_base(selection.ids)):
+                return tail.head, {lane: table.rows(ids, lane, span) for lane, ids in selection.by_lane.items()}
             async with self._filling:
                 await self._fill(tenant, selection.ids)
         raise Unavailable("History moves too fast to be read; try again.", retry_after_s=1.0)
@@ -206,6 +210,13 @@ class LatestReader:
     async def forget(self, series: Iterable[int]) -> bool:
         """Remove the cache's records of series; False = it could not be reached."""
         return await self._cache.forget({series_id // CHUNK_SERIES for series_id in series})
+
+
+def _span(ids: npt.NDArray[np.int64]) -> slice | None:
+    """Return ids as a slice where they are consecutive, as those of twins created together are."""
+    if not len(ids) or (np.diff(ids) != 1).any():
+        return None
+    return slice(int(ids[0]), int(ids[-1]) + 1)
 
 
 def _in_order(rows: Rows, ids: npt.NDArray[np.int64]) -> Rows:

@@ -187,16 +187,19 @@ def _pattern(column: Column) -> tuple[int, int]:
     if rows < 4:
         return _PLAIN, 0
     if column[1] == column[0]:
-        changes = np.flatnonzero(column != column[0])
-        k = int(changes[0]) if len(changes) else rows
+        k = _first(column != column[0], rows)
         if rows % k == 0 and (column.reshape(-1, k) == column[::k, None]).all():
             return _REPEATED, k
         return _PLAIN, 0
-    again = np.flatnonzero(column[1:] == column[0])
-    k = int(again[0]) + 1 if len(again) else rows
-    if 2 * k <= rows and (column[k:] == column[:-k]).all():
+    k = _first(column[1 : rows // 2 + 1] == column[0], rows) + 1
+    if 2 * k <= rows and (column[k : 2 * k] == column[:k]).all() and (column[k:] == column[:-k]).all():
         return _TILED, k
     return _PLAIN, 0
+
+
+def _first(found: npt.NDArray[np.bool_], otherwise: int) -> int:
+    at = int(found.argmax())
+    return at if found[at] else otherwise
 
 
 def _unpack_columns(number: int, content: bytes) -> list[Any]:
