@@ -44,6 +44,8 @@ class CatchUp:
         if position.incarnation != view.incarnation or position.head < view.head:
             view.reset(incarnation=position.incarnation, fold_offset=position.fold_offset)
         if position.fold_offset > view.head:
+            # What is passed over here may name series that another process created: readable, and never met here.
+            self._catalogue.add(await self._series.load())
             view.reset(incarnation=position.incarnation, fold_offset=position.fold_offset)
         await view.folded_elsewhere(position.fold_offset)
         while view.head < position.head:
