@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TwinmeshError, Unavailable
+from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.time import SystemClock
 from twinmesh_storage.domain.admission import Accept, Answer, ProducerState, Refuse, Repeat, admit
@@ -27,7 +28,7 @@ from twinmesh_storage.domain.landing import Landing
 from twinmesh_storage.domain.logview import LogView
 from twinmesh_storage.domain.rows import Lane, Segment
 from twinmesh_storage.domain.sequencer import Sequencer, SequencerLimits
-from twinmesh_storage.domain.series import Catalogue
+from twinmesh_storage.domain.series import Catalogue, SeriesRequest
 from twinmesh_testing.storage_fakes import FakeDatabase, FakeLog, FakeSeries
 
 
@@ -58,10 +59,11 @@ class Rig:
             incarnation=database.incarnation, fold_offset=0, ring_bytes=ring_bytes, hot_rows=1000, clock=SystemClock()
         )
         series = FakeSeries(database)
-        catch_up = CatchUp(
+        self.catalogue = Catalogue()
+        self.catch_up = catch_up = CatchUp(
             log=self.log,
             series=series,
-            catalogue=Catalogue(),
+            catalogue=self.catalogue,
             view=self.view,
             landing=Landing(lambda _: ObservationBatch()),
         )
@@ -101,6 +103,19 @@ async def test_waiting_entries_share_a_commit_and_become_visible_in_order() -> N
         recent = rig.view.recent(0, 1 << 20)
         assert recent is not None
         assert [e.offset for e in recent] == list(range(1, 51))
+
+
+async def test_one_who_is_overtaken_by_a_fold_knows_the_series_it_passed_over() -> None:
+    database = FakeDatabase()
+    lagging = Rig(database, holder="other")
+    async with Rig(database).running() as rig:
+        new = SeriesRequest(twin_id="t", channel="c", kind=ChannelKind.GAUGE, unit="", expected_interval_us=0)
+        await FakeSeries(database).resolve("default", [new])
+        await rig.append(entry("a"))
+    database.fold_offset = 1
+    await lagging.catch_up.to_head()
+    assert lagging.view.head == 1
+    assert [s.channel for s in lagging.catalogue.of_twin("default", "t")] == ["c"]
 
 
 @pytest.mark.parametrize("fault", ["lose_answers", "drop_commits"])
