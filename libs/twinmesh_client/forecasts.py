@@ -32,6 +32,7 @@ class Forecast:
         recorded: whether it was written to the predicted facet.
         upper_limit: the channel's limit in the twin type; None = none.
         limit_crossing: start of the first step whose median exceeds the limit; None = none.
+        expired: read from a replica after `valid_until`, in the twin's own present.
     """
 
     channel: str
@@ -47,6 +48,7 @@ class Forecast:
     recorded: bool = False
     upper_limit: float | None = None
     limit_crossing: datetime | None = None
+    expired: bool = False
 
     @classmethod
     def from_prediction(cls, message: prediction_pb2.Prediction) -> Forecast:
@@ -62,6 +64,7 @@ class Forecast:
             levels=levels,
             values=np.array(message.values, np.float64).reshape(-1, max(len(levels), 1)),
             input_offset=message.input_offset,
+            expired=message.expired,
         )
 
     @classmethod

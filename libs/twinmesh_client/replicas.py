@@ -12,6 +12,7 @@ from twinmesh.type.v1 import event_pb2, position_pb2, replica_pb2, twin_pb2
 from twinmesh_client.commands import Command, command
 from twinmesh_client.durations import moment
 from twinmesh_client.forecasts import Forecast
+from twinmesh_client.residuals import Residual, residuals
 from twinmesh_client.values import Scalar, from_proto, show
 from twinmesh_core.errors import FailedPrecondition
 from twinmesh_core.quality import Quality
@@ -113,7 +114,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """A twin's whole state at one offset."""
+    """A twin's whole state at one offset; `residuals` tell, by channel and model id, how predictions did so far."""
 
     twin_id: str
     twin_type: str
@@ -128,6 +129,7 @@ class Replica:
     delta: Mapping[str, DeltaItem]
     connectivity: str
     as_of: Position
+    residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +189,7 @@ class WatchEvent:
     connectivity: str = ""
     commands: tuple[Command, ...] = ()
     events: tuple[Event, ...] = ()
+    residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
     replica: Replica | None = None
     merged_count: int = 0
     through: Position
@@ -309,6 +312,7 @@ def replica(message: replica_pb2.Replica, as_of: Position) -> Replica:
         delta=delta_items(message.delta),
         connectivity=connectivity_name(message.connectivity),
         as_of=as_of,
+        residuals=residuals(message.residuals),
     )
 
 
@@ -328,6 +332,7 @@ def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEv
         connectivity=whole.connectivity if whole else _changed_connectivity(message),
         commands=tuple(command(c) for c in message.commands),
         events=tuple(event(e) for e in message.events),
+        residuals=whole.residuals if whole else residuals(message.residuals),
         replica=whole,
         merged_count=message.merged_count,
         through=through,

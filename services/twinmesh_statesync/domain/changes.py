@@ -9,6 +9,7 @@ from twinmesh_core.registry import Twin
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
+from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue
 
 
@@ -45,6 +46,7 @@ class Change:
         commands: commands that were queued or moved.
         events: events that were recorded.
         merged_count: changes folded into this one beyond itself.
+        residuals: those that changed.
     """
 
     tenant: str
@@ -66,6 +68,7 @@ class Change:
     commands: tuple[Command, ...] = ()
     events: tuple[Event, ...] = ()
     merged_count: int = 0
+    residuals: tuple[Residual, ...] = ()
 
 
 def merge(earlier: Change, later: Change) -> Change:
@@ -87,6 +90,7 @@ def merge(earlier: Change, later: Change) -> Change:
     removed = tuple(dict.fromkeys((*earlier.removed, *later.removed)))
     still_removed = tuple(c for c in removed if c in later.removed or all(v.channel != c for v in later.desired))
     predicted = {(p.channel, p.model_id): p for p in (*earlier.predicted, *later.predicted)}
+    residuals = {(r.channel, r.model_id): r for r in (*earlier.residuals, *later.residuals)}
     return replace(
         earlier,
         twin=later.twin,
@@ -104,6 +108,7 @@ def merge(earlier: Change, later: Change) -> Change:
         commands=_latest_commands(earlier, later),
         events=earlier.events + later.events,
         merged_count=merged,
+        residuals=tuple(residuals.values()),
     )
 
 

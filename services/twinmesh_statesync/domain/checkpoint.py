@@ -17,6 +17,7 @@ from twinmesh_statesync.domain.fold import Fold, Unsaved
 from twinmesh_statesync.domain.generations import Generation
 from twinmesh_statesync.domain.plain import from_text, to_text
 from twinmesh_statesync.domain.replica import DeltaItem, Desired, Predicted, Replica, Reported
+from twinmesh_statesync.domain.residuals import Residual, TrackRecord, tracks_of
 from twinmesh_statesync.domain.twin_state import TwinState
 
 TWIN_TYPE: Final = "twin_type"
@@ -110,6 +111,8 @@ class _TwinRecord:
     delete_offset: int
     previous_create_offset: int = 0
     last_arrival_offset: int = 0
+    residuals: tuple[Residual, ...] = ()
+    tracks: tuple[TrackRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +242,8 @@ def _twin_record(state: TwinState) -> _TwinRecord:
         delete_offset=state.delete_offset,
         previous_create_offset=state.previous_create_offset,
         last_arrival_offset=state.last_arrival_offset,
+        residuals=tuple(replica.residuals[key] for key in sorted(replica.residuals)),
+        tracks=tuple(state.tracks[key].record() for key in sorted(state.tracks)),
     )
 
 
@@ -250,18 +255,19 @@ def _read_twin(record: Record, types: Mapping[tuple[str, str, int], TwinType]) -
     kept = from_text(_TwinRecord, record.body or "")
     twin = kept.twin
     state = TwinState(record.tenant, twin, types[record.tenant, twin.twin_type_id, twin.twin_type_version])
+    predictions = {(p.channel, p.model_id): p for p in kept.predictions}
     state.alive = kept.alive
     state.replica = Replica(
         revision=kept.revision,
         offset=kept.offset,
         reported=kept.reported,
         desired=kept.desired,
-        predicted=Predicted(
-            revision=kept.predicted_revision, predictions={(p.channel, p.model_id): p for p in kept.predictions}
-        ),
+        predicted=Predicted(revision=kept.predicted_revision, predictions=predictions),
         delta=kept.delta,
         connectivity=kept.connectivity,
+        residuals={(r.channel, r.model_id): r for r in kept.residuals},
     )
+    state.tracks = tracks_of(kept.tracks, predictions)
     state.commands = {command.command_id: command for command in kept.commands}
     state.last_arrival_unix_us = kept.last_arrival_unix_us
     state.last_lag_us = kept.last_lag_us

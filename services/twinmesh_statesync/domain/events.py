@@ -86,6 +86,11 @@ class Prediction:
     unit: str
 
     @property
+    def step_count(self) -> int:
+        """How many steps it has."""
+        return len(self.values) // len(self.quantile_levels)
+
+    @property
     def freshness(self) -> tuple[int, int]:
         """What decides between two: the offset of the inputs first, then the time as of which it was made."""
         return (self.input_offset, self.at_unix_us)

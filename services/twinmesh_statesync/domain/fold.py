@@ -47,9 +47,9 @@ from twinmesh_statesync.domain.entries import (
 )
 from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
-from twinmesh_statesync.domain.predicted import record_prediction
-from twinmesh_statesync.domain.reduce import newest_facts
-from twinmesh_statesync.domain.replica import NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
+from twinmesh_statesync.domain.predicted import compare, record_prediction
+from twinmesh_statesync.domain.reduce import Rows, newest_facts
+from twinmesh_statesync.domain.replica import NO_RESIDUALS, NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
 from twinmesh_statesync.domain.room import check_room, forget_old_commands
 from twinmesh_statesync.domain.targets import acknowledge_desired, expire_desired, set_desired
 from twinmesh_statesync.domain.twin_state import Draft, TwinState, require_channel
@@ -170,6 +170,7 @@ class Fold:
     def _observe(self, entry: LogEntry, batch: ObservationBatch, *, seeding: bool = False) -> list[Change]:
         states = self._twins.get(entry.tenant, {})
         changes = []
+        rows: Rows | None = None
         for twin_id, facts in newest_facts(batch, entry.offset).items():
             state = states.get(twin_id)
             if state is None or not state.alive:
@@ -177,6 +178,9 @@ class Fold:
             self.unsaved.twins.add((entry.tenant, twin_id))
             draft = Draft(state, entry.offset, entry.commit_time_unix_us)
             draft.observe(facts)
+            if state.tracks:
+                rows = rows or Rows(batch)
+                compare(draft, rows)
             note_arrival(draft, max(fact.event_time_unix_us for _, fact in facts), seeding=seeding)
             change = draft.finish()
             if change is not None:
@@ -311,6 +315,7 @@ class Fold:
             predicted=replace(NOTHING_PREDICTED, revision=replica.predicted.revision),
             delta=(),
             connectivity=type(replica.connectivity).UNSPECIFIED,
+            residuals=NO_RESIDUALS,
         )
         state.alive = False
         state.delete_offset = entry.offset

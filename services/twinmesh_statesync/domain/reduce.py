@@ -62,6 +62,34 @@ def newest_facts(batch: ObservationBatch, offset: int) -> dict[str, list[Fact]]:
     return found
 
 
+class Rows:
+    """All rows of a batch by series, for what needs more than the newest; sorted once, when first asked for."""
+
+    def __init__(self, batch: ObservationBatch) -> None:
+        self._handles: dict[tuple[str, str], list[int]] = {}
+        for handle, key in enumerate(batch.series):
+            self._handles.setdefault((key.twin_id, key.channel), []).append(handle)
+        self._sections = dict(batch.sections())
+        self._sorted: dict[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]] = {}
+
+    def of(self, twin_id: str, channel: str, kind: ChannelKind) -> tuple[npt.NDArray[Any], ...] | None:
+        """Return times (int64 [n]), values [n] and quality bytes (uint8 [n]) of a numeric series, in the batch's order.
+
+        None = it has no rows of this kind.
+        """
+        name = "int64s" if kind is ChannelKind.STATE else "doubles"
+        section, handles = self._sections.get(name), self._handles.get((twin_id, channel))
+        if section is None or handles is None or not len(section) or isinstance(section, TextSection):
+            return None
+        if name not in self._sorted:
+            order = np.argsort(section.series, kind="stable")
+            self._sorted[name] = (order, section.series[order])
+        order, ordered = self._sorted[name]
+        spans = [np.searchsorted(ordered, [handle, handle + 1]) for handle in handles]
+        rows = np.sort(np.concatenate([order[low:high] for low, high in spans]))
+        return (section.time_unix_us[rows], section.values[rows], section.quality[rows]) if len(rows) else None
+
+
 def winning_rows(series: npt.NDArray[np.uint32], time_unix_us: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
     """Return, by series in ascending order, the number of its row with the greatest time; the last among equals."""
     order = np.lexsort((time_unix_us, series))  # stable: rows of equal time stay in their order

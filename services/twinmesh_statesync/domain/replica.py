@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from twinmesh_statesync.domain.events import Connectivity, Prediction
+from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue, Value
 
 
@@ -105,6 +106,7 @@ class Predicted:
 NOTHING_REPORTED: Final = Reported(values=MappingProxyType({}))
 NOTHING_DESIRED: Final = Desired(values=MappingProxyType({}))
 NOTHING_PREDICTED: Final = Predicted(predictions=MappingProxyType({}))
+NO_RESIDUALS: Final[Mapping[tuple[str, str], Residual]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,7 @@ class Replica:
         predicted: expectations of models.
         delta: desired minus reported, by channel in order.
         connectivity: whether the entity is heard from.
+        residuals: how predictions compare with facts, by channel and model.
     """
 
     revision: int
@@ -128,6 +131,7 @@ class Replica:
     predicted: Predicted = NOTHING_PREDICTED
     delta: tuple[DeltaItem, ...] = ()
     connectivity: Connectivity = Connectivity.UNSPECIFIED
+    residuals: Mapping[tuple[str, str], Residual] = field(default_factory=lambda: NO_RESIDUALS)
 
 
 def delta_of(desired: Mapping[str, DesiredValue], reported: Mapping[str, ReportedValue]) -> tuple[DeltaItem, ...]:

@@ -21,6 +21,7 @@ from twinmesh_statesync.domain.replica import (
     Reported,
     delta_of,
 )
+from twinmesh_statesync.domain.residuals import Residual, Track
 from twinmesh_statesync.domain.values import ReportedValue
 
 NO_REPLICA: Final = Replica(revision=0, offset=0)
@@ -40,6 +41,7 @@ class TwinState:
         events: every event, by id.
         last_arrival_unix_us: commit time of the newest entry with observations of it; 0 = none.
         last_arrival_offset: its offset; 0 = none, or not known.
+        tracks: predictions that are compared with facts, by channel and model.
         last_lag_us: how far the newest event time of that entry lay behind its commit time.
         delete_offset: where the last life ended; 0 = never.
         previous_create_offset: where the life before the present one began; 0 = there was none.
@@ -57,6 +59,7 @@ class TwinState:
         "replica",
         "specs",
         "tenant",
+        "tracks",
         "twin",
         "twin_type",
     )
@@ -70,6 +73,7 @@ class TwinState:
         self.replica = NO_REPLICA
         self.commands: dict[str, Command] = {}
         self.events: dict[str, Event] = {}
+        self.tracks: dict[tuple[str, str], Track] = {}
         self.last_arrival_unix_us = 0
         self.last_arrival_offset = 0
         self.last_lag_us = 0
@@ -83,6 +87,7 @@ class TwinState:
         self.twin_type = twin_type
         self.specs = {channel.name: channel for channel in twin_type.channels}
         self.alive = True
+        self.tracks = {}
         self.last_arrival_unix_us = 0
         self.last_arrival_offset = 0
         self.last_lag_us = 0
@@ -112,6 +117,7 @@ class Draft:
         "predicted",
         "removed",
         "reported",
+        "residuals",
         "state",
     )
 
@@ -125,6 +131,7 @@ class Draft:
         self.desired_moves = False
         self.removed: list[str] = []
         self.predicted: list[Prediction] = []
+        self.residuals: dict[tuple[str, str], Residual] = {}
         self.connectivity: Connectivity | None = None
         self.commands: dict[str, Command] = {}
         self.events: list[Event] = []
@@ -207,7 +214,8 @@ class Draft:
     def finish(self, kind: ChangeKind = ChangeKind.CHANGED) -> Change | None:
         """Write the draft to the state and return the change; None when nothing changed."""
         touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands
-        if kind is ChangeKind.CHANGED and not (touched or self.events or self.connectivity is not None):
+        said = self.events or self.residuals or self.connectivity is not None
+        if kind is ChangeKind.CHANGED and not (touched or said):
             return None
         if kind is ChangeKind.CHANGED and self.reported and self._only_reported():
             return self._finish_reported()
@@ -226,6 +234,7 @@ class Draft:
             predicted=self._predicted(),
             delta=delta,
             connectivity=before.connectivity if self.connectivity is None else self.connectivity,
+            residuals={**before.residuals, **self.residuals} if self.residuals else before.residuals,
         )
         state.replica = after
         state.commands.update(self.commands)
@@ -249,12 +258,13 @@ class Draft:
             connectivity=self.connectivity,
             commands=tuple(sorted(self.commands.values(), key=Command.order)),
             events=tuple(self.events),
+            residuals=tuple(self.residuals.values()),
         )
 
     def _only_reported(self) -> bool:
         """Whether facts are all there is, of a twin without targets: nearly every change of a busy day."""
         told = self.desired or self.predicted or self.commands or self.events or self.connectivity is not None
-        return not told and not self.state.replica.desired.values
+        return not (told or self.residuals) and not self.state.replica.desired.values
 
     def _finish_reported(self) -> Change:
         """Do what `finish` does, with nothing built that such a change does not need."""
@@ -269,6 +279,7 @@ class Draft:
             predicted=before.predicted,
             delta=before.delta,
             connectivity=before.connectivity,
+            residuals=before.residuals,
         )
         return Change(
             tenant=state.tenant,

@@ -19,6 +19,7 @@ from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.conditions import MAX_CONDITIONS
 from twinmesh_statesync.domain.entries import AcknowledgeDesired, RecordPrediction, SetDesired
+from twinmesh_statesync.domain.predicted import present_of
 from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
@@ -114,7 +115,10 @@ class ReplicaServicer:
         """Return a twin's replica."""
         state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
         return statesync_pb2.GetReplicaResponse(
-            replica=replica_to_message(state.twin, state.replica), as_of=self._reading.as_of()
+            replica=replica_to_message(
+                state.twin, state.replica, present_unix_us=present_of(state, self._clock.now_unix_us())
+            ),
+            as_of=self._reading.as_of(),
         )
 
     async def set_desired(

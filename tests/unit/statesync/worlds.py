@@ -141,17 +141,24 @@ class World:
         return state.commands
 
 
-def prediction(channel: str = "temperature", model: str = "m", input_offset: int = 1, at: int = T0) -> Prediction:
+def prediction(
+    channel: str = "temperature",
+    model: str = "m",
+    input_offset: int = 1,
+    at: int = T0,
+    version: int = 1,
+    steps: int = 1,
+) -> Prediction:
     return Prediction(
         channel=channel,
         model_id=model,
-        model_version=1,
+        model_version=version,
         at_unix_us=at,
         input_offset=input_offset,
-        valid_until_unix_us=at + S,
+        valid_until_unix_us=at + steps * S,
         step_us=S,
         quantile_levels=(0.1, 0.5, 0.9),
-        values=(1.0, 2.0, 3.0),
+        values=(1.0, 2.0, 3.0) * steps,
         unit="Cel",
     )
 
@@ -208,7 +215,15 @@ actions: st.SearchStrategy[Action] = st.one_of(
     st.builds(
         RecordPrediction,
         twin_id=twin_ids,
-        prediction=st.builds(prediction, st.just("temperature"), st.sampled_from(["m", "n"]), st.integers(0, 20)),
+        prediction=st.builds(
+            prediction,
+            st.just("temperature"),
+            st.sampled_from(["m", "n"]),
+            st.integers(0, 20),
+            st.sampled_from([T0, T0 + 3 * S]),
+            st.integers(1, 2),
+            st.integers(1, 6),
+        ),
     ),
     st.builds(QueueCommand, command_id=command_ids, twin_id=twin_ids, name=st.just("stop"), args=st.just({})),
     st.builds(

@@ -972,6 +972,7 @@ class WatchEvent(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     MERGED_COUNT_FIELD_NUMBER: _builtins.int
+    RESIDUALS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset that made it."""
     twin_id: _builtins.str
@@ -1014,6 +1015,10 @@ class WatchEvent(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
         """Events that were recorded."""
 
+    @_builtins.property
+    def residuals(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Residual]:
+        """CHANGED: residuals that changed."""
+
     def __init__(
         self,
         *,
@@ -1031,10 +1036,11 @@ class WatchEvent(_message.Message):
         commands: _abc.Iterable[_command_pb2.Command] | None = ...,
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
         merged_count: _builtins.int = ...,
+        residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "residuals", b"residuals", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

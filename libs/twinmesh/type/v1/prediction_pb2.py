@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinmesh/type/v1/prediction.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\nPrediction\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\x05\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cinput_offset\x18\x05 \x01(\x03\x12/\n\x0bvalid_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07step_us\x18\x07 \x01(\x03\x12\x17\n\x0fquantile_levels\x18\x08 \x03(\x01\x12\x0e\n\x06values\x18\t \x03(\x01\x12\x0c\n\x04unit\x18\n \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinmesh/type/v1/prediction.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x02\n\nPrediction\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\x05\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cinput_offset\x18\x05 \x01(\x03\x12/\n\x0bvalid_until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07step_us\x18\x07 \x01(\x03\x12\x17\n\x0fquantile_levels\x18\x08 \x03(\x01\x12\x0e\n\x06values\x18\t \x03(\x01\x12\x0c\n\x04unit\x18\n \x01(\t\x12\x0f\n\x07\x65xpired\x18\x14 \x01(\x08\"\x83\x03\n\x08Residual\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\x05\x12\x14\n\x0csince_offset\x18\x04 \x01(\x03\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0c\n\x04mean\x18\x06 \x01(\x01\x12\x0b\n\x03mae\x18\x07 \x01(\x01\x12\x0c\n\x04rmse\x18\x08 \x01(\x01\x12\x16\n\x0einterval_count\x18\t \x01(\x03\x12\x15\n\rcovered_count\x18\n \x01(\x03\x12\x18\n\x10nominal_coverage\x18\x0b \x01(\x01\x12-\n\tlast_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_step_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clast_lead_us\x18\x0e \x01(\x03\x12\x16\n\x0elast_predicted\x18\x0f \x01(\x01\x12\x15\n\rlast_reported\x18\x10 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.type.v1.prediction
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTION']._serialized_start=89
-  _globals['_PREDICTION']._serialized_end=342
+  _globals['_PREDICTION']._serialized_end=359
+  _globals['_RESIDUAL']._serialized_start=362
+  _globals['_RESIDUAL']._serialized_end=749
 # @@protoc_insertion_point(module_scope)

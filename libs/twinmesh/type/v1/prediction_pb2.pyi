@@ -35,6 +35,7 @@ class Prediction(_message.Message):
     QUANTILE_LEVELS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """The channel that is predicted."""
     model_id: _builtins.str
@@ -47,6 +48,10 @@ class Prediction(_message.Message):
     """Distance of the steps in microseconds; step i (from 0) is the mean over [at + i*step, at + (i+1)*step)."""
     unit: _builtins.str
     """Unit of the values (UCUM)."""
+    expired: _builtins.bool
+    """Output only, in the answer of GetReplica: valid_until has passed in the twin's own present, which is its newest event time plus the time
+    since that arrived. So a recorded twin is judged in the time of its recording.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """Event time as of which it was made: the end of the newest window step used."""
@@ -76,11 +81,103 @@ class Prediction(_message.Message):
         quantile_levels: _abc.Iterable[_builtins.float] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
         unit: _builtins.str = ...,
+        expired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "valid_until", b"valid_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "channel", b"channel", "input_offset", b"input_offset", "model_id", b"model_id", "model_version", b"model_version", "quantile_levels", b"quantile_levels", "step_us", b"step_us", "unit", b"unit", "valid_until", b"valid_until", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "channel", b"channel", "expired", b"expired", "input_offset", b"input_offset", "model_id", b"model_id", "model_version", b"model_version", "quantile_levels", b"quantile_levels", "step_us", b"step_us", "unit", b"unit", "valid_until", b"valid_until", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
+
+@_typing.final
+class Residual(_message.Message):
+    """How a model's predictions of one channel compare with the facts that arrived since. Of each step of a prediction the GOOD fact nearest to
+    the middle of the step counts (of two as near, the later), so the order and batches in which facts arrive do not matter. A prediction
+    is followed until the model's next one replaces it; a new version of the model begins anew. The first 1,000 steps are followed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_OFFSET_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    MAE_FIELD_NUMBER: _builtins.int
+    RMSE_FIELD_NUMBER: _builtins.int
+    INTERVAL_COUNT_FIELD_NUMBER: _builtins.int
+    COVERED_COUNT_FIELD_NUMBER: _builtins.int
+    NOMINAL_COVERAGE_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_STEP_TIME_FIELD_NUMBER: _builtins.int
+    LAST_LEAD_US_FIELD_NUMBER: _builtins.int
+    LAST_PREDICTED_FIELD_NUMBER: _builtins.int
+    LAST_REPORTED_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """The channel."""
+    model_id: _builtins.str
+    """The model."""
+    model_version: _builtins.int
+    """Its version."""
+    since_offset: _builtins.int
+    """Offset of the first prediction that is counted here."""
+    count: _builtins.int
+    """Steps that were compared with a fact; 0 = none yet, and nothing below is set."""
+    mean: _builtins.float
+    """Mean of reported - predicted, in the channel's unit: how far the model is off on average. Predicted is the median, interpolated
+    between the levels around 0.5 where there is none.
+    """
+    mae: _builtins.float
+    """Mean of |reported - predicted|."""
+    rmse: _builtins.float
+    """Root of the mean of (reported - predicted) squared."""
+    interval_count: _builtins.int
+    """Of predictions with two levels or more: steps whose fact was compared with the interval from the lowest to the highest level."""
+    covered_count: _builtins.int
+    """Those whose fact lay within it; divided by interval_count it should come near nominal_coverage."""
+    nominal_coverage: _builtins.float
+    """Highest minus lowest level of the newest prediction; 0 = it has one level."""
+    last_lead_us: _builtins.int
+    """How far ahead it was predicted: the fact's event time minus the prediction's at, in microseconds."""
+    last_predicted: _builtins.float
+    """What was predicted."""
+    last_reported: _builtins.float
+    """What was reported."""
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest step compared: event time of its fact."""
+
+    @_builtins.property
+    def last_step_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of that step."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        model_version: _builtins.int = ...,
+        since_offset: _builtins.int = ...,
+        count: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        mae: _builtins.float = ...,
+        rmse: _builtins.float = ...,
+        interval_count: _builtins.int = ...,
+        covered_count: _builtins.int = ...,
+        nominal_coverage: _builtins.float = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+        last_step_time: _timestamp_pb2.Timestamp | None = ...,
+        last_lead_us: _builtins.int = ...,
+        last_predicted: _builtins.float = ...,
+        last_reported: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_step_time", b"last_step_time", "last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "count", b"count", "covered_count", b"covered_count", "interval_count", b"interval_count", "last_lead_us", b"last_lead_us", "last_predicted", b"last_predicted", "last_reported", b"last_reported", "last_step_time", b"last_step_time", "last_time", b"last_time", "mae", b"mae", "mean", b"mean", "model_id", b"model_id", "model_version", b"model_version", "nominal_coverage", b"nominal_coverage", "rmse", b"rmse", "since_offset", b"since_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Residual: _TypeAlias = Residual  # noqa: Y015

@@ -413,6 +413,7 @@ class Replica(_message.Message):
     PREDICTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     CONNECTIVITY_FIELD_NUMBER: _builtins.int
+    RESIDUALS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Dense revision of the twin, 1..n, going on across delete and re-create."""
     offset: _builtins.int
@@ -439,6 +440,10 @@ class Replica(_message.Message):
     def delta(self) -> Global___Delta:
         """desired minus reported."""
 
+    @_builtins.property
+    def residuals(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Residual]:
+        """How predictions compare with the facts: one per channel and model that predicted it."""
+
     def __init__(
         self,
         *,
@@ -450,10 +455,11 @@ class Replica(_message.Message):
         predicted: Global___PredictedFacet | None = ...,
         delta: Global___Delta | None = ...,
         connectivity: Global___Connectivity.ValueType = ...,
+        residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "reported", b"reported", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "offset", b"offset", "predicted", b"predicted", "reported", b"reported", "revision", b"revision", "twin", b"twin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "offset", b"offset", "predicted", b"predicted", "reported", b"reported", "residuals", b"residuals", "revision", b"revision", "twin", b"twin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import observation_pb2, replica_pb2
+from twinmesh.type.v1 import observation_pb2, prediction_pb2, replica_pb2
 from twinmesh_core.registry import Twin
 from twinmesh_core.time import US_PER_S
 from twinmesh_runtime.registry_mapping import time_to_message, twin_to_message
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.events import Prediction
 from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
+from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue
 from twinmesh_statesync.rpc.mapping.values import (
     command_to_message,
@@ -25,9 +26,9 @@ _EVENTS_FIELD: Final = b"\x0a"
 """Tag of WatchResponse.events: field 1, length-delimited."""
 
 
-def replica_to_message(twin: Twin, replica: Replica) -> replica_pb2.Replica:
-    """Return a whole replica."""
-    return replica_pb2.Replica(
+def replica_to_message(twin: Twin, replica: Replica, *, present_unix_us: int | None = None) -> replica_pb2.Replica:
+    """Return a whole replica; with a present, predictions that are past their validity are marked."""
+    message = replica_pb2.Replica(
         twin=twin_to_message(twin),
         revision=replica.revision,
         offset=replica.offset,
@@ -36,7 +37,36 @@ def replica_to_message(twin: Twin, replica: Replica) -> replica_pb2.Replica:
         predicted=_predicted(replica.predicted.revision, replica.predicted.predictions.values()),
         delta=delta_to_message(replica.delta),
         connectivity=replica_pb2.Connectivity.ValueType(replica.connectivity),
+        residuals=map(residual_to_message, replica.residuals.values()),
     )
+    if present_unix_us is not None:
+        for told, prediction in zip(message.predicted.predictions, replica.predicted.predictions.values(), strict=True):
+            told.expired = prediction.valid_until_unix_us < present_unix_us
+    return message
+
+
+def residual_to_message(residual: Residual) -> prediction_pb2.Residual:
+    """Return how a model did."""
+    message = prediction_pb2.Residual(
+        channel=residual.channel,
+        model_id=residual.model_id,
+        model_version=residual.model_version,
+        since_offset=residual.since_offset,
+        count=residual.count,
+        mean=residual.mean,
+        mae=residual.mae,
+        rmse=residual.rmse,
+        interval_count=residual.interval_count,
+        covered_count=residual.covered_count,
+        nominal_coverage=residual.nominal_coverage,
+        last_lead_us=residual.last_lead_us,
+        last_predicted=residual.last_predicted,
+        last_reported=residual.last_reported,
+    )
+    if residual.last_time_unix_us is not None:
+        message.last_time.CopyFrom(time_to_message(residual.last_time_unix_us))
+        message.last_step_time.CopyFrom(time_to_message(residual.last_step_unix_us))
+    return message
 
 
 def desired_to_message(
@@ -80,6 +110,8 @@ def change_to_message(change: Change) -> statesync_pb2.WatchEvent:
         event.commands.extend(map(command_to_message, change.commands))
     if change.events:
         event.events.extend(map(event_to_message, change.events))
+    if change.residuals:
+        event.residuals.extend(map(residual_to_message, change.residuals))
     return event
 
 
