@@ -172,8 +172,9 @@ class WatchEvent:
     """One change of one twin at one offset; what did not change is empty, or None for `delta`.
 
     Attributes:
-        kind: SNAPSHOT, CREATED, CHANGED or DELETED; SYNCED marks the end of the snapshot, RESET that the log was
-            rewound or compacted and a new snapshot follows (neither belongs to a twin).
+        kind: SNAPSHOT, CREATED, CHANGED, DELETED, or ERASED (forget what was told of the twin); SYNCED marks the end of
+            the snapshot, RESET that the log was rewound or compacted and a new snapshot follows (neither belongs to a
+            twin).
         through: resume after this to continue with what follows.
     """
 
@@ -325,11 +326,12 @@ def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEv
         twin_id=message.twin_id,
         revision=message.revision,
         previous_revision=message.previous_revision,
-        reported=whole.reported.items if whole else reported_values(message.reported),
-        desired=whole.desired.items if whole else desired_values(message.desired),
-        predicted=whole.predicted.items if whole else predicted_values(message.predicted),
-        delta=whole.delta if whole else (delta_items(message.delta) if message.HasField("delta") else None),
-        connectivity=whole.connectivity if whole else _changed_connectivity(message),
+        # With policy "latest" a whole replica may come with changes that were made to it since.
+        reported={**(whole.reported.items if whole else {}), **reported_values(message.reported)},
+        desired={**(whole.desired.items if whole else {}), **desired_values(message.desired)},
+        predicted={**(whole.predicted.items if whole else {}), **predicted_values(message.predicted)},
+        delta=delta_items(message.delta) if message.HasField("delta") else (whole.delta if whole else None),
+        connectivity=_changed_connectivity(message) or (whole.connectivity if whole else ""),
         commands=tuple(command(c) for c in message.commands),
         events=tuple(event(e) for e in message.events),
         residuals=whole.residuals if whole else residuals(message.residuals),

@@ -158,6 +158,8 @@ class MemoryCheckpoints:
         if checkpoint.complete:
             self._records.clear()
             self._generations.clear()
+        for offset in [offset for offset in self._generations if offset < checkpoint.forget_before]:
+            del self._generations[offset]
         for record in checkpoint.records:
             key = (record.tenant, record.kind, record.key)
             self._records.pop(key, None)

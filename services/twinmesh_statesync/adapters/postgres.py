@@ -74,6 +74,7 @@ _ALL_AT: Final = _VERSIONS_AT.format(which="kind <> ALL (%(unversioned)s)")
 _TWINS_AT: Final = _VERSIONS_AT.format(which="kind = %(twin)s AND key = ANY (%(twin_ids)s)")
 _EVENTS_AT: Final = _VERSIONS_AT.format(which="kind = %(event)s AND split_part(key, '/', 1) = ANY (%(twin_ids)s)")
 _REST_AT: Final = _VERSIONS_AT.format(which="kind <> ALL (%(unversioned)s) AND kind NOT IN (%(twin)s, %(event)s)")
+_FORGET_BEFORE: Final = "DELETE FROM generation WHERE log_offset < %s"
 _FORGET: Final = "DELETE FROM generation WHERE log_offset = ANY (%s)"
 _SWEEP: Final = """
     DELETE FROM checkpoint_superseded s WHERE NOT EXISTS (
@@ -138,6 +139,10 @@ class PostgresCheckpoints:
             if checkpoint.complete:
                 for statement in _CLEAR:
                     await conn.execute(statement)
+            if checkpoint.forget_before:
+                # Before the rows are replaced: none is moved aside for a generation that goes.
+                await conn.execute(_FORGET_BEFORE, (checkpoint.forget_before,))
+                await conn.execute(_SWEEP)
             if checkpoint.records:
                 await _write(conn, checkpoint)
             for generation in checkpoint.generations:

@@ -20,6 +20,7 @@ class ChangeKind(IntEnum):
     CREATED = 2
     CHANGED = 3
     DELETED = 4
+    ERASED = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Change:
         offset: the entry that made it.
         revision: the twin's dense revision after it.
         previous_revision: the one before.
-        replica: the whole replica, for SNAPSHOT and CREATED.
+        replica: the whole replica, for SNAPSHOT, CREATED and ERASED.
         reported: facts that changed.
         reported_revision: revision of that facet, when `reported` is not empty.
         desired: targets that changed, their progress included.
@@ -75,9 +76,11 @@ def merge(earlier: Change, later: Change) -> Change:
     """Return one change with the effect of both on one twin, for watchers that only want the newest state.
 
     A deletion swallows what came before it; a creation takes the later facts with it as a creation whose own facets are
-    applied after its replica.
+    applied after its replica. An erasure does both, and lets nothing pass that was told before it.
     """
     merged = earlier.merged_count + later.merged_count + 1
+    if later.kind is ChangeKind.ERASED:
+        return replace(later, previous_revision=earlier.previous_revision, merged_count=merged)
     if later.kind is not ChangeKind.CHANGED:
         return replace(
             later,

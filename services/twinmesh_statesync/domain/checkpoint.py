@@ -63,12 +63,14 @@ class Checkpoint:
         records: rows, each key once or the last one counts.
         complete: in a save: these are all there are, and whatever was kept before is dropped.
         generations: in a save: positions to which the checkpoint can be taken back from now on.
+        forget_before: in a save: earlier generations are dropped with all that only they needed.
     """
 
     position: Position
     records: tuple[Record, ...]
     complete: bool = False
     generations: tuple[Generation, ...] = ()
+    forget_before: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,7 @@ class _TwinRecord:
     last_arrival_offset: int = 0
     residuals: tuple[Residual, ...] = ()
     tracks: tuple[TrackRecord, ...] = ()
+    erase_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,7 @@ class Captured:
     twin_types: tuple[tuple[str, TwinType], ...]
     events: tuple[tuple[str, Event], ...]
     verdicts: Mapping[tuple[str, str], Verdict | None] = field(default_factory=dict)
+    erased: frozenset[tuple[str, str, str]] = frozenset()
 
     def after(self, earlier: Captured) -> Captured:
         """Return both together, this one being the newer: for a save that failed before."""
@@ -133,8 +137,14 @@ class Captured:
         return Captured(
             twins=tuple(t for t in earlier.twins if (t[0], t[1].twin.twin_id) not in mine) + self.twins,
             twin_types=earlier.twin_types + self.twin_types,
-            events=earlier.events + self.events,
+            events=tuple(
+                (tenant, event)
+                for tenant, event in earlier.events
+                if (tenant, event.twin_id, event.event_id) not in self.erased
+            )
+            + self.events,
             verdicts={**earlier.verdicts, **self.verdicts},
+            erased=earlier.erased | self.erased,
         )
 
     def records(self) -> Iterable[Record]:
@@ -146,6 +156,8 @@ class Captured:
             )
         for tenant, twin in self.twins:
             yield Record(tenant=tenant, kind=TWIN, key=twin.twin.twin_id, offset=twin.offset, body=to_text(twin))
+        for tenant, twin_id, event_id in sorted(self.erased):
+            yield Record(tenant=tenant, kind=EVENT, key=f"{twin_id}/{event_id}", offset=0, body=None)
         for tenant, event in self.events:
             key = f"{event.twin_id}/{event.event_id}"
             yield Record(tenant=tenant, kind=EVENT, key=key, offset=event.offset, body=to_text(event))
@@ -167,6 +179,7 @@ def capture(fold: Fold, unsaved: Unsaved) -> Captured:
         twin_types=tuple(unsaved.twin_types),
         events=tuple(unsaved.events),
         verdicts=unsaved.verdicts,
+        erased=frozenset(unsaved.erased),
     )
 
 
@@ -244,6 +257,7 @@ def _twin_record(state: TwinState) -> _TwinRecord:
         last_arrival_offset=state.last_arrival_offset,
         residuals=tuple(replica.residuals[key] for key in sorted(replica.residuals)),
         tracks=tuple(state.tracks[key].record() for key in sorted(state.tracks)),
+        erase_offset=state.erase_offset,
     )
 
 
@@ -274,4 +288,5 @@ def _read_twin(record: Record, types: Mapping[tuple[str, str, int], TwinType]) -
     state.delete_offset = kept.delete_offset
     state.previous_create_offset = kept.previous_create_offset
     state.last_arrival_offset = kept.last_arrival_offset
+    state.erase_offset = kept.erase_offset
     return state

@@ -159,6 +159,13 @@ class SetConnectivities:
     items: tuple[ConnectivityChange, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraseTwin:
+    """Forgets all that is known of a twin but its registration; written by storage alone."""
+
+    twin_id: str
+
+
 Action = (
     CreateTwinType
     | CreateTwin
@@ -173,6 +180,7 @@ Action = (
     | SetConnectivities
     | AcknowledgeDesired
     | CancelCommand
+    | EraseTwin
 )
 
 
@@ -210,9 +218,11 @@ class Verdict:
         outcome: accepted, without effect, or rejected.
         error: why it was rejected; None otherwise.
         ids: ids of what it made (commands), in order.
+        twin_id: the twin whose erasure empties the entry; "" = none does.
     """
 
     offset: int
     outcome: Outcome
     error: TwinmeshError | None = None
     ids: tuple[str, ...] = ()
+    twin_id: str = ""

@@ -34,6 +34,7 @@ from twinmesh_statesync.domain.entries import (
     CreateTwin,
     CreateTwinType,
     DeleteTwin,
+    EraseTwin,
     ExpireDesired,
     LogEntry,
     QueueCommand,
@@ -45,6 +46,7 @@ from twinmesh_statesync.domain.entries import (
     UpdateCommand,
     Verdict,
 )
+from twinmesh_statesync.domain.erasing import emptied, erasable_twin, erase
 from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
 from twinmesh_statesync.domain.predicted import compare, record_prediction
@@ -79,6 +81,7 @@ class Unsaved:
         twins: (tenant, twin id).
         twin_types: (tenant, new version).
         events: (tenant, new event).
+        erased: (tenant, twin id, event id) of events that are gone; those of the same id in `events` came later.
         verdicts: by (tenant, request id); None = forgotten.
     """
 
@@ -86,6 +89,7 @@ class Unsaved:
         self.twins: set[tuple[str, str]] = set()
         self.twin_types: list[tuple[str, TwinType]] = []
         self.events: list[tuple[str, Event]] = []
+        self.erased: set[tuple[str, str, str]] = set()
         self.verdicts: dict[tuple[str, str], Verdict | None] = {}
 
 
@@ -194,10 +198,12 @@ class Fold:
                 return Folded(verdict=known)
         try:
             outcome, changes, ids = self._act(entry, control.action)
-            verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids)
+            verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids, twin_id=erasable_twin(control.action))
         except TwinmeshError as error:
             changes = ()
-            verdict = Verdict(offset=entry.offset, outcome=Outcome.REJECTED, error=error)
+            verdict = Verdict(
+                offset=entry.offset, outcome=Outcome.REJECTED, error=error, twin_id=erasable_twin(control.action)
+            )
         if control.request_id:
             self._remember(entry.tenant, control.request_id, verdict)
         return Folded(changes=changes, verdict=verdict)
@@ -219,7 +225,10 @@ class Fold:
             return *self._create_twin(entry, action), ()
         if isinstance(action, SetConnectivities):
             changes = tuple(self._fall_silent(entry, action))
-            return Outcome.ACCEPTED if changes else Outcome.NO_OP, changes, ()
+            # Whether anything changed or not: an erasure may take out the one that did.
+            return Outcome.ACCEPTED, changes, ()
+        if isinstance(action, EraseTwin):
+            return *self._erase_twin(entry, action.twin_id), ()
         state = self._require(entry.tenant, action.event.twin_id if isinstance(action, RecordEvent) else action.twin_id)
         if isinstance(action, DeleteTwin):
             return *self._delete_twin(entry, state), ()
@@ -320,6 +329,19 @@ class Fold:
         state.alive = False
         state.delete_offset = entry.offset
         return verdict.outcome, changes
+
+    def _erase_twin(self, entry: LogEntry, twin_id: str) -> tuple[Outcome, tuple[Change, ...]]:
+        verdicts = self._verdicts.get(entry.tenant, OrderedDict())
+        for request_id, verdict in verdicts.items():
+            if verdict.twin_id == twin_id:
+                self.unsaved.verdicts[entry.tenant, request_id] = verdicts[request_id] = emptied(verdict)
+        state = self.state(entry.tenant, twin_id)
+        if state is None:
+            return Outcome.NO_OP, ()
+        self.unsaved.events = [e for e in self.unsaved.events if (e[0], e[1].twin_id) != (entry.tenant, twin_id)]
+        self.unsaved.erased.update((entry.tenant, twin_id, event_id) for event_id in state.events)
+        self.unsaved.twins.add((entry.tenant, twin_id))
+        return Outcome.ACCEPTED, (erase(state, entry.offset),)
 
     def _finished(self, draft: Draft, kind: ChangeKind) -> tuple[Change, ...]:
         change = draft.finish(kind)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_statesync.domain.backlog import Backlog
 from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, RecentChanges, Record, capture
-from twinmesh_statesync.domain.entries import LogEntry
+from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Everything, Holding
@@ -74,6 +74,8 @@ class Keeper:
         self._whole = True
         self._origin: Generation | None = None
         self._newest: Generation | None = None
+        self._erasing = asyncio.Event()
+        self._forget_before = 0
 
     async def begin_anew(self, *, whole: bool = True) -> None:
         """Note that the fold begins from nothing: the next save replaces all that is kept.
@@ -90,6 +92,7 @@ class Keeper:
             self._estranged = not whole
             self._whole = whole
             self._origin = self._newest = None
+            self._forget_before = 0
 
     def begin_from(self, generations: tuple[Generation, ...]) -> None:
         """Note that the fold begins from the checkpoint that is kept."""
@@ -107,11 +110,20 @@ class Keeper:
         if self._newest is None and not self._on_checkpoint and self._whole:
             self._origin = replace(newest, offset=0)
         self._newest = newest
+        if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
+            # The log before it is emptied: nothing can be folded from earlier generations that was told before.
+            self._forget_before = entry.offset
+            self._erasing.set()
 
     async def keep(self, kept: Kept, interval_s: float) -> None:
-        """Save every so often, for ever; a failure is reported and made good by the next."""
+        """Save every so often and after each erasure, for ever; a failure is reported and made good by the next."""
         while True:
-            await asyncio.sleep(interval_s)
+            try:
+                async with asyncio.timeout(interval_s):
+                    await self._erasing.wait()
+            except TimeoutError:
+                pass
+            self._erasing.clear()
             try:
                 await self.save(kept)
                 await self._keep_generations()
@@ -141,17 +153,27 @@ class Keeper:
                 return
             captured = self._backlog.whole()
             complete = not self._on_checkpoint
+            forget_before = self._forget_before
             due = self._due(position.offset, complete)
             records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
             if position.incarnation != kept.position.incarnation:
                 return
-            checkpoint = Checkpoint(position=position, records=records, complete=complete, generations=due)
+            checkpoint = Checkpoint(
+                position=position,
+                records=records,
+                complete=complete,
+                generations=due,
+                forget_before=forget_before,
+            )
             if await self._store.save(checkpoint, fence):
-                self.generations = due if complete else (*self.generations, *due)
+                earlier = () if complete else self.generations
+                self.generations = (*(g for g in earlier if g.offset >= forget_before), *due)
                 self._backlog.clear()
                 self._on_checkpoint = True
                 self._estranged = False
                 self._saved = position
+                if forget_before == self._forget_before:
+                    self._forget_before = 0
 
     async def _look_at_kept(self, position: Position) -> None:
         """Drop what another process has saved already, as far as this one has folded it too."""
@@ -168,8 +190,11 @@ class Keeper:
         if newest is None or newest.offset != offset:
             return ()
         if complete:
-            return (newest,) if self._origin is None else (self._origin, newest)
+            whole = self._origin is not None and not self._forget_before
+            return (self._origin, newest) if whole and self._origin is not None else (newest,)
         last = self.generations[-1] if self.generations else None
+        if last is not None and last.offset < self._forget_before:
+            last = None
         return (newest,) if self._spacing.due(last, newest.commit_time_unix_us) else ()
 
     async def _keep_generations(self) -> None:

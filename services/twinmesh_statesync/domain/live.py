@@ -19,7 +19,7 @@ from twinmesh_statesync.domain.checkpoint import (
     recent_changes,
     restore,
 )
-from twinmesh_statesync.domain.entries import LogEntry
+from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
 from twinmesh_statesync.domain.holds import Holds
@@ -202,7 +202,7 @@ class LiveFold:
             await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
 
     async def keep_checkpoints(self, interval_s: float) -> None:
-        """Save a checkpoint every so often, for ever; a failure is reported and made good by the next."""
+        """Save a checkpoint every so often and after each erasure, for ever; a failure is made good by the next."""
         await self._keeper.keep(self, interval_s)
 
     async def save(self, *, last: bool = False) -> None:
@@ -335,6 +335,8 @@ class LiveFold:
     def _apply(self, entry: LogEntry) -> None:
         self._keeper.note(entry)
         folded = self.fold.apply(entry)
+        if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
+            self.ring(entry.tenant).forget(entry.body.action.twin_id)
         if folded.changes:
             self.ring(entry.tenant).append(folded.changes)
             for listener in self._listeners:

@@ -20,7 +20,9 @@ _NUMBERS: Final = (ChannelKind.GAUGE, ChannelKind.COUNTER, ChannelKind.STATE)
 
 
 def record_prediction(draft: Draft, action: RecordPrediction) -> None:
-    """Take a prediction, unless one from newer inputs is there, and compare the facts to come with it.
+    """Take a prediction, and compare the facts to come with it.
+
+    One that comes from older inputs than the known one, or from what was erased, is passed over.
 
     Raises:
         NotFound: CHANNEL_NOT_FOUND.
@@ -28,6 +30,8 @@ def record_prediction(draft: Draft, action: RecordPrediction) -> None:
         FailedPrecondition: CONDITION_NOT_MET, with the current state.
     """
     state, prediction = draft.state, action.prediction
+    if 0 < prediction.input_offset < state.erase_offset:
+        return
     spec = require_channel(state, prediction.channel)
     predicted = state.replica.predicted
     check_revision(state, "predicted", predicted.revision, action.if_revision, (prediction.channel,))

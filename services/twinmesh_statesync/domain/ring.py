@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from twinmesh_statesync.domain.changes import Change
+from twinmesh_statesync.domain.erasing import stripped
 
 _BASE_BYTES: Final = 600
 _VALUE_BYTES: Final = 160
@@ -68,6 +69,12 @@ class Ring:
             self._bytes += weight
         if len(self._items) > self._max_changes + _TRIM_STEP or self._bytes > self._max_bytes:
             self._trim()
+
+    def forget(self, twin_id: str) -> None:
+        """Take what was told of a twin out of its changes; that they were, and their revisions, stays."""
+        for item in self._items:
+            if item.change.twin.twin_id == twin_id:
+                item.change, item.encoded = stripped(item.change), None
 
     def index_after(self, offset: int) -> int | None:
         """Return the index of the first change after `offset`, or None if some of them are gone."""

@@ -45,12 +45,14 @@ class TwinState:
         last_lag_us: how far the newest event time of that entry lay behind its commit time.
         delete_offset: where the last life ended; 0 = never.
         previous_create_offset: where the life before the present one began; 0 = there was none.
+        erase_offset: where all that was known of it was forgotten last; 0 = never.
     """
 
     __slots__ = (
         "alive",
         "commands",
         "delete_offset",
+        "erase_offset",
         "events",
         "last_arrival_offset",
         "last_arrival_unix_us",
@@ -79,6 +81,7 @@ class TwinState:
         self.last_lag_us = 0
         self.delete_offset = 0
         self.previous_create_offset = 0
+        self.erase_offset = 0
 
     def begin_life(self, twin: Twin, twin_type: TwinType) -> None:
         """Take up the identity of a new life."""

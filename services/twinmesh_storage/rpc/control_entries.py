@@ -18,7 +18,7 @@ from twinmesh_storage.rpc import mapping
 
 OWN_ACTIONS: Final = frozenset({"delete_range", "erase_twin", "drop_history"})
 """Actions that storage alone may write: it resolves the series they name."""
-_OF_TWIN: Final = frozenset(
+OF_TWIN: Final = frozenset(
     {
         "set_desired",
         "record_prediction",
@@ -122,7 +122,7 @@ def redact(entry: LogEntry, twin_id: str, series_ids: frozenset[int]) -> bytes |
         del control.set_connectivities.items[:]
         control.set_connectivities.items.extend(kept)
         return control.SerializeToString(deterministic=True)
-    if name is None or name not in _OF_TWIN:
+    if name is None or name not in OF_TWIN:
         return None
     action = getattr(control, name)
     if (action.event.twin_id if name == "record_event" else action.twin_id) != twin_id:

@@ -177,3 +177,15 @@ async def test_a_complete_save_begins_the_generations_anew(store: CheckpointStor
     assert await store.generations() == (generation(0), generation(7))
     assert await bodies_at(store, 6) == (0, {})
     assert await bodies_at(store, 7) == (7, {"twin z": "7"})
+
+
+async def test_a_save_forgets_earlier_generations_where_it_says_so(store: CheckpointStore) -> None:
+    """What an erasure emptied must not be found again by going back."""
+    await with_generations(store)
+    await store.save(replace(at(6, record("a", "6")), generations=(generation(6),), forget_before=5))
+    assert await store.generations() == (generation(5), generation(6))
+    assert await store.load_at(4, "t") is None
+    assert (await bodies_at(store, 5))[1]["twin a"] == "4"
+    await store.save(replace(at(7, record("a", "7")), forget_before=7))
+    assert await store.generations() == ()
+    assert await store.load_at(9, "t") is None

@@ -73,6 +73,10 @@ class _WatchEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     """The replica changed: only what changed is set."""
     WATCH_EVENT_KIND_DELETED: _WatchEventKind.ValueType  # 4
     """The twin was deleted."""
+    WATCH_EVENT_KIND_ERASED: _WatchEventKind.ValueType  # 9
+    """All that was known of the twin was erased but its registration: replica is complete and empty. What was told of it before is to be
+    forgotten. Its revision goes on from the offset of the erasure, and so do those of its facets.
+    """
 
 class WatchEventKind(_WatchEventKind, metaclass=_WatchEventKindEnumTypeWrapper):
     """What an event of a watch tells."""
@@ -87,6 +91,10 @@ WATCH_EVENT_KIND_CHANGED: WatchEventKind.ValueType  # 3
 """The replica changed: only what changed is set."""
 WATCH_EVENT_KIND_DELETED: WatchEventKind.ValueType  # 4
 """The twin was deleted."""
+WATCH_EVENT_KIND_ERASED: WatchEventKind.ValueType  # 9
+"""All that was known of the twin was erased but its registration: replica is complete and empty. What was told of it before is to be
+forgotten. Its revision goes on from the offset of the erasure, and so do those of its facets.
+"""
 Global___WatchEventKind: _TypeAlias = WatchEventKind  # noqa: Y015
 
 @_typing.final
@@ -989,7 +997,7 @@ class WatchEvent(_message.Message):
     """LATEST only: how many changes of this twin were merged into this one, beyond itself."""
     @_builtins.property
     def replica(self) -> _replica_pb2.Replica:
-        """SNAPSHOT and CREATED: the whole replica."""
+        """SNAPSHOT, CREATED and ERASED: the whole replica."""
 
     @_builtins.property
     def reported(self) -> _replica_pb2.ReportedFacet:

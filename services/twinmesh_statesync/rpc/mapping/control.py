@@ -31,6 +31,7 @@ from twinmesh_statesync.domain.entries import (
     CreateTwinType,
     DeleteTwin,
     DesiredAcknowledgement,
+    EraseTwin,
     ExpireDesired,
     QueueCommand,
     RecordEvent,
@@ -107,7 +108,8 @@ def _field_can_be_kept(field: FieldDescriptor, value: Any) -> bool:
         return all(map(_can_be_kept, parts))
     if field.type == FieldDescriptor.TYPE_DOUBLE:
         return all(map(isfinite, parts))
-    return not field.name.endswith("_id") or all("\0" not in part for part in parts)
+    is_id = field.type == FieldDescriptor.TYPE_STRING and field.name.endswith("_id")
+    return not is_id or all("\0" not in part for part in parts)
 
 
 def desired_items(messages: Iterable[replica_pb2.DesiredAcknowledgement]) -> tuple[DesiredAcknowledgement, ...]:
@@ -297,4 +299,5 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
             for item in m.items
         )
     ),
+    "erase_twin": lambda m: EraseTwin(twin_id=m.twin_id),
 }
