@@ -48,7 +48,10 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """One trained artifact; `stage` is CANDIDATE, PRODUCTION or RETIRED."""
+    """One trained artifact; `stage` is CANDIDATE, PRODUCTION or RETIRED.
+
+    `erased_twins` are those it learned from that were erased since: with any it is `invalidated`, and never promoted.
+    """
 
     model_id: str
     version: int
@@ -63,6 +66,12 @@ class ModelVersion:
     artifact_sha256: str
     artifact_bytes: int
     run_id: str
+    erased_twins: tuple[str, ...] = ()
+
+    @property
+    def invalidated(self) -> bool:
+        """Whether it holds what was learned from data that nobody may keep."""
+        return bool(self.erased_twins)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +126,7 @@ def model_version(message: model_pb2.ModelVersion) -> ModelVersion:
         metrics=_metrics(message.metrics),
         twin_ids=tuple(message.lineage.twin_ids),
         passed_gate=message.passed_gate,
+        erased_twins=tuple(message.erased_twin_ids),
         create_time=moment(message.create_time),
         artifact_sha256=message.artifact_sha256,
         artifact_bytes=message.artifact_bytes,

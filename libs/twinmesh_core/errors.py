@@ -83,6 +83,7 @@ class Reason(StrEnum):
     AS_OF_PRUNED = "AS_OF_PRUNED"
     CONDITION_NOT_MET = "CONDITION_NOT_MET"
     COMMAND_QUEUE_FULL = "COMMAND_QUEUE_FULL"
+    DATA_ERASED = "DATA_ERASED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

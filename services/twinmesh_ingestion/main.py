@@ -45,6 +45,7 @@ async def compose(settings: IngestionSettings, stack: AsyncExitStack) -> Service
         maker=TwinMaker(storage, rules) if rules else None,
         max_entry_bytes=settings.max_message_bytes - (256 << 10),  # beside the rows: receipt, stamp, framing
     )
+    registry.forget = intake.forget
     servicer = IngestionServicer(
         intake,
         clock,

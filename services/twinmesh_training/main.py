@@ -7,9 +7,12 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from twinmesh.training.v1 import training_pb2_grpc
+from twinmesh_client.transport import open_channel
+from twinmesh_core.time import SystemClock
 from twinmesh_runtime.postgres import migrate, open_pool, ping
 from twinmesh_runtime.service import Service
 from twinmesh_training.adapters.artifacts import DiskArtifacts
+from twinmesh_training.adapters.erased_twins import ErasureFollower
 from twinmesh_training.adapters.postgres import PostgresRegistry
 from twinmesh_training.adapters.workers import WorkerSupervisor
 from twinmesh_training.rpc.models import ModelServicer
@@ -21,10 +24,13 @@ SCHEMA = "training"
 
 
 async def compose(settings: TrainingSettings, stack: AsyncExitStack) -> Service:
-    """Open the pool, then return the two services with the hub and the worker supervisor beside them."""
+    """Open the pool, then return the two services; beside them run the hub, the workers' supervisor and the
+    follower of erasures."""
     await migrate(settings.database_url, SCHEMA, "twinmesh_training")
     pool = await stack.enter_async_context(open_pool(settings.database_url, min_size=1, max_size=6, schema=SCHEMA))
+    storage = await stack.enter_async_context(open_channel(settings.mesh_storage))
     registry = PostgresRegistry(pool)
+    erasures = ErasureFollower(storage, registry, SystemClock())
     hub = RunHub(registry)
     runs = TrainingServicer(registry, hub)
     models = ModelServicer(registry, DiskArtifacts(settings.artifact_dir))
@@ -38,6 +44,6 @@ async def compose(settings: TrainingSettings, stack: AsyncExitStack) -> Service:
         register=register,
         service_names=("twinmesh.training.v1.TrainingService", "twinmesh.training.v1.ModelService"),
         checks={"postgres": lambda: ping(pool)},
-        background=(hub.run, supervisor.run),
+        background=(hub.run, supervisor.run, erasures.run),
         drain=hub.end_all,
     )

@@ -256,7 +256,7 @@ async def _versions(mesh: Mesh, arguments: Namespace, out: Output) -> int:
                 v.family.lower(),
                 show_number(v.metrics.get("mae")),
                 f"{100 * v.metrics['coverage']:.1f} %" if "coverage" in v.metrics else "-",
-                "passed" if v.passed_gate else "not passed",
+                "data erased" if v.invalidated else "passed" if v.passed_gate else "not passed",
                 show_time(v.create_time),
                 v.run_id,
             )

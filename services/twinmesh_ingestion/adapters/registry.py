@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -35,9 +36,13 @@ class FollowedRegistry:
     Args:
         channel: to storage.
         catch_up_timeout_s: how long `catch_up` may wait.
+
+    Attributes:
+        forget: told the series of each twin that is erased.
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, catch_up_timeout_s: float) -> None:
+        self.forget: Callable[[str, Sequence[int]], Awaitable[None]] | None = None
         self._stub = storage_pb2_grpc.StorageServiceStub(channel)
         self._timeout_s = catch_up_timeout_s
         self._fold = RegistryFold()
@@ -143,6 +148,8 @@ class FollowedRegistry:
                 entry=entry.control,
             )
             changed |= verdict is not None and verdict.effective
+            if self.forget is not None and entry.control.WhichOneof("action") == "erase_twin":
+                await self.forget(entry.tenant, [key.series_id for key in entry.control.erase_twin.series])
         building.fold.advance(frame.through.offset)
         building.incarnation = frame.through.incarnation
         building.complete |= frame.through.offset >= frame.head_offset

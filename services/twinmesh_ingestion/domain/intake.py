@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -194,6 +194,12 @@ class Intake:
             newest=result.newest,
             evictions=evictions,
         )
+
+    async def forget(self, tenant: str, series_ids: Sequence[int]) -> None:
+        """Forget what the checks remember of series: their twin was erased."""
+        async with self._turn:
+            self._memory.apply_settled()
+            self._memory.forget(tenant, series_ids)
 
     def refused(self, content: bytes, content_hash: bytes, error: TwinmeshError) -> Prepared:
         """Return what stands in the log for a batch that is refused as a whole: no row, and its bytes kept aside."""

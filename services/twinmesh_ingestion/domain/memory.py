@@ -66,6 +66,7 @@ class SeriesMemory:
         self._used = np.zeros(capacity, np.int64)
         self._tick = 0
         self._evictions = 0
+        self._forgettings = 0
         self._known: OrderedDict[tuple[str, int], tuple[object, int, npt.NDArray[np.intp]]] = OrderedDict()
         self.time: npt.NDArray[np.int64] = np.full(capacity, NEVER, np.int64)
         self.value: npt.NDArray[np.float64] = np.full(capacity, np.nan)
@@ -107,8 +108,15 @@ class SeriesMemory:
 
     @property
     def evictions(self) -> int:
-        """How many series were forgotten for lack of room."""
-        return self._evictions
+        """How often series were forgotten, for lack of room or because their twin was erased."""
+        return self._evictions + self._forgettings
+
+    def forget(self, tenant: str, series_ids: Sequence[int]) -> None:
+        """Forget every value of series; what becomes of batches under way is not noted any more."""
+        slots = [slot for i in series_ids if (slot := self._slots.get((tenant, i))) is not None]
+        if slots:
+            self._forgettings += 1
+            self._clear(np.array(slots, np.intp))
 
     def settle(self, newest: tuple[Newest, ...], *, durable: bool, evictions: int) -> None:
         """Note what became of a batch; it counts from the next `apply_settled` on, since the columns have one writer.
@@ -127,7 +135,7 @@ class SeriesMemory:
             return
         settled, self._settled = self._settled, []
         for batch, durable, evictions in settled:
-            if evictions != self._evictions:
+            if evictions != self.evictions:
                 continue  # a slot may be another series' by now
             for newest in batch:
                 if durable:
@@ -186,8 +194,11 @@ class SeriesMemory:
         self._slots[key] = slot
         self._keys[slot] = key
         self._used[slot] = self._tick
-        self.time[slot] = self.since[slot] = NEVER
-        self.value[slot] = np.nan
-        self.tail[slot] = np.nan
-        self.stored_time[slot] = self.durable_time[slot] = NEVER
+        self._clear(np.array([slot], np.intp))
         return slot
+
+    def _clear(self, slots: npt.NDArray[np.intp]) -> None:
+        for times in (self.time, self.since, self.stored_time, self.durable_time):
+            times[slots] = NEVER
+        for values in (self.value, self.tail, self.stored_value, self.durable_value):
+            values[slots] = np.nan

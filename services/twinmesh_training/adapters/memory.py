@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from twinmesh_core.time import Clock, SystemClock
 from twinmesh_training.domain import faults
 from twinmesh_training.domain.ports import Beat, Claim, Page
-from twinmesh_training.domain.values import Evaluation, Model, Run, RunState, Stage, Version
+from twinmesh_training.domain.values import ErasedTwin, Evaluation, LogPosition, Model, Run, RunState, Stage, Version
 
 _MOST_ATTEMPTS = 2
 
@@ -38,6 +38,8 @@ class MemoryRegistry:
         self._runs: list[_Held] = []
         self._tenants: dict[str, _Models] = {}
         self._numbers = 0
+        self._followed = LogPosition(incarnation="", offset=0)
+        self._erased: dict[ErasedTwin, str] = {}
 
     async def create_run(self, tenant: str, run: Run, request_id: str, digest: str) -> Run:
         """Queue a run, once per request_id."""
@@ -56,12 +58,12 @@ class MemoryRegistry:
 
     async def run(self, tenant: str, run_id: str) -> Run:
         """Return a run."""
-        return self._find(tenant, run_id).run
+        return self._shown(self._find(tenant, run_id))
 
     async def runs(self, tenant: str, model_id: str, page: Page) -> tuple[Run, ...]:
         """Return runs, newest first."""
         found = [
-            held.run
+            self._shown(held)
             for held in reversed(self._runs)
             if held.tenant == tenant
             and model_id in {"", held.run.spec.model_id}
@@ -72,7 +74,7 @@ class MemoryRegistry:
     async def changed_runs(self, tenants_and_ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Run]:
         """Return the present state of many runs."""
         wanted = set(tenants_and_ids)
-        return {(h.tenant, h.run.run_id): h.run for h in self._runs if (h.tenant, h.run.run_id) in wanted}
+        return {(h.tenant, h.run.run_id): self._shown(h) for h in self._runs if (h.tenant, h.run.run_id) in wanted}
 
     async def cancel_run(self, tenant: str, run_id: str) -> Run:
         """Cancel a queued run, or ask the worker of a running one."""
@@ -129,6 +131,8 @@ class MemoryRegistry:
             versions, promote = (), 0
             run = replace(held.run, state=RunState.CANCELLED, phase="cancelled")
         first = self._register(claim.tenant, versions) if versions else 0
+        if promote and self._erased_of(claim.tenant, versions[promote - 1]):
+            promote = 0
         if promote:
             self._point(claim.tenant, versions[0].model_id, first + promote - 1)
         evaluations = tuple(
@@ -184,7 +188,7 @@ class MemoryRegistry:
     ) -> tuple[tuple[int, Version], ...]:
         """Return versions, newest first."""
         found = [
-            (number, version if golden else replace(version, golden=None))
+            (number, self._told(tenant, version if golden else replace(version, golden=None)))
             for name, versions in self._of(tenant).items()
             for number, version in versions
             if model_id in {"", name}
@@ -197,7 +201,7 @@ class MemoryRegistry:
         """Return a version, 0 = the one in production."""
         for _, found in self._of(tenant).get(model_id, []):
             if found.version == version or (version == 0 and found.stage is Stage.PRODUCTION):
-                return found
+                return self._told(tenant, found)
         raise faults.version_not_found(model_id, version)
 
     async def promote(self, tenant: str, model_id: str, version: int, *, force: bool) -> Version:
@@ -206,10 +210,45 @@ class MemoryRegistry:
             raise faults.version_not_found(model_id, version)
         found = await self.version(tenant, model_id, version)
         if found.stage is not Stage.PRODUCTION:
+            if found.erased_twin_ids:
+                raise faults.data_erased(model_id, version, found.erased_twin_ids)
             if not found.passed_gate and not force:
                 raise faults.gate_not_passed(model_id, version)
             self._point(tenant, model_id, version)
         return await self.version(tenant, model_id, version)
+
+    async def followed(self) -> LogPosition:
+        """Return up to where the log was looked through for erased twins."""
+        return self._followed
+
+    async def note(self, erased: Sequence[ErasedTwin], through: LogPosition) -> None:
+        """Note erased twins, and up to where the log was looked through."""
+        for twin in erased:
+            self._erased.setdefault(twin, through.incarnation)
+        self._followed = through
+
+    def _erased_of(self, tenant: str, version: Version) -> tuple[str, ...]:
+        lineage = version.lineage
+        found = {
+            twin.twin_id
+            for twin, incarnation in self._erased.items()
+            if twin.tenant == tenant
+            and twin.twin_id in lineage.twin_ids
+            and (incarnation != lineage.incarnation or twin.offset > lineage.as_of_offset)
+        }
+        return tuple(sorted(found))
+
+    def _told(self, tenant: str, version: Version) -> Version:
+        erased = self._erased_of(tenant, version)
+        kept = not erased or version.stage is Stage.PRODUCTION
+        return replace(version, erased_twin_ids=erased, golden=version.golden if kept else None)
+
+    def _shown(self, held: _Held) -> Run:
+        made = [
+            v for _, v in self._of(held.tenant).get(held.run.spec.model_id, ()) if v.lineage.run_id == held.run.run_id
+        ]
+        erased = {twin_id for version in made for twin_id in self._erased_of(held.tenant, version)}
+        return replace(held.run, erased_twin_ids=tuple(sorted(erased)))
 
     def _of(self, tenant: str) -> dict[str, list[tuple[int, Version]]]:
         return self._tenants.setdefault(tenant, _Models()).versions

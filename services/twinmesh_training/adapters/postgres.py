@@ -15,10 +15,12 @@ from twinmesh_training.adapters.plain import from_plain, to_plain
 from twinmesh_training.domain import faults
 from twinmesh_training.domain.ports import Beat, Claim, Page
 from twinmesh_training.domain.values import (
+    ErasedTwin,
     Evaluation,
     Family,
     Golden,
     Lineage,
+    LogPosition,
     Metric,
     Model,
     Run,
@@ -129,7 +131,13 @@ class PostgresRegistry:
                 run, versions, promote = cancelled(run), (), 0
             first = await _register(cursor, claim.tenant, versions) if versions else 0
             if promote:
-                await _point(cursor, claim.tenant, versions[0].model_id, first + promote - 1)
+                key = {"tenant": claim.tenant, "model_id": versions[0].model_id, "version": first + promote - 1}
+                if (await _the(cursor, sql.IS_ERASED, key))["erased"]:
+                    promote = 0
+                else:
+                    await _point(cursor, claim.tenant, versions[0].model_id, first + promote - 1)
+            if versions:
+                await cursor.execute(sql.EMPTY_GOLDEN, {"tenants": [claim.tenant]})
             values = {
                 **holder,
                 "state": int(run.state),
@@ -190,10 +198,34 @@ class PostgresRegistry:
                 raise faults.version_not_found(model_id, version)
             found = _version(row)
             if found.stage is not Stage.PRODUCTION:
+                if found.erased_twin_ids:
+                    raise faults.data_erased(model_id, version, found.erased_twin_ids)
                 if not found.passed_gate and not force:
                     raise faults.gate_not_passed(model_id, version)
                 await _point(cursor, tenant, model_id, version)
             return _version(await _the(cursor, sql.GET_VERSION, values))
+
+    async def followed(self) -> LogPosition:
+        """Return up to where the log was looked through for erased twins."""
+        rows = await self._rows(sql.FOLLOWED, {})
+        return LogPosition(
+            incarnation=rows[0]["incarnation"] if rows else "", offset=rows[0]["log_offset"] if rows else 0
+        )
+
+    async def note(self, erased: Sequence[ErasedTwin], through: LogPosition) -> None:
+        """Note erased twins, and up to where the log was looked through, in one transaction."""
+        values = {
+            "incarnation": through.incarnation,
+            "offset": through.offset,
+            "tenants": [twin.tenant for twin in erased],
+            "twin_ids": [twin.twin_id for twin in erased],
+            "offsets": [twin.offset for twin in erased],
+        }
+        async with connection(self._pool, timeout_s=_TIMEOUT_S) as conn:
+            if erased:
+                await conn.execute(sql.NOTE_ERASED, values)
+                await conn.execute(sql.EMPTY_GOLDEN, values)
+            await conn.execute(sql.NOTE_FOLLOWED, values)
 
     async def _rows(self, statement: str, values: Row) -> list[Row]:
         async with connection(self._pool, timeout_s=_TIMEOUT_S) as conn, conn.cursor(row_factory=dict_row) as cursor:
@@ -255,6 +287,7 @@ async def _point(cursor: psycopg.AsyncCursor[Row], tenant: str, model_id: str, v
     values = {"tenant": tenant, "model_id": model_id, "version": version}
     for statement in (sql.RETIRE, sql.SET_PRODUCTION, sql.POINT_PRODUCTION):
         await cursor.execute(statement, values)
+    await cursor.execute(sql.EMPTY_GOLDEN, {"tenants": [tenant]})
 
 
 def _version_values(tenant: str, version: Version, number: int) -> Row:
@@ -303,6 +336,7 @@ def _run(row: Row) -> Run:
         end_time_us=row["end_time_us"],
         train_window_count=row["train_window_count"],
         revision=row["revision"],
+        erased_twin_ids=tuple(row["erased_twin_ids"]),
     )
 
 
@@ -331,4 +365,5 @@ def _version(row: Row) -> Version:
         create_time_us=row["create_time_us"],
         passed_gate=row["passed_gate"],
         golden=golden,
+        erased_twin_ids=tuple(row["erased_twin_ids"]),
     )

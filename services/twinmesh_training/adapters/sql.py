@@ -8,8 +8,19 @@ from typing import Final
 
 NOW_US: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 
-_RUN_COLUMNS: Final = """tenant, run_id, number, spec, state, progress, phase, error_reason, error_message, evaluations,
- promoted_version, create_time_us, start_time_us, end_time_us, train_window_count, revision"""
+# A lineage of another incarnation cannot be compared with the erasure: it counts as older.
+_ERASED: Final = """
+  from erasures as erased
+  where erased.tenant = versions.tenant and versions.lineage->'twin_ids' ? erased.twin_id
+    and (erased.incarnation <> versions.lineage->>'incarnation'
+      or erased.log_offset > (versions.lineage->>'as_of_offset')::bigint)"""
+_ERASED_TWINS: Final = f"array(select distinct erased.twin_id{_ERASED} order by 1) as erased_twin_ids"
+
+_RUN_COLUMNS: Final = f"""tenant, run_id, number, spec, state, progress, phase, error_reason, error_message,
+ evaluations, promoted_version, create_time_us, start_time_us, end_time_us, train_window_count, revision,
+ array(select distinct erased_twin_id from versions, lateral (select erased.twin_id as erased_twin_id{_ERASED}) as found
+   where versions.tenant = runs.tenant and versions.model_id = runs.model_id
+     and versions.lineage->>'run_id' = runs.run_id order by 1) as erased_twin_ids"""
 _HELD: Final = (
     "tenant = %(tenant)s and run_id = %(run_id)s and owner = %(owner)s and attempt = %(attempt)s and state = 2"
 )
@@ -111,8 +122,8 @@ update versions set stage = 2 where tenant = %(tenant)s and model_id = %(model_i
 POINT_PRODUCTION: Final = """
 update models set production_version = %(version)s where tenant = %(tenant)s and model_id = %(model_id)s"""
 
-_VERSION_COLUMNS: Final = """number, model_id, version, task, family, stage, signature, metrics, lineage,
- artifact_sha256, artifact_bytes, create_time_us, passed_gate"""
+_VERSION_COLUMNS: Final = f"""number, model_id, version, task, family, stage, signature, metrics, lineage,
+ artifact_sha256, artifact_bytes, create_time_us, passed_gate, {_ERASED_TWINS}"""
 _GOLDEN_COLUMNS: Final = """golden_rows, golden_tolerance, golden_window, golden_calendar, golden_future,
  golden_quantiles"""
 _LISTED: Final = """ from versions
@@ -128,3 +139,19 @@ where tenant = %(tenant)s and model_id = %(model_id)s
 LIST_MODELS: Final = """
 select model_id, task, production_version, latest_version from models
 where tenant = %(tenant)s and model_id > %(after)s order by model_id limit %(size)s"""
+
+FOLLOWED: Final = "select incarnation, log_offset from erasures_position"
+NOTE_ERASED: Final = """
+insert into erasures (tenant, twin_id, log_offset, incarnation)
+select tenant, twin_id, log_offset, %(incarnation)s
+from unnest(%(tenants)s::text[], %(twin_ids)s::text[], %(offsets)s::bigint[]) as told (tenant, twin_id, log_offset)
+on conflict do nothing"""
+NOTE_FOLLOWED: Final = """
+insert into erasures_position (incarnation, log_offset) values (%(incarnation)s, %(offset)s)
+on conflict (singleton) do update set incarnation = excluded.incarnation, log_offset = excluded.log_offset"""
+EMPTY_GOLDEN: Final = f"""
+update versions set golden_rows = 0, golden_window = '', golden_calendar = '', golden_future = '', golden_quantiles = ''
+where tenant = any(%(tenants)s::text[]) and stage <> 2 and golden_rows > 0 and exists (select 1{_ERASED})"""
+IS_ERASED: Final = f"""
+select exists (select 1{_ERASED}) as erased from versions
+where tenant = %(tenant)s and model_id = %(model_id)s and version = %(version)s"""

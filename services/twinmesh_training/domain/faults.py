@@ -45,6 +45,17 @@ def version_not_found(model_id: str, version: int) -> NotFound:
     return NotFound(text, reason=Reason.MODEL_NOT_FOUND, metadata={"model_id": model_id, "version": str(version)})
 
 
+def data_erased(model_id: str, version: int, twin_ids: tuple[str, ...]) -> FailedPrecondition:
+    """The version learned from twins that were erased since."""
+    named = ", ".join(map(quoted, twin_ids[:5])) + (", ..." if len(twin_ids) > 5 else "")
+    return FailedPrecondition(
+        f"Version {version} of {quoted(model_id)} is invalidated: it learned from {named}, erased since; train the"
+        " model again.",
+        reason=Reason.DATA_ERASED,
+        metadata={"model_id": model_id, "version": str(version), "twin_ids": ",".join(twin_ids[:20])},
+    )
+
+
 def gate_not_passed(model_id: str, version: int) -> FailedPrecondition:
     """The version did not beat what it must beat."""
     return FailedPrecondition(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from twinmesh_training.domain.dataset import Batch, History
 from twinmesh_training.domain.predictor import Network, Predictor
-from twinmesh_training.domain.values import Model, Run, Signature, Stage, TrainingSpec, Version
+from twinmesh_training.domain.values import ErasedTwin, LogPosition, Model, Run, Signature, Stage, TrainingSpec, Version
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -172,7 +172,8 @@ class Registry(Protocol):
             owner: the worker.
             run: its final state; evaluations name versions by their position in `versions`, 1 = the first.
             versions: to register, in order; numbers and stages are given here, dense from 1 per model.
-            promote: position (from 1) of the version that becomes PRODUCTION; 0 = none.
+            promote: position (from 1) of the version that becomes PRODUCTION; 0 = none. One whose data were erased
+                meanwhile does not.
         """
         ...
 
@@ -202,7 +203,26 @@ class Registry(Protocol):
         """Make a version PRODUCTION and retire the one before; the same again changes nothing.
 
         Raises:
-            FailedPrecondition: it did not pass the gate, and `force` is not set.
+            FailedPrecondition: it did not pass the gate, and `force` is not set; DATA_ERASED, whatever `force` says.
             NotFound: MODEL_NOT_FOUND.
+        """
+        ...
+
+
+class ErasedTwins(Protocol):
+    """Which twins were erased, and how far the log was looked through for them.
+
+    Whatever learned from a twin before its erasure is invalidated from the moment it is noted, or registered.
+    """
+
+    async def followed(self) -> LogPosition:
+        """Return up to where the log was looked through; at first its beginning."""
+        ...
+
+    async def note(self, erased: Sequence[ErasedTwin], through: LogPosition) -> None:
+        """Note erased twins, those known already too, and up to where the log was looked through.
+
+        The golden checks of versions that learned from them are emptied, for they hold windows of the data; that of a
+        version in PRODUCTION is when it leaves it.
         """
         ...

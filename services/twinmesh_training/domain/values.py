@@ -138,6 +138,23 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogPosition:
+    """A point of the log; offsets of different incarnations cannot be compared."""
+
+    incarnation: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasedTwin:
+    """A twin all of whose observations before an offset were erased."""
+
+    tenant: str
+    twin_id: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """A few inputs of the graph with the outputs it must give: little-endian float32, row-major.
 
@@ -154,7 +171,10 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One registered artifact; `version` and `stage` are given by the registry, dense from 1 per model."""
+    """One registered artifact; `version` and `stage` are given by the registry, dense from 1 per model.
+
+    `erased_twin_ids` are those of its twins that were erased after its data were read: with any, it is invalidated.
+    """
 
     model_id: str
     version: int = 0
@@ -169,6 +189,7 @@ class Version:
     create_time_us: int = 0
     passed_gate: bool
     golden: Golden | None = None
+    erased_twin_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +204,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A training run as everyone sees it; `number` orders runs by creation, `revision` counts its changes."""
+    """A training run as everyone sees it; `number` orders runs by creation, `revision` counts its changes.
+
+    `erased_twin_ids` are those of its twins that were erased after its dataset was read: with any, it is invalidated.
+    """
 
     run_id: str
     number: int = 0
@@ -200,3 +224,4 @@ class Run:
     end_time_us: int = 0
     train_window_count: int = 0
     revision: int = 0
+    erased_twin_ids: tuple[str, ...] = ()

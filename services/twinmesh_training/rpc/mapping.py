@@ -88,6 +88,8 @@ def run_to_proto(run: Run) -> pb.TrainingRun:
         promoted_version=run.promoted_version,
         create_time=_timestamp(run.create_time_us),
         train_window_count=run.train_window_count,
+        invalidated=bool(run.erased_twin_ids),
+        erased_twin_ids=run.erased_twin_ids,
     )
     if run.start_time_us:
         message.start_time.CopyFrom(_timestamp(run.start_time_us))
@@ -133,6 +135,8 @@ def version_to_proto(version: Version) -> model_pb.ModelVersion:
         artifact_bytes=version.artifact_bytes,
         create_time=_timestamp(version.create_time_us),
         passed_gate=version.passed_gate,
+        invalidated=bool(version.erased_twin_ids),
+        erased_twin_ids=version.erased_twin_ids,
     )
     golden = version.golden
     if golden is not None:

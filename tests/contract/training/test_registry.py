@@ -14,10 +14,12 @@ from twinmesh_training.adapters.memory import MemoryRegistry
 from twinmesh_training.adapters.postgres import PostgresRegistry
 from twinmesh_training.domain.ports import Claim, Page, Registry
 from twinmesh_training.domain.values import (
+    ErasedTwin,
     Evaluation,
     Family,
     Golden,
     Lineage,
+    LogPosition,
     Metric,
     Run,
     RunState,
@@ -29,10 +31,11 @@ from twinmesh_training.domain.values import (
 )
 
 LEASE_S = 30.0
+Store = MemoryRegistry | PostgresRegistry
 
 
 @pytest.fixture(params=["memory", "postgres"])
-async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
+async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         yield MemoryRegistry()
         return
@@ -308,3 +311,59 @@ async def test_watched_runs_are_read_together(registry: Registry) -> None:
     await registry.create_run("other", run("run-1"), "", "")
     found = await registry.changed_runs((("default", "run-1"), ("other", "run-1"), ("default", "run-9")))
     assert set(found) == {("default", "run-1"), ("other", "run-1")}
+
+
+def position(offset: int, incarnation: str = "i") -> LogPosition:
+    return LogPosition(incarnation=incarnation, offset=offset)
+
+
+def erased(offset: int, twin_id: str = "T1", tenant: str = "default") -> ErasedTwin:
+    return ErasedTwin(tenant=tenant, twin_id=twin_id, offset=offset)
+
+
+async def test_what_learned_from_a_twin_before_it_was_erased_is_invalidated(registry: Store) -> None:
+    await finished(registry, run(), version(), version(), promote=1)
+    # The versions' data are as of offset 9: an older erasure, another twin's and another tenant's do not concern them.
+    await registry.note([erased(8), erased(12, "T2"), erased(12, tenant="other")], position(12))
+    assert (await registry.version("default", "m", 2)).erased_twin_ids == ()
+    assert (await registry.run("default", "run-1")).erased_twin_ids == ()
+    for _ in range(2):  # told again it changes nothing
+        await registry.note([erased(20)], position(20))
+    for number in (1, 2):
+        assert (await registry.version("default", "m", number)).erased_twin_ids == ("T1",)
+    listed = await registry.versions("default", "m", None, Page(size=9), golden=True)
+    assert [found.erased_twin_ids for _, found in listed] == [("T1",), ("T1",)]
+    assert (await registry.run("default", "run-1")).erased_twin_ids == ("T1",)
+    assert [r.erased_twin_ids for r in await registry.runs("default", "m", Page(size=9))] == [("T1",)]
+    # Windows of the data go, but for the version that serves, which needs them to be loaded again.
+    assert [found.golden is not None for _, found in listed] == [False, True]
+    assert await registry.followed() == position(20)
+
+
+async def test_an_invalidated_version_is_not_promoted_even_by_force(registry: Store) -> None:
+    await finished(registry, run(), version(), version(passed=False), promote=1)
+    await registry.note([erased(20)], position(20))
+    with pytest.raises(FailedPrecondition) as error:
+        await registry.promote("default", "m", 2, force=True)
+    assert (error.value.reason, error.value.metadata["twin_ids"]) == (Reason.DATA_ERASED, "T1")
+    assert (await registry.promote("default", "m", 1, force=False)).stage is Stage.PRODUCTION  # it serves already
+    # One that learned afterwards takes over; with that the windows of the old one go too.
+    fresh = replace(version(), lineage=replace(version().lineage, as_of_offset=21, run_id="run-2"))
+    await finished(registry, run("run-2"), fresh, promote=1)
+    assert (await registry.version("default", "m", 3)).erased_twin_ids == ()
+    old = await registry.version("default", "m", 1)
+    assert (old.stage, old.golden) == (Stage.RETIRED, None)
+
+
+async def test_a_run_that_had_read_a_twin_before_its_erasure_registers_invalidated_versions(registry: Store) -> None:
+    await registry.note([erased(20)], position(20))
+    ended = await finished(registry, run(), version(), promote=1)
+    assert ended.promoted_version == 0
+    made = await registry.version("default", "m", 1)
+    assert (made.stage, made.erased_twin_ids, made.golden) == (Stage.CANDIDATE, ("T1",), None)
+
+
+async def test_an_erasure_of_another_incarnation_counts_as_newer(registry: Store) -> None:
+    await finished(registry, run(), version())
+    await registry.note([erased(3)], position(3, "after a restore"))
+    assert (await registry.version("default", "m", 1)).erased_twin_ids == ("T1",)

@@ -251,3 +251,19 @@ async def test_a_drain_ends_sessions_after_their_acknowledgements(database_url):
         assert ended.reason == "DRAINING"
         assert "connect again" in ended.message
         assert (await m.statistics()).landed_point_count == seen
+
+
+async def test_values_of_an_erased_twin_are_no_measure_for_its_next_ones(database_url):
+    async with mesh(database_url) as m:
+        await m.make_plant("P1", "P2")
+        start = now_us() - 1_000 * S
+        rows = {t: message(batch([1.0, 1.5], twin=t, channel="pressure", start=start)) for t in ("P1", "P2")}
+
+        async def duplicates() -> list[int]:
+            return [(await m.write(batch=rows[twin])).duplicate_count for twin in ("P1", "P2")]
+
+        assert await duplicates() == [0, 0]
+        assert await duplicates() == [1, 1]  # the newest value of each is known
+        await m.ask(m.store.EraseTwin, storage_pb2.EraseTwinRequest(request_id="forget", twin_id="P1"))
+        await m.write(batch=message(batch([1.0], twin="pump-7")))  # the verdict on an unknown twin waits for the head
+        assert await duplicates() == [0, 1]

@@ -193,6 +193,8 @@ class TrainingRun(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     TRAIN_WINDOW_COUNT_FIELD_NUMBER: _builtins.int
+    INVALIDATED_FIELD_NUMBER: _builtins.int
+    ERASED_TWIN_IDS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id."""
     state: Global___TrainingRunState.ValueType
@@ -209,6 +211,10 @@ class TrainingRun(_message.Message):
     """The version promoted; 0 = none."""
     train_window_count: _builtins.int
     """Windows used for fitting, after those with too many gaps were left out."""
+    invalidated: _builtins.bool
+    """Twins of its dataset were erased after it was read (StorageService.EraseTwin): neither it nor the versions it made may be used for
+    anything new.
+    """
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """What it learns."""
@@ -229,6 +235,10 @@ class TrainingRun(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def erased_twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those twins, in order."""
+
     def __init__(
         self,
         *,
@@ -245,10 +255,12 @@ class TrainingRun(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         train_window_count: _builtins.int = ...,
+        invalidated: _builtins.bool = ...,
+        erased_twin_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error_message", b"error_message", "error_reason", b"error_reason", "evaluations", b"evaluations", "phase", b"phase", "progress", b"progress", "promoted_version", b"promoted_version", "run_id", b"run_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "train_window_count", b"train_window_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "erased_twin_ids", b"erased_twin_ids", "error_message", b"error_message", "error_reason", b"error_reason", "evaluations", b"evaluations", "invalidated", b"invalidated", "phase", b"phase", "progress", b"progress", "promoted_version", b"promoted_version", "run_id", b"run_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "train_window_count", b"train_window_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

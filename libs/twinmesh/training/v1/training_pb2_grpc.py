@@ -341,7 +341,7 @@ class ModelServiceServicer:
 
     def PromoteModelVersion(self, request, context):
         """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
-        the gate and force is not set.
+        the gate and force is not set; FAILED_PRECONDITION (DATA_ERASED), whatever force says, if it is invalidated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

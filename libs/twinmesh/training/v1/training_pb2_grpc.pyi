@@ -120,7 +120,7 @@ class ModelServiceStub:
     """Returns a version. NOT_FOUND: MODEL_NOT_FOUND. Idempotent."""
     PromoteModelVersion: _grpc.UnaryUnaryMultiCallable[_training_pb2.PromoteModelVersionRequest, _training_pb2.PromoteModelVersionResponse]
     """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
-    the gate and force is not set.
+    the gate and force is not set; FAILED_PRECONDITION (DATA_ERASED), whatever force says, if it is invalidated.
     """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]
     """Streams a version's ONNX file: a manifest, then chunks. DATA_LOSS: CHECKSUM_MISMATCH if the stored file is damaged."""
@@ -138,7 +138,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Returns a version. NOT_FOUND: MODEL_NOT_FOUND. Idempotent."""
     PromoteModelVersion: _aio.UnaryUnaryMultiCallable[_training_pb2.PromoteModelVersionRequest, _training_pb2.PromoteModelVersionResponse]  # type: ignore[assignment]
     """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
-    the gate and force is not set.
+    the gate and force is not set; FAILED_PRECONDITION (DATA_ERASED), whatever force says, if it is invalidated.
     """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_training_pb2.DownloadArtifactRequest, _training_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Streams a version's ONNX file: a manifest, then chunks. DATA_LOSS: CHECKSUM_MISMATCH if the stored file is damaged."""
@@ -177,7 +177,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PromoteModelVersionResponse, _abc.Awaitable[_training_pb2.PromoteModelVersionResponse]]:
         """Makes a version the one that serves; the previous one is retired but stays at hand. Idempotent. FAILED_PRECONDITION (GATE_NOT_PASSED) if it did not pass
-        the gate and force is not set.
+        the gate and force is not set; FAILED_PRECONDITION (DATA_ERASED), whatever force says, if it is invalidated.
         """
 
     @_abc_1.abstractmethod

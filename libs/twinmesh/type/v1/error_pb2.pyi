@@ -106,6 +106,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a condition of the write does not hold; metadata "condition" names it, "current" holds the state it met as JSON."""
     ERROR_REASON_COMMAND_QUEUE_FULL: _ErrorReason.ValueType  # 41
     """RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
+    ERROR_REASON_DATA_ERASED: _ErrorReason.ValueType  # 60
+    """FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -196,4 +198,6 @@ ERROR_REASON_CONDITION_NOT_MET: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: a condition of the write does not hold; metadata "condition" names it, "current" holds the state it met as JSON."""
 ERROR_REASON_COMMAND_QUEUE_FULL: ErrorReason.ValueType  # 41
 """RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
+ERROR_REASON_DATA_ERASED: ErrorReason.ValueType  # 60
+"""FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -324,6 +324,8 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PASSED_GATE_FIELD_NUMBER: _builtins.int
     GOLDEN_FIELD_NUMBER: _builtins.int
+    INVALIDATED_FIELD_NUMBER: _builtins.int
+    ERASED_TWIN_IDS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model."""
     version: _builtins.int
@@ -340,6 +342,10 @@ class ModelVersion(_message.Message):
     """Size of the ONNX file."""
     passed_gate: _builtins.bool
     """Whether it beat both seasonal-naive and the gate (the gate itself: seasonal-naive)."""
+    invalidated: _builtins.bool
+    """Twins that it learned from were erased after its data were read (StorageService.EraseTwin). It is not promoted any more; one that
+    serves goes on until another is promoted. A lineage of another incarnation than the erasure counts as older.
+    """
     @_builtins.property
     def signature(self) -> Global___ModelSignature:
         """Its inputs and outputs."""
@@ -358,7 +364,13 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def golden(self) -> Global___GoldenCheck:
-        """Inputs and outputs of the exported graph on a few held-out windows, to prove a deployment: see GoldenCheck."""
+        """Inputs and outputs of the exported graph on a few held-out windows, to prove a deployment: see GoldenCheck.
+        Emptied when the version is invalidated and does not serve, for the windows are data.
+        """
+
+    @_builtins.property
+    def erased_twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those twins, in order."""
 
     def __init__(
         self,
@@ -376,10 +388,12 @@ class ModelVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         passed_gate: _builtins.bool = ...,
         golden: Global___GoldenCheck | None = ...,
+        invalidated: _builtins.bool = ...,
+        erased_twin_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "golden", b"golden", "lineage", b"lineage", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "artifact_sha256", b"artifact_sha256", "create_time", b"create_time", "family", b"family", "golden", b"golden", "lineage", b"lineage", "metrics", b"metrics", "model_id", b"model_id", "passed_gate", b"passed_gate", "signature", b"signature", "stage", b"stage", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "artifact_sha256", b"artifact_sha256", "create_time", b"create_time", "erased_twin_ids", b"erased_twin_ids", "family", b"family", "golden", b"golden", "invalidated", b"invalidated", "lineage", b"lineage", "metrics", b"metrics", "model_id", b"model_id", "passed_gate", b"passed_gate", "signature", b"signature", "stage", b"stage", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
