@@ -13,7 +13,6 @@ from typing import Final
 
 from twinmesh_core.errors import (
     AlreadyExists,
-    ResourceExhausted,
     TwinmeshError,
     invalid_field,
 )
@@ -50,17 +49,16 @@ from twinmesh_statesync.domain.erasing import emptied, erasable_twin, erase
 from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
 from twinmesh_statesync.domain.predicted import compare, record_prediction
+from twinmesh_statesync.domain.recording import record_event
 from twinmesh_statesync.domain.reduce import Rows, newest_facts
 from twinmesh_statesync.domain.replica import NO_RESIDUALS, NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
 from twinmesh_statesync.domain.room import check_room, forget_old_commands
 from twinmesh_statesync.domain.targets import acknowledge_desired, expire_desired, set_desired
-from twinmesh_statesync.domain.twin_state import Draft, TwinState, require_channel
+from twinmesh_statesync.domain.twin_state import Draft, TwinState
 
 MAX_VERDICTS: Final = 100_000
 """Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
 beyond this number only the wording of an old answer is lost, never its effect."""
-MAX_EVENTS: Final = 100_000
-"""Events of one twin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +261,7 @@ class Fold:
             case AcknowledgeDesired():
                 acknowledge_desired(draft, action)
             case RecordEvent():
-                _record_event(draft, action)
+                record_event(draft, action)
             case ExpireDesired():
                 expire_desired(draft, action)
             case SetConnectivity():
@@ -384,14 +382,3 @@ def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_uni
         offset=offset,
         update_time_unix_us=commit_time_unix_us,
     )
-
-
-def _record_event(draft: Draft, action: RecordEvent) -> None:
-    event = action.event
-    if event.channel:
-        require_channel(draft.state, event.channel)
-    if event.event_id in draft.state.events:
-        raise AlreadyExists(f"Event {quoted(event.event_id)} of {quoted(event.twin_id)} exists; choose another id.")
-    if len(draft.state.events) >= MAX_EVENTS:
-        raise ResourceExhausted(f"{quoted(event.twin_id)} has {MAX_EVENTS} events, which is the most a twin can keep.")
-    draft.events.append(replace(event, offset=draft.offset))
