@@ -55,6 +55,7 @@ from twinmesh_storage.rpc.append_streams import AppendStreams
 from twinmesh_storage.rpc.catalogue import CatalogueServicer
 from twinmesh_storage.rpc.concerns import twins_of
 from twinmesh_storage.rpc.control_entries import hide_of, redact
+from twinmesh_storage.rpc.forwarding import append_control
 from twinmesh_storage.rpc.latest import LatestEncoder, TwinSelections
 from twinmesh_storage.rpc.log import LogServicer
 from twinmesh_storage.rpc.reads import ReadServicer
@@ -251,6 +252,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
             window_records.distrust_before(before_offset)
             raise Unavailable("The cache cannot be reached; what it holds of the twin is removed when it answers.")
 
+    append_own = append_control(sequencer, peer)
     erasures = PostgresErasures(pool=pool, timeout_s=settings.database_timeout_s)
     eraser = Eraser(
         store=erasures,
@@ -259,7 +261,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
             store=history_store, pool=pool, timeout_s=settings.database_timeout_s, series_of=catalogue.require
         ),
         series_of_twin=lambda tenant, twin_id: directory.every_series(tenant, [twin_id]),
-        hide=hide_with(sequencer.append),
+        hide=hide_with(append_own),
         redact=redact,
         forget=forget,
         lease=lambda: sequencer.lease,
@@ -267,7 +269,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         report=_report,
     )
     removal_servicer = RemovalServicer(
-        view=view, directory=directory, append=sequencer.append, eraser=eraser, erasures=erasures, clock=clock
+        view=view, directory=directory, append=append_own, eraser=eraser, erasures=erasures, clock=clock
     )
 
     servicers: tuple[Servicer, ...] = (

@@ -33,7 +33,7 @@ class Eraser:
         log: where bodies are found.
         history: where rows are found.
         series_of_twin: finds all series of a (tenant, twin), those that other processes created too.
-        hide: appends the entry that hides the twin's observations.
+        hide: appends the entry that hides the twin's observations, wherever the lease is.
         redact: takes a twin out of a body.
         forget: takes series out of memory and caches.
         lease: tells the lease while this process leads, else None.
@@ -66,14 +66,19 @@ class Eraser:
         self._asked = asyncio.Event()
 
     async def start(self, erasure: Erasure) -> tuple[Erasure, bool]:
-        """Begin an erasure and hide the twin at once if this process leads; the flag says it had begun before.
+        """Begin an erasure and hide the twin at once; the flag says it had begun before.
 
         Raises:
-            Unavailable: the database is away; nothing is lost, ask again with the same request.
+            Unavailable: the database or whoever leads is away; nothing is lost, ask again with the same request.
         """
         kept, known = await self._store.create(erasure)
-        if kept.step is Step.HIDE and kept.state is ErasureState.RUNNING and self._lease() is not None:
-            kept = await self._advance(kept)
+        if kept.step is Step.HIDE and kept.state is ErasureState.RUNNING:
+            if self._lease() is not None:
+                kept = await self._advance(kept)
+            else:
+                # Whoever leads notes the step when it takes the job up: the entry is the same however often it is made.
+                series = await self._series_of_twin(kept.tenant, kept.twin_id)
+                kept = replace(kept, offset=await self._hide(kept, series))
         self._asked.set()
         return kept, known
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_core.errors import FailedPrecondition, PermissionDenied, Reason, invalid_field
+from twinmesh_core.errors import PermissionDenied, invalid_field
 from twinmesh_core.ids import require_producer_id
 from twinmesh_core.shards import SHARDS
 from twinmesh_core.time import US_PER_S
@@ -27,7 +27,7 @@ from twinmesh_storage.rpc import mapping
 from twinmesh_storage.rpc.append_streams import AppendStreams
 from twinmesh_storage.rpc.appends import ReceivedAppend, read_append
 from twinmesh_storage.rpc.control_entries import OWN_ACTIONS
-from twinmesh_storage.rpc.forwarding import Forward, is_forwarded
+from twinmesh_storage.rpc.forwarding import Forward, here_or_there, is_forwarded, may_take_away
 from twinmesh_storage.rpc.serving import Handler, byte_conversation, byte_stream, from_bytes, own_tenant, unary
 
 _MAX_BOOKMARK_S: Final = 5.0
@@ -63,21 +63,15 @@ class LogServicer:
         await self.streams.serve(requests, context, append)
 
     async def _append(self, tenant: str, received: ReceivedAppend, *, forwarded: bool) -> storage_pb2.AppendResponse:
-        if received.request.control.WhichOneof("action") in OWN_ACTIONS:
+        if received.request.control.WhichOneof("action") in OWN_ACTIONS and not may_take_away(forwarded=forwarded):
             raise invalid_field("control", "takes observations away; call DeleteRange or EraseTwin for that")
-        elsewhere = "" if forwarded else self.sequencer.leader
-        if not elsewhere:
-            try:
-                return await self._append_here(tenant, received)
-            except FailedPrecondition as error:
-                # Nothing was written. It may have been found out just now who leads.
-                elsewhere = "" if forwarded else self.sequencer.leader
-                if error.reason != Reason.NOT_SEQUENCER or not elsewhere:
-                    raise
-        answer = await self.forward.append(elsewhere, tenant, received.whole())
-        counter("storage", "forwarded_entries", "Appends answered by the process that leads.").inc()
-        self.sequencer.look()
-        return answer
+        if forwarded:
+            return await self._append_here(tenant, received)
+        return await here_or_there(
+            self.sequencer,
+            lambda: self._append_here(tenant, received),
+            lambda address: self.forward.append(address, tenant, received.whole()),
+        )
 
     async def _append_here(self, tenant: str, received: ReceivedAppend) -> storage_pb2.AppendResponse:
         body = received.observations or b""

@@ -17,6 +17,7 @@ from tests.faults.world import Service, ready, storage_client
 from tests.integration.storage.mesh import T0, S, Storage, doubles
 
 from twinmesh.storage.v1 import storage_pb2
+from twinmesh.type.v1 import entry_pb2
 from twinmesh_client.transport import FORWARDED_KEY, call
 from twinmesh_core import wire
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, TwinmeshError
@@ -181,6 +182,46 @@ async def test_any_process_takes_appends_with_the_answers_of_the_one_that_leads(
         with pytest.raises(FailedPrecondition) as fenced:
             await other.ask("Append", stamped("p0", epoch, 3, batch(keys, 0, 2)))
         assert (fenced.value.reason, newer) == ("PRODUCER_FENCED", epoch + 1)
+
+
+async def test_any_process_deletes_and_erases_at_once(guardian: Guardian, database_url: str, tmp_path: Path) -> None:
+    async with processes(guardian, database_url, tmp_path, 2) as ((_, leader), (_, other)):
+        keys = await other.series("t1", ["c0"])
+        await other.append(doubles(keys, [T0, T0 + S, T0 + 2 * S], [1.0, 2.0, 3.0]), request_id="r1")
+        assert not await it_leads(other)
+        cut = storage_pb2.DeleteRangeRequest(request_id="cut", twin_ids=["t1"])
+        cut.end_time.FromMicroseconds(T0 + S)
+        deleted = await other.ask("DeleteRange", cut)
+        assert (deleted.replayed, deleted.position.offset) == (False, 2)
+        for store in (other, leader):
+            rows = await store.read([("t1", "c0")], min_offset=deleted.position.offset)
+            assert [time for time, _, _ in rows["t1/c0"]] == [T0 + S, T0 + 2 * S]
+        again = await leader.ask("DeleteRange", cut)
+        assert (again.replayed, again.position) == (True, deleted.position)
+        erased = (await other.ask("EraseTwin", storage_pb2.EraseTwinRequest(request_id="e", twin_id="t1"))).erasure
+        assert erased.offset == 3
+        for store in (other, leader):
+            assert (await store.read([("t1", "c0")], min_offset=3))["t1/c0"] == []
+        await erased_by_now(other, erased.erasure_id)
+        # The entry itself stays storage's: nobody else appends it, however it is sent.
+        body = entry_pb2.ControlEntry(request_id="x", erase_twin=entry_pb2.EraseTwinEntry(twin_id="t1"))
+        for metadata in ((), ((FORWARDED_KEY, "1"),)):
+            with pytest.raises(InvalidArgument, match="EraseTwin"):
+                await call(
+                    leader.stub.Append, storage_pb2.AppendRequest(control=body), timeout_s=5.0, metadata=metadata
+                )
+
+
+async def erased_by_now(store: Storage, erasure_id: str) -> None:
+    """Wait for the end of an erasure."""
+    async with asyncio.timeout(20):
+        while True:
+            found = (await store.ask("GetErasure", storage_pb2.GetErasureRequest(erasure_id=erasure_id))).erasure
+            if found.state != storage_pb2.ERASURE_STATE_RUNNING:
+                assert found.state == storage_pb2.ERASURE_STATE_SUCCEEDED, found.message
+                assert found.principal == "service"
+                return
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow

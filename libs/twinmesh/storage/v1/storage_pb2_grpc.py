@@ -268,7 +268,7 @@ class StorageServiceServicer:
         """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
         in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
         Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
-        or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        or twin that storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED. Any storage process takes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -87,7 +87,7 @@ class StorageServiceStub:
     """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
     in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
     Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
-    or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    or twin that storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED. Any storage process takes it.
     """
     EraseTwin: _grpc.UnaryUnaryMultiCallable[_storage_pb2.EraseTwinRequest, _storage_pb2.EraseTwinResponse]
     """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
@@ -168,7 +168,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
     in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
     Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
-    or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    or twin that storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED. Any storage process takes it.
     """
     EraseTwin: _aio.UnaryUnaryMultiCallable[_storage_pb2.EraseTwinRequest, _storage_pb2.EraseTwinResponse]  # type: ignore[assignment]
     """Erases a twin: hides all its observations that arrived before, then removes the values from history, from superseded rows, from the
@@ -342,7 +342,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
         in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
         Reads as of an earlier offset show them until the as-of horizon. Idempotent by request_id. NOT_FOUND: CHANNEL_NOT_FOUND for a series
-        or twin that storage never saw. FAILED_PRECONDITION: NOT_SEQUENCER. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        or twin that storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED. Any storage process takes it.
         """
 
     @_abc_1.abstractmethod
