@@ -86,9 +86,18 @@ def texts(kept: Checkpoint) -> str:
     return "".join(record.body or "" for record in kept.records)
 
 
+async def generations(database_url: str) -> list[int]:
+    """Return the offsets to which the checkpoint can be taken back; no row is kept for another."""
+    async with open_pool(database_url, min_size=1, max_size=1, schema="statesync") as pool:
+        offsets = [generation.offset for generation in await PostgresCheckpoints(pool).generations()]
+        async with pool.connection() as conn:
+            rows = await (await conn.execute("select since_offset, until_offset from checkpoint_superseded")).fetchall()
+    assert all(any(since <= offset < until for offset in offsets) for since, until in rows)
+    return offsets
+
+
 async def test_an_erased_twin_is_gone_from_replicas_watches_checkpoints_and_rebuilds(database_url: str) -> None:
-    # Checkpoints are rare here: the one after the erasure is due to the erasure.
-    async with storage(database_url) as target, statesync(database_url, target, checkpoint_interval_s=600) as sync:
+    async with storage(database_url) as target, statesync(database_url, target, checkpoint_interval_s=0.2) as sync:
         await sync.make_type()
         await sync.make_twin("patient")
         await sync.make_twin("bed")
@@ -99,6 +108,9 @@ async def test_an_erased_twin_is_gone_from_replicas_watches_checkpoints_and_rebu
             before = checker.through
             await tell(sync, "patient")
             await tell(sync, "bed")
+            told_at = (await sync.replica("bed")).offset
+            assert SECRET in texts(await checkpoint(database_url, told_at))
+            assert await generations(database_url)
             offset = await erase(sync, "patient")
             async with asyncio.timeout(10):
                 while checker.through < offset:
@@ -127,6 +139,7 @@ async def test_an_erased_twin_is_gone_from_replicas_watches_checkpoints_and_rebu
         assert state is not None
         assert (state.replica.reported.values, state.events, state.erase_offset) == ({}, {}, offset)
         assert digest(restore(kept)) == digest(await fold_from_the_beginning(target, kept.position.offset))
+        assert min(await generations(database_url), default=offset) >= offset
         # With the other one gone too, no byte of either is left in it.
         assert SECRET in texts(kept)
         assert str(NUMBER) in texts(kept)
