@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from twinmesh.ingestion.v1 import ingestion_pb2
+from twinmesh_client.offsets import Offset
 from twinmesh_client.registry_mapping import duration_from_message
 from twinmesh_core.quality import FlagReason, Quality
 
@@ -45,6 +46,9 @@ class WriteAck:
     outcomes: tuple[Outcome, ...] = ()
     replayed: bool = False
     clock_skew_us: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offset", Offset(self.offset, self.incarnation))
 
     @property
     def sent(self) -> int:

@@ -12,6 +12,7 @@ from twinmesh.type.v1 import event_pb2, position_pb2, replica_pb2, twin_pb2
 from twinmesh_client.commands import Command, command
 from twinmesh_client.durations import moment
 from twinmesh_client.forecasts import Forecast
+from twinmesh_client.offsets import Offset
 from twinmesh_client.residuals import Residual, residuals
 from twinmesh_client.values import Scalar, from_proto, show
 from twinmesh_core.errors import FailedPrecondition
@@ -26,6 +27,10 @@ class Position:
 
     incarnation: str
     offset: int
+
+    def __post_init__(self) -> None:
+        # So that the bare number, handed on as min_offset, is still known to be of this log.
+        object.__setattr__(self, "offset", Offset(self.offset, self.incarnation))
 
 
 class NotConverged(FailedPrecondition):

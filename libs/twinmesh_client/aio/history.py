@@ -14,6 +14,7 @@ from twinmesh_client import aggregates
 from twinmesh_client.aio.connection import Connection
 from twinmesh_client.durations import Moment, Span, moment, moment_us, proto_moment, proto_span
 from twinmesh_client.history import Window
+from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.packed_reads import read_answer
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary, split_series
 from twinmesh_client.replicas import Position, position
@@ -37,6 +38,11 @@ class Scope:
     min_offset: int = 0
     as_of: int = 0
     min_quality: str | None = None
+
+    @property
+    def incarnation(self) -> str:
+        """The incarnation of the log that the offsets are of; "" = they do not know."""
+        return incarnation_of(self.min_offset, self.as_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,7 @@ async def read(
             series=_selectors(twin_id, channels),
             min_offset=scope.min_offset,
             as_of_offset=scope.as_of,
+            incarnation=scope.incarnation,
             min_quality=aggregates.lowest_quality(scope.min_quality),
             max_points=shape.points,
             method=aggregates.downsample_method(shape.method),
@@ -82,6 +89,7 @@ async def read(
         series=_selectors(twin_id, channels),
         min_offset=scope.min_offset,
         as_of_offset=scope.as_of,
+        incarnation=scope.incarnation,
         min_quality=aggregates.lowest_quality(scope.min_quality),
         last_count=shape.last_count,
     )
@@ -107,6 +115,7 @@ async def read_latest(
     request = storage_pb2.ReadLatestRequest(
         min_offset=scope.min_offset,
         as_of_offset=scope.as_of,
+        incarnation=scope.incarnation,
         min_quality=aggregates.lowest_quality(scope.min_quality),
     )
     if at is not None:
@@ -140,6 +149,7 @@ async def _read_buckets(
         state_values=columns.states,
         min_offset=scope.min_offset,
         as_of_offset=scope.as_of,
+        incarnation=scope.incarnation,
         min_quality=aggregates.lowest_quality(scope.min_quality),
         time_zone=shape.time_zone,
         gap_policy=aggregates.gap_policy(shape.fill),
@@ -175,7 +185,11 @@ async def list_series(connection: Connection, twin_id: str, scope: Scope) -> lis
     token = ""
     while True:
         request = storage_pb2.ListSeriesRequest(
-            twin_id=twin_id, page_token=token, min_offset=scope.min_offset, as_of_offset=scope.as_of
+            twin_id=twin_id,
+            page_token=token,
+            min_offset=scope.min_offset,
+            as_of_offset=scope.as_of,
+            incarnation=scope.incarnation,
         )
         answer = await call(connection.storage.ListSeries, request, timeout_s=connection.timeout_s)
         found.extend(

@@ -17,6 +17,7 @@ from twinmesh_client.aio.typed import type_of
 from twinmesh_client.aio.write import write_batch, write_frame, write_values
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast, decision
+from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.replicas import (
     Position,
@@ -47,7 +48,9 @@ class Twin(Direction):
 
     async def get(self, *, min_offset: int = 0) -> Replica:
         """Return the replica, at least as new as `min_offset`; raises `NotFound`."""
-        request = statesync_pb2.GetReplicaRequest(twin_id=self.twin_id, min_offset=min_offset)
+        request = statesync_pb2.GetReplicaRequest(
+            twin_id=self.twin_id, min_offset=min_offset, incarnation=incarnation_of(min_offset)
+        )
         answer = await call(self._connection.replicas.GetReplica, request, timeout_s=self._connection.timeout_s)
         return replica(answer.replica, position(answer.as_of))
 

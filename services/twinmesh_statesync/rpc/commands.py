@@ -111,7 +111,9 @@ class CommandServicer(CommandServiceServicer):
     ) -> statesync_pb2.GetCommandResponse:
         """Return a command."""
         _require_ids(request.twin_id, request.command_id)
-        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
+        state = await self._reading.twin(
+            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
+        )
         return statesync_pb2.GetCommandResponse(
             command=command_to_message(require_command(state, request.command_id)), as_of=self._reading.as_of()
         )
@@ -120,11 +122,13 @@ class CommandServicer(CommandServiceServicer):
         self, request: statesync_pb2.ListCommandsRequest, context: Any
     ) -> statesync_pb2.ListCommandsResponse:
         """List a twin's commands, newest first; later pages hold none that came after the first page."""
-        size, token = page_size(request.page_size), read_token(request.page_token)
-        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
-        pinned = token.offset if token is not None else self._reading.live.fold.offset
+        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
+        state = await self._reading.twin(
+            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
+        )
+        pinned = self._reading.pinned(token)
         commands = sorted(
-            (command for command in state.commands.values() if command.create_offset <= pinned),
+            (command for command in state.commands.values() if command.create_offset <= pinned.offset),
             key=Command.order,
             reverse=True,
         )

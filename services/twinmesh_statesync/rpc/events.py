@@ -66,13 +66,15 @@ class EventServicer(EventServiceServicer):
         self, request: statesync_pb2.ListEventsRequest, context: Any
     ) -> statesync_pb2.ListEventsResponse:
         """List a twin's events by start time, newest first; all pages reflect the offset of the first."""
-        size, token = page_size(request.page_size), read_token(request.page_token)
+        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
         if request.kind and event_kind_from_message(request.kind) is EventKind.UNSPECIFIED:
             raise invalid_field("kind", "is not a kind of event; leave it out for all")
-        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
-        pinned = token.offset if token is not None else self._reading.live.fold.offset
+        state = await self._reading.twin(
+            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
+        )
+        pinned = self._reading.pinned(token)
         events = sorted(
-            (e for e in state.events.values() if e.offset <= pinned and request.kind in (0, e.kind)),
+            (e for e in state.events.values() if e.offset <= pinned.offset and request.kind in (0, e.kind)),
             key=lambda e: (e.start_time_unix_us, e.offset, e.event_id),
             reverse=True,
         )

@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 from twinmesh.type.v1 import position_pb2
 from twinmesh_core.errors import OutOfRange, Reason, invalid_field
 from twinmesh_core.ids import require_twin_id
-from twinmesh_statesync.domain.live import LiveFold
+from twinmesh_statesync.domain.checkpoint import Position
+from twinmesh_statesync.domain.live import LiveFold, rewound
 from twinmesh_statesync.domain.twin_state import TwinState
 from twinmesh_statesync.domain.writer import time_left_s
 from twinmesh_statesync.rpc.mapping.values import position_to_message
@@ -23,14 +24,16 @@ DEFAULT_PAGE: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageToken:
-    """Where a list goes on: the offset that all its pages reflect, and the last key told."""
+    """Where a list goes on: the position that all its pages reflect, and the last key told."""
 
-    offset: int
+    position: Position
     key: str
 
     def encode(self) -> str:
         """Return the opaque text."""
-        return base64.urlsafe_b64encode(f"{self.offset}:{self.key}".encode()).decode()
+        return base64.urlsafe_b64encode(
+            f"{self.position.offset}:{self.position.incarnation}:{self.key}".encode()
+        ).decode()
 
 
 class Reading:
@@ -43,16 +46,19 @@ class Reading:
     def __init__(self, live: LiveFold) -> None:
         self.live = live
 
-    async def at_least(self, min_offset: int) -> None:
-        """Return once the fold reflects `min_offset`.
+    async def at_least(self, min_offset: int, incarnation: str = "") -> None:
+        """Return once the fold reflects `min_offset` of an incarnation of the log; "" = nobody says of which.
 
         Raises:
             InvalidArgument: it is negative.
+            FailedPrecondition: LOG_REWOUND, the log has another incarnation.
             OutOfRange: FUTURE_OFFSET, it lies beyond the head of the log, so waiting would be in vain.
             DeadlineExceeded: the fold did not reach it in time.
         """
         if min_offset < 0:
             raise invalid_field("min_offset", "must be 0 (the present) or the offset of an entry")
+        if incarnation and incarnation != self.live.incarnation:
+            raise rewound()
         if min_offset <= self.live.fold.offset:
             return
         await self.not_beyond_head(min_offset)
@@ -70,20 +76,25 @@ class Reading:
                 metadata={"head_offset": str(head.offset)},
             )
 
-    async def twin(self, tenant: str, twin_id: str, min_offset: int = 0) -> TwinState:
+    async def twin(self, tenant: str, twin_id: str, min_offset: int = 0, incarnation: str = "") -> TwinState:
         """Return a living twin as of at least `min_offset`.
 
         Raises:
             InvalidArgument: the id is malformed.
+            FailedPrecondition: LOG_REWOUND, see `at_least`.
             NotFound: TWIN_NOT_FOUND, with the command that creates it.
         """
         require_twin_id(twin_id)
-        await self.at_least(min_offset)
+        await self.at_least(min_offset, incarnation)
         self.live.fold.registry.require_twin(tenant, twin_id)
         state = self.live.fold.state(tenant, twin_id)
         if state is None:
             raise AssertionError("registry and replicas disagree")
         return state
+
+    def pinned(self, token: PageToken | None) -> Position:
+        """Return what all pages of a list reflect: what its first page did, which this is without a token."""
+        return self.live.position if token is None else token.position
 
     def as_of(self) -> position_pb2.LogPosition:
         """Return what an answer given now reflects."""
@@ -97,19 +108,27 @@ def page_size(asked: int) -> int:
     return asked or DEFAULT_PAGE
 
 
-def read_token(text: str) -> PageToken | None:
-    """Return what a page token says, None for the first page; raises `InvalidArgument` for one that is not ours."""
+def read_token(text: str, live: LiveFold) -> PageToken | None:
+    """Return what a page token says, None for the first page.
+
+    Raises:
+        InvalidArgument: it is not ours.
+        FailedPrecondition: LOG_REWOUND, it is of another incarnation of the log.
+    """
     if not text:
         return None
     try:
-        offset, key = base64.urlsafe_b64decode(text.encode("ascii")).decode().split(":", 1)
-        return PageToken(offset=int(offset), key=key)
+        offset, incarnation, key = base64.urlsafe_b64decode(text.encode("ascii")).decode().split(":", 2)
+        token = PageToken(position=Position(incarnation=incarnation, offset=int(offset)), key=key)
     except (binascii.Error, ValueError):
         raise invalid_field("page_token", "is not a token of this list; take it from the previous answer") from None
+    if incarnation != live.incarnation:
+        raise rewound()
+    return token
 
 
 def page_of(
-    items: Sequence[ItemT], token: PageToken | None, key: Callable[[ItemT], str], size: int, offset: int
+    items: Sequence[ItemT], token: PageToken | None, key: Callable[[ItemT], str], size: int, pinned: Position
 ) -> tuple[list[ItemT], str]:
     """Return the items after the token's key, in the order given, and the token of the next page ("" = the end)."""
     start = 0
@@ -117,4 +136,4 @@ def page_of(
         start = next((i + 1 for i, item in enumerate(items) if key(item) == token.key), len(items))
     page = list(items[start : start + size])
     more = start + size < len(items)
-    return page, PageToken(offset=offset, key=key(page[-1])).encode() if more and page else ""
+    return page, PageToken(position=pinned, key=key(page[-1])).encode() if more and page else ""

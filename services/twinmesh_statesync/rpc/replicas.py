@@ -113,7 +113,9 @@ class ReplicaServicer:
         self, request: statesync_pb2.GetReplicaRequest, context: Any
     ) -> statesync_pb2.GetReplicaResponse:
         """Return a twin's replica."""
-        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
+        state = await self._reading.twin(
+            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
+        )
         return statesync_pb2.GetReplicaResponse(
             replica=replica_to_message(
                 state.twin, state.replica, present_unix_us=present_of(state, self._clock.now_unix_us())

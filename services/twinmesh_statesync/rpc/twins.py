@@ -73,7 +73,7 @@ class TwinServicer(TwinServiceServicer):
         require_resource_id(request.twin_type_id, "twin_type_id")
         if request.version < 0:
             raise invalid_field("version", "must be 0 (the newest) or greater")
-        await self._reading.at_least(request.min_offset)
+        await self._reading.at_least(request.min_offset, request.incarnation)
         found = self._reading.live.fold.registry.require_twin_type(tenant, request.twin_type_id, request.version)
         return statesync_pb2.GetTwinTypeResponse(twin_type=twin_type_to_message(found), as_of=self._reading.as_of())
 
@@ -81,11 +81,11 @@ class TwinServicer(TwinServiceServicer):
         self, request: statesync_pb2.ListTwinTypesRequest, context: Any
     ) -> statesync_pb2.ListTwinTypesResponse:
         """List the newest version of each twin type."""
-        size, token = page_size(request.page_size), read_token(request.page_token)
-        pinned = token.offset if token is not None else self._reading.live.fold.offset
+        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
+        pinned = self._reading.pinned(token)
         newest: dict[str, TwinType] = {}
         for twin_type in self._reading.live.fold.registry.twin_types(current_caller().tenant):
-            if twin_type.create_offset <= pinned:
+            if twin_type.create_offset <= pinned.offset:
                 newest[twin_type.twin_type_id] = twin_type
         page, next_token = page_of(list(newest.values()), token, lambda t: t.twin_type_id, size, pinned)
         return statesync_pb2.ListTwinTypesResponse(
@@ -119,7 +119,9 @@ class TwinServicer(TwinServiceServicer):
         self, request: statesync_pb2.GetTwinRequest, context: Any
     ) -> statesync_pb2.GetTwinResponse:
         """Return a twin."""
-        state = await self._reading.twin(current_caller().tenant, request.twin_id, request.min_offset)
+        state = await self._reading.twin(
+            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
+        )
         return statesync_pb2.GetTwinResponse(twin=twin_to_message(state.twin), as_of=self._reading.as_of())
 
     async def ListTwins(  # noqa: N802
@@ -127,10 +129,12 @@ class TwinServicer(TwinServiceServicer):
     ) -> statesync_pb2.ListTwinsResponse:
         """List twins by id; all pages hold the ids that were alive when the first was asked for."""
         tenant = current_caller().tenant
-        size, token = page_size(request.page_size), read_token(request.page_token)
-        await self._reading.at_least(max(request.min_offset, token.offset if token is not None else 0))
+        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
+        await self._reading.at_least(
+            max(request.min_offset, token.position.offset if token is not None else 0), request.incarnation
+        )
         fold = self._reading.live.fold
-        pinned = token.offset if token is not None else fold.offset
+        pinned = self._reading.pinned(token)
         states = fold.states(tenant)
         # Only ids that are still to come are looked at: the token names the last one told.
         ids = sorted(twin_id for twin_id in states if token is None or twin_id > token.key)
@@ -138,10 +142,10 @@ class TwinServicer(TwinServiceServicer):
         next_token = ""
         for twin_id in ids:
             state = states[twin_id]
-            if not _alive_at(state, pinned) or request.twin_type_id not in ("", state.twin.twin_type_id):
+            if not _alive_at(state, pinned.offset) or request.twin_type_id not in ("", state.twin.twin_type_id):
                 continue
             if len(page) == size:
-                next_token = PageToken(offset=pinned, key=page[-1].twin.twin_id).encode()
+                next_token = PageToken(position=pinned, key=page[-1].twin.twin_id).encode()
                 break
             page.append(state)
         return statesync_pb2.ListTwinsResponse(

@@ -40,7 +40,7 @@ class AggregateServicer:
         bucket_us, unit = questions.bucket(request)
         asked = questions.time_range(request, bounded=True)
         questions.question(request, ())
-        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset)
+        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
         series = await self.directory.require(tenant, names)
         seeing.require_numeric([series], [s.channel for s in series])
         question = questions.question(request, series)
@@ -68,7 +68,7 @@ class AggregateServicer:
         most, method = questions.max_points(request), questions.downsample_method(request)
         asked = questions.time_range(request)
         seen = questions.seen(request.min_quality, request.as_of_offset, default_quality=2)
-        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset)
+        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
         # What is read in several passes must be the same in each.
         seen = Seen(max_quality=seen.max_quality, as_of=as_of)
         series = await self.directory.require(tenant, names)

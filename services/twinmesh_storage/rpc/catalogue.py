@@ -53,7 +53,7 @@ class CatalogueServicer:
         seen = questions.seen(0, request.as_of_offset, default_quality=3)
         asked = (twin_id, channel, [int(k) for k in kinds], request.as_of_offset)
         after, pin = paging.series_after(request.page_token, asked)
-        await seeing.settle(self.view, request.min_offset, pin.as_of if pin is not None else request.as_of_offset)
+        await self._settle(request, pin)
         newest_id = pin.newest_id if pin is not None else await self.series.newest_id(tenant)
         wanted = SeriesFilter(twin_id=twin_id, channel=channel, kinds=kinds, newest_id=newest_id)
         if pin is not None:
@@ -71,11 +71,19 @@ class CatalogueServicer:
         token = ""
         if len(page) == size:
             last = page[-1]
-            pin = paging.Pin(as_of=as_of, newest_id=newest_id, asked=asked)
+            pin = paging.Pin(as_of=as_of, incarnation=self.view.incarnation, newest_id=newest_id, asked=asked)
             token = paging.series_token((last.twin_id, last.channel), pin)
         return storage_pb2.ListSeriesResponse(
             series=infos, next_page_token=token, as_of=mapping.position(self.view.incarnation, as_of)
         )
+
+    async def _settle(
+        self, request: storage_pb2.ListSeriesRequest | storage_pb2.ListQuarantineRequest, pin: paging.Pin | None
+    ) -> int:
+        if pin is not None:
+            self.view.check_position(pin.incarnation, pin.as_of)
+        as_of = pin.as_of if pin is not None else request.as_of_offset
+        return await seeing.settle(self.view, request.min_offset, as_of, request.incarnation)
 
     async def _infos_as_of(self, tenant: str, series: Sequence[Series], seen: Seen) -> list[storage_pb2.SeriesInfo]:
         tally = await self.aggregator.tally(tenant, series, seen)
@@ -101,16 +109,14 @@ class CatalogueServicer:
         questions.seen(0, request.as_of_offset, default_quality=3)
         asked = (_digest(request), request.oldest_first)
         mark, pin = paging.id_mark(request.page_token, asked)
-        as_of = await seeing.settle(
-            self.view, request.min_offset, pin.as_of if pin is not None else request.as_of_offset
-        )
+        as_of = await self._settle(request, pin)
         wanted = replace(wanted, end_offset=min(wanted.end_offset or as_of + 1, as_of + 1))
         if pin is not None:
             wanted = replace(wanted, after=mark) if request.oldest_first else replace(wanted, before=mark)
         rows, more, total = await self.quarantine.page(
             tenant, wanted, oldest_first=request.oldest_first, limit=size, max_bytes=_QUARANTINE_PAGE_BYTES
         )
-        pin = paging.Pin(as_of=as_of, newest_id=0, asked=asked)
+        pin = paging.Pin(as_of=as_of, incarnation=self.view.incarnation, newest_id=0, asked=asked)
         return storage_pb2.ListQuarantineResponse(
             rows=[quarantine.message(row) for row in rows],
             next_page_token=paging.id_token(rows[-1].quarantine_id, pin) if more else "",
@@ -124,7 +130,7 @@ class CatalogueServicer:
         """Return exact counts."""
         tenant = own_tenant()
         mapping.require_text(request.twin_id, "twin_id")
-        await seeing.settle(self.view, request.min_offset)
+        await seeing.settle(self.view, request.min_offset, 0, request.incarnation)
 
         async def count() -> tuple[HistoryCounts, dict[int, TailDelta]]:
             counts = await self.store.counts(tenant, request.twin_id)

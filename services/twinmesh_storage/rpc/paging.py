@@ -30,11 +30,13 @@ class Pin:
 
     Attributes:
         as_of: offset that the first page reflected.
+        incarnation: the log's that it is of.
         newest_id: highest id of what the first page could list.
         asked: the filter of the request, that of every page must be the same.
     """
 
     as_of: int
+    incarnation: str
     newest_id: int
     asked: tuple[Any, ...]
 
@@ -60,7 +62,7 @@ def names_after(token: str) -> tuple[str, str]:
 
 def series_token(after: tuple[str, str], pin: Pin) -> str:
     """Return the token of a list by twin and channel that goes on after these."""
-    return _token([list(after), pin.as_of, pin.newest_id, list(pin.asked)])
+    return _token([list(after), pin.as_of, pin.newest_id, pin.incarnation, list(pin.asked)])
 
 
 def series_after(token: str, asked: tuple[Any, ...]) -> tuple[tuple[str, str], Pin | None]:
@@ -79,7 +81,7 @@ def series_after(token: str, asked: tuple[Any, ...]) -> tuple[tuple[str, str], P
 
 def id_token(last_id: int, pin: Pin) -> str:
     """Return the token of a list by id that goes on after this one."""
-    return _token([last_id, pin.as_of, pin.newest_id, list(pin.asked)])
+    return _token([last_id, pin.as_of, pin.newest_id, pin.incarnation, list(pin.asked)])
 
 
 def id_mark(token: str, asked: tuple[Any, ...]) -> tuple[int, Pin | None]:
@@ -98,12 +100,14 @@ def id_mark(token: str, asked: tuple[Any, ...]) -> tuple[int, Pin | None]:
 
 def _pinned(token: str, asked: tuple[Any, ...]) -> tuple[Any, Pin]:
     content = _content(token)
-    if not isinstance(content, list) or len(content) != 4 or not all(map(_is_id, content[1:3])):
+    if not isinstance(content, list) or len(content) != 5 or not all(map(_is_id, content[1:3])):
         raise _bad_token()
-    position, as_of, newest_id, filter_ = content
+    position, as_of, newest_id, incarnation, filter_ = content
+    if not isinstance(incarnation, str):
+        raise _bad_token()
     if filter_ != list(asked):
         raise invalid_field("page_token", "is of a list with another filter; leave the other fields as they were")
-    return position, Pin(as_of=as_of, newest_id=newest_id, asked=asked)
+    return position, Pin(as_of=as_of, incarnation=incarnation, newest_id=newest_id, asked=asked)
 
 
 def _is_id(part: object) -> bool:

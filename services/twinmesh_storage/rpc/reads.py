@@ -43,7 +43,7 @@ class ReadServicer:
         names = mapping.names(request.series, "series", 10_000)
         asked, count = questions.time_range(request), questions.last_count(request)
         seen = questions.seen(request.min_quality, request.as_of_offset, default_quality=3)
-        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset)
+        as_of = await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
         series = await self.directory.require(tenant, names)
         start, end, at = await seeing.bounds(self.latest, tenant, series, asked, seen, newest=count > 0)
         if count:
@@ -76,7 +76,7 @@ class ReadServicer:
             raise invalid_field("twin_ids", "excludes series; name one of the two")
         seen = questions.seen(request.min_quality, request.as_of_offset, default_quality=3)
         before = questions.latest_before(request)
-        await seeing.settle(self.view, request.min_offset, request.as_of_offset)
+        await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
         if request.series:
             names = mapping.names(request.series, "series", 100_000)
             selection = Selection.of([s for s in await self.directory.known(tenant, names) if s is not None])
@@ -96,7 +96,7 @@ class ReadServicer:
         spec = questions.window_spec(request, _MAX_WINDOW_STEPS)
         twins, channels = questions.window_axes(request)
         at = questions.window_end(request)
-        await seeing.settle(self.view, request.min_offset, request.as_of_offset)
+        await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
         grid = await self.grids.of(tenant, twins, channels)
         windows = await self.windows.read(tenant, grid, at, spec)
         return raw.window_answer(windows, grid.units, self.view.incarnation)

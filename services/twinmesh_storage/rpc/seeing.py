@@ -13,12 +13,20 @@ from twinmesh_storage.domain.series import Series
 from twinmesh_storage.rpc.questions import Range
 
 
-async def settle(view: LogView, min_offset: int, as_of_offset: int = 0) -> int:
+async def settle(view: LogView, min_offset: int, as_of_offset: int = 0, incarnation: str = "") -> int:
     """Wait until reads reflect what is asked for; returns the offset that the answer reflects at least.
 
+    Args:
+        view: the log as this process has it.
+        min_offset: what the answer must reflect.
+        as_of_offset: what it must not go beyond; 0 = the present.
+        incarnation: the log's that the offsets are of; "" = nobody says.
+
     Raises:
+        FailedPrecondition: LOG_REWOUND, they are of another incarnation.
         OutOfRange: FUTURE_OFFSET when one of the offsets lies beyond the head.
     """
+    view.check_position(incarnation, 0)
     await view.wait_for(min_offset)
     await view.wait_for(as_of_offset, "as_of_offset")
     return as_of_offset or view.head

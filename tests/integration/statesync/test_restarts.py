@@ -1,6 +1,7 @@
 """State-sync and storage come and go; the replicas stay what the log says."""
 
 import asyncio
+import base64
 import socket
 import time
 from contextlib import AsyncExitStack, aclosing
@@ -14,7 +15,7 @@ from tests.unit.statesync.checker import WatchChecker, normal
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import observation_pb2, position_pb2, replica_pb2
 from twinmesh_client.transport import call, open_channel
-from twinmesh_core.errors import TwinmeshError, Unavailable
+from twinmesh_core.errors import FailedPrecondition, TwinmeshError, Unavailable
 from twinmesh_runtime.postgres import open_pool
 from twinmesh_runtime.server import ServiceServer
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
@@ -203,3 +204,29 @@ async def test_a_restart_takes_nobody_offline_who_still_reports(database_url: st
                         break
             told = [(event.twin_id, event.connectivity) for event in events if event.twin_id == "alive"]
             assert replica_pb2.CONNECTIVITY_STALE not in [connectivity for _, connectivity in told]
+
+
+async def test_offsets_and_page_tokens_of_another_incarnation_are_refused(database_url: str) -> None:
+    async with storage(database_url) as target, statesync(database_url, target) as sync:
+        await sync.make_type()
+        for twin in ("p1", "p2"):
+            made = await sync.make_twin(twin)
+        page = await call(sync.twins.ListTwins, statesync_pb2.ListTwinsRequest(page_size=1), timeout_s=TIMEOUT_S)
+        token = base64.urlsafe_b64decode(page.next_page_token).decode()
+        assert made.position.incarnation in token
+        stale = base64.urlsafe_b64encode(token.replace(made.position.incarnation, "other").encode()).decode()
+        offset, pb = made.position.offset, statesync_pb2
+        for method, request in (
+            (sync.twins.ListTwins, pb.ListTwinsRequest(page_size=1, page_token=stale)),
+            (sync.twins.ListTwins, pb.ListTwinsRequest(min_offset=offset, incarnation="other")),
+            (sync.twins.GetTwin, pb.GetTwinRequest(twin_id="p1", min_offset=offset, incarnation="other")),
+            (sync.replicas.GetReplica, pb.GetReplicaRequest(twin_id="p1", min_offset=offset, incarnation="other")),
+            (sync.events.ListEvents, pb.ListEventsRequest(twin_id="p1", min_offset=offset, incarnation="other")),
+        ):
+            with pytest.raises(FailedPrecondition) as error:
+                await call(method, request, timeout_s=TIMEOUT_S)
+            assert error.value.reason == "LOG_REWOUND"
+        mine = pb.GetReplicaRequest(twin_id="p1", min_offset=offset, incarnation=made.position.incarnation)
+        assert (await call(sync.replicas.GetReplica, mine, timeout_s=TIMEOUT_S)).as_of.offset >= offset
+        rest = pb.ListTwinsRequest(page_size=1, page_token=page.next_page_token)
+        assert [t.twin.twin_id for t in (await call(sync.twins.ListTwins, rest, timeout_s=TIMEOUT_S)).twins] == ["p2"]

@@ -164,22 +164,28 @@ class GetTwinTypeRequest(_message.Message):
     TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Required. Its id."""
     version: _builtins.int
     """0 = the newest version."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
         twin_type_id: _builtins.str = ...,
         version: _builtins.int = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,19 +355,25 @@ class GetTwinRequest(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. Its id."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,6 +419,7 @@ class ListTwinsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Only twins of this type; empty = all."""
     page_size: _builtins.int
@@ -415,6 +428,10 @@ class ListTwinsRequest(_message.Message):
     """From the previous answer."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
@@ -422,10 +439,11 @@ class ListTwinsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_type_id", b"twin_type_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -561,19 +579,25 @@ class GetReplicaRequest(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1196,22 +1220,28 @@ class GetCommandRequest(_message.Message):
     TWIN_ID_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     command_id: _builtins.str
     """Required. The command."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         command_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1257,6 +1287,7 @@ class ListCommandsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     page_size: _builtins.int
@@ -1265,6 +1296,10 @@ class ListCommandsRequest(_message.Message):
     """From the previous answer."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
@@ -1272,10 +1307,11 @@ class ListCommandsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1611,6 +1647,7 @@ class ListEventsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     kind: _event_pb2.EventKind.ValueType
@@ -1621,6 +1658,10 @@ class ListEventsRequest(_message.Message):
     """From the previous answer."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
@@ -1629,10 +1670,11 @@ class ListEventsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "kind", b"kind", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1037,6 +1037,7 @@ class ReadRangeRequest(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     LAST_COUNT_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
     min_quality: _observation_pb2.Quality.ValueType
@@ -1048,6 +1049,10 @@ class ReadRangeRequest(_message.Message):
     last_count: _builtins.int
     """Only the newest so many rows of each series, of those that the other fields let through; 1 to 100,000; 0 = all. With last_count
     times series above 1,000,000: INVALID_ARGUMENT.
+    """
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
@@ -1081,10 +1086,11 @@ class ReadRangeRequest(_message.Message):
         last: _duration_pb2.Duration | None = ...,
         last_count: _builtins.int = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "end_time", b"end_time", "last", b"last", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "last", b"last", "last_count", b"last_count", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "incarnation", b"incarnation", "last", b"last", "last_count", b"last_count", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1139,6 +1145,7 @@ class ReadLatestRequest(_message.Message):
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     KNOWN_DICTIONARY_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
     min_quality: _observation_pb2.Quality.ValueType
@@ -1148,6 +1155,10 @@ class ReadLatestRequest(_message.Message):
     known_dictionary_id: _builtins.int
     """Optional. The dictionary_id of an earlier answer to the same question: if the answer's dictionary is still the same, it is left out,
     which halves the answer to who asks again and again.
+    """
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
@@ -1171,10 +1182,11 @@ class ReadLatestRequest(_message.Message):
         as_of_offset: _builtins.int = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
         known_dictionary_id: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "known_dictionary_id", b"known_dictionary_id", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "twin_ids", b"twin_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "incarnation", b"incarnation", "known_dictionary_id", b"known_dictionary_id", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "twin_ids", b"twin_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1233,6 +1245,7 @@ class ReadWindowRequest(_message.Message):
     MIN_QUALITY_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Required. Number of steps, 1 to 1,000,000 (twins x steps x channels at most 8,000,000)."""
     aggregate: Global___StepAggregate.ValueType
@@ -1245,6 +1258,10 @@ class ReadWindowRequest(_message.Message):
     """Waits until reads reflect this offset; 0 = the present."""
     as_of_offset: _builtins.int
     """Reads as of this log offset: entries after it are not seen; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Required. The twins, at most 1,000."""
@@ -1279,10 +1296,11 @@ class ReadWindowRequest(_message.Message):
         min_quality: _observation_pb2.Quality.ValueType = ...,
         min_offset: _builtins.int = ...,
         as_of_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "max_gap", b"max_gap", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "as_of_offset", b"as_of_offset", "at", b"at", "channels", b"channels", "gap_policy", b"gap_policy", "max_gap", b"max_gap", "min_offset", b"min_offset", "min_quality", b"min_quality", "step", b"step", "steps", b"steps", "twin_ids", b"twin_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "as_of_offset", b"as_of_offset", "at", b"at", "channels", b"channels", "gap_policy", b"gap_policy", "incarnation", b"incarnation", "max_gap", b"max_gap", "min_offset", b"min_offset", "min_quality", b"min_quality", "step", b"step", "steps", b"steps", "twin_ids", b"twin_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1356,6 +1374,7 @@ class AggregateRequest(_message.Message):
     CALENDAR_UNIT_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     min_offset: _builtins.int
     """Waits until reads reflect this offset; 0 = the present."""
     time_zone: _builtins.str
@@ -1373,6 +1392,10 @@ class AggregateRequest(_message.Message):
     """
     calendar_unit: Global___CalendarUnit.ValueType
     """Buckets by the calendar, in time_zone, instead of `bucket`."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
         """Required. Numeric series, at most 1,000."""
@@ -1438,10 +1461,11 @@ class AggregateRequest(_message.Message):
         calendar_unit: Global___CalendarUnit.ValueType = ...,
         last: _duration_pb2.Duration | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "bucket", b"bucket", "end_time", b"end_time", "last", b"last", "max_gap", b"max_gap", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "bucket", b"bucket", "calendar_unit", b"calendar_unit", "end_time", b"end_time", "functions", b"functions", "gap_policy", b"gap_policy", "last", b"last", "max_gap", b"max_gap", "min_offset", b"min_offset", "min_quality", b"min_quality", "quantiles", b"quantiles", "series", b"series", "start_time", b"start_time", "state_values", b"state_values", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "bucket", b"bucket", "calendar_unit", b"calendar_unit", "end_time", b"end_time", "functions", b"functions", "gap_policy", b"gap_policy", "incarnation", b"incarnation", "last", b"last", "max_gap", b"max_gap", "min_offset", b"min_offset", "min_quality", b"min_quality", "quantiles", b"quantiles", "series", b"series", "start_time", b"start_time", "state_values", b"state_values", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1509,6 +1533,7 @@ class DownsampleRequest(_message.Message):
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     method: Global___DownsampleMethod.ValueType
     """How rows are chosen."""
     max_points: _builtins.int
@@ -1519,6 +1544,10 @@ class DownsampleRequest(_message.Message):
     """Waits until reads reflect this offset; 0 = the present."""
     as_of_offset: _builtins.int
     """Reads as of this log offset: entries after it are not seen, and what they replaced is; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesSelector]:
         """Required. Numeric series, at most 100."""
@@ -1552,10 +1581,11 @@ class DownsampleRequest(_message.Message):
         as_of_offset: _builtins.int = ...,
         last: _duration_pb2.Duration | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "end_time", b"end_time", "last", b"last", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "last", b"last", "max_points", b"max_points", "method", b"method", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "end_time", b"end_time", "incarnation", b"incarnation", "last", b"last", "max_points", b"max_points", "method", b"method", "min_offset", b"min_offset", "min_quality", b"min_quality", "series", b"series", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1610,6 +1640,7 @@ class ListSeriesRequest(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Only series of this twin; empty = all."""
     page_size: _builtins.int
@@ -1622,6 +1653,10 @@ class ListSeriesRequest(_message.Message):
     """Waits until reads reflect this offset; 0 = the present."""
     as_of_offset: _builtins.int
     """Counts and times as of this log offset; 0 = the present. Series without a row as of then are listed, with no times."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_observation_pb2.ChannelKind.ValueType]:
         """Only series of these kinds; empty = all."""
@@ -1636,10 +1671,11 @@ class ListSeriesRequest(_message.Message):
         kinds: _abc.Iterable[_observation_pb2.ChannelKind.ValueType] | None = ...,
         min_offset: _builtins.int = ...,
         as_of_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "channel", b"channel", "kinds", b"kinds", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "channel", b"channel", "incarnation", b"incarnation", "kinds", b"kinds", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1735,6 +1771,7 @@ class ListQuarantineRequest(_message.Message):
     AFTER_QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     reason: _observation_pb2.FlagReason.ValueType
     """Only this reason; unspecified = all."""
     twin_id: _builtins.str
@@ -1753,6 +1790,10 @@ class ListQuarantineRequest(_message.Message):
     """Waits until reads reflect this offset; 0 = the present."""
     as_of_offset: _builtins.int
     """Only rows that came with entries up to this log offset, in the state they are in now; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def filter(self) -> _quarantine_pb2.QuarantineFilter:
         """Further conditions; all of them must be met."""
@@ -1770,10 +1811,11 @@ class ListQuarantineRequest(_message.Message):
         after_quarantine_id: _builtins.int = ...,
         min_offset: _builtins.int = ...,
         as_of_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "as_of_offset", b"as_of_offset", "filter", b"filter", "min_offset", b"min_offset", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_quarantine_id", b"after_quarantine_id", "as_of_offset", b"as_of_offset", "filter", b"filter", "incarnation", b"incarnation", "min_offset", b"min_offset", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1825,19 +1867,25 @@ class GetStatisticsRequest(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Only this twin; empty = all of the tenant."""
     min_offset: _builtins.int
     """Waits until the counts reflect this offset; 0 = the present. Counts are always of the present: ListSeries counts as of an offset."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
