@@ -1183,10 +1183,10 @@ class Mesh:
             )
         )
 
-    def statistics(self, twin_id: str = "") -> Statistics:
-        """Return counts of everything, or of one twin."""
+    def statistics(self, twin_id: str = "", *, as_of: int = 0) -> Statistics:
+        """Return counts of everything, or of one twin; of the present, or as of an offset of the log."""
 
-        return self._portal.run(self._source.statistics(twin_id))
+        return self._portal.run(self._source.statistics(twin_id, as_of=as_of))
 
     def erasure(self, erasure_id: str) -> Erasure:
         """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""

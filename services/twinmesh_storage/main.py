@@ -26,6 +26,7 @@ from twinmesh_storage.adapters.postgres.erasures import PostgresErasures
 from twinmesh_storage.adapters.postgres.log import PostgresLog
 from twinmesh_storage.adapters.postgres.retention import PostgresRetention
 from twinmesh_storage.adapters.postgres.retention_rules import PostgresRetentionRules
+from twinmesh_storage.adapters.postgres.tallies import PostgresTallies
 from twinmesh_storage.adapters.redis import RedisRecords
 from twinmesh_storage.domain.aggregate import Aggregator
 from twinmesh_storage.domain.catchup import CatchUp
@@ -66,6 +67,8 @@ from twinmesh_storage.rpc.window_grids import WindowGrids
 from twinmesh_storage.settings import StorageSettings
 
 _PRUNE_S: Final = 600.0
+_ANSWER_SLACK_BYTES: Final = 64 << 10
+"""Of a message, for what is beside the values: positions, tags, metadata."""
 
 
 async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
@@ -210,6 +213,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         directory=directory,
         latest=latest,
         aggregator=aggregator,
+        max_answer_bytes=settings.max_message_bytes - _ANSWER_SLACK_BYTES,
         downsampler=Downsampler(history=history, aggregator=aggregator),
     )
     catalogue_servicer = CatalogueServicer(
@@ -220,6 +224,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         store=history_store,
         series=series_store,
         quarantine=PostgresQuarantine(pool=pool, timeout_s=settings.database_timeout_s),
+        tallies=PostgresTallies(pool=pool, timeout_s=settings.database_timeout_s),
     )
 
     retention = PostgresRetention(pool=pool, timeout_s=settings.database_timeout_s)

@@ -23,6 +23,7 @@ from twinmesh_client.aio.verifying import verify_replicas
 from twinmesh_client.aio.writer import Writer
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
+from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.refusals import OnRefused
 from twinmesh_client.removals import Erasure, RetentionRule, erasure, retention_request, retention_rule
 from twinmesh_client.replicas import Position, position
@@ -248,9 +249,11 @@ class Mesh:
             if not after:
                 return discarded
 
-    async def statistics(self, twin_id: str = "") -> Statistics:
-        """Return counts of everything, or of one twin."""
-        request = storage_pb2.GetStatisticsRequest(twin_id=twin_id)
+    async def statistics(self, twin_id: str = "", *, as_of: int = 0) -> Statistics:
+        """Return counts of everything, or of one twin; of the present, or as of an offset of the log."""
+        request = storage_pb2.GetStatisticsRequest(
+            twin_id=twin_id, as_of_offset=as_of, incarnation=incarnation_of(as_of)
+        )
         answer = await call(self._connection.storage.GetStatistics, request, timeout_s=self._connection.timeout_s)
         return accounting.statistics(answer)
 

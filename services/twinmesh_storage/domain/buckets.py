@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinmesh_core.calendar import local_time_us
-from twinmesh_core.errors import invalid_field
+from twinmesh_core.errors import InvalidArgument, invalid_field
 from twinmesh_core.time import US_PER_DAY, US_PER_MINUTE, ceil_to, floor_to
 
 Int64s = npt.NDArray[np.int64]
@@ -81,7 +81,16 @@ def _check(start: int, end: int, shortest_us: int, most: int, field: str) -> Non
     if end <= start:
         raise invalid_field("end_time", "must be after start_time")
     if (end - start) // shortest_us > most:
-        raise invalid_field(field, f"gives more than {most} buckets; take longer ones or a shorter range")
+        raise too_many(most, field)
+
+
+def too_many(most: int, field: str) -> InvalidArgument:
+    """Return the refusal of an answer with more buckets than `most`, the most that it has room for."""
+    return invalid_field(
+        field,
+        f"gives more than {most} buckets, for which one answer has room; take longer ones, a shorter range, or fewer "
+        "series and functions",
+    )
 
 
 def _from_local(local: Int64s, time_zone: str) -> Int64s:

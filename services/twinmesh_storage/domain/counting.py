@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,29 @@ class TailDelta:
     by_quality: tuple[int, int, int]
     first: int
     last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogTally:
+    """What the log and quarantine held as of an offset; fold and trim offset are the present ones."""
+
+    entry_count: int
+    landed_point_count: int
+    quarantined_count: int
+    fold_offset: int
+    trim_offset: int
+
+
+class LogTallies(Protocol):
+    """Counts of the past, of what does not lie in history."""
+
+    async def as_of(self, tenant: str, twin_id: str, offset: int) -> LogTally:
+        """Return what was there as of an offset; `twin_id` "" = all, and only quarantine is counted by twin.
+
+        Raises:
+            OutOfRange: AS_OF_PRUNED, entries after the offset have left the log.
+        """
+        ...
 
 
 class Counting:

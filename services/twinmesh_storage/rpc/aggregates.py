@@ -10,7 +10,7 @@ from twinmesh.storage.v1 import storage_pb2
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.aggregate import MAX_VALUES, Aggregator
 from twinmesh_storage.domain.answers import answers
-from twinmesh_storage.domain.buckets import CalendarUnit, bucket_edges, calendar_edges
+from twinmesh_storage.domain.buckets import CalendarUnit, bucket_edges, calendar_edges, too_many
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.downsample import Downsampler
 from twinmesh_storage.domain.history import Seen
@@ -21,6 +21,7 @@ from twinmesh_storage.rpc.serving import Handler, byte_stream, own_tenant, unary
 
 _MAX_SERIES: Final = 1_000
 _MAX_DOWNSAMPLED_SERIES: Final = 100
+_VALUE_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class AggregateServicer:
     latest: LatestReader
     aggregator: Aggregator
     downsampler: Downsampler
+    max_answer_bytes: int
 
     async def aggregate(self, request: storage_pb2.AggregateRequest, _: Any) -> storage_pb2.AggregateResponse:
         """Return aggregates per bucket."""
@@ -50,11 +52,15 @@ class AggregateServicer:
             response.at.CopyFrom(time_to_message(at))
         elif asked.last_us is not None:
             return response
-        most = MAX_VALUES // (len(series) * question.columns)
+        # Each bucket has its start and a value per series and column; what outgrows a message is never computed.
+        columns = len(series) * question.columns
+        most = min(MAX_VALUES // columns, self.max_answer_bytes // (_VALUE_BYTES * (columns + 1)))
         if unit is CalendarUnit.NONE:
             edges = bucket_edges(start, end, bucket_us, request.time_zone, most)
         else:
             edges = calendar_edges(start, end, unit, request.time_zone, most)
+        if len(edges) - 1 > most:  # a zone's clocks may add some
+            raise too_many(most, "bucket")
         values = await self.aggregator.read(tenant, series, edges, question)
         response.bucket_unix_us.extend(edges[:-1].tolist())
         response.end_unix_us = int(edges[-1])

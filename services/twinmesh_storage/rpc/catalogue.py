@@ -12,7 +12,7 @@ from twinmesh_core.errors import invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.aggregate import Aggregator
-from twinmesh_storage.domain.counting import Counting, TailDelta
+from twinmesh_storage.domain.counting import Counting, LogTallies, TailDelta
 from twinmesh_storage.domain.directory import Directory
 from twinmesh_storage.domain.history import Seen
 from twinmesh_storage.domain.logview import LogView
@@ -42,6 +42,7 @@ class CatalogueServicer:
     store: HistoryStore
     series: SeriesStore
     quarantine: QuarantineStore
+    tallies: LogTallies
 
     async def list_series(self, request: storage_pb2.ListSeriesRequest, _: Any) -> storage_pb2.ListSeriesResponse:
         """Return a page of the catalogue."""
@@ -130,7 +131,10 @@ class CatalogueServicer:
         """Return exact counts."""
         tenant = own_tenant()
         mapping.require_text(request.twin_id, "twin_id")
-        await seeing.settle(self.view, request.min_offset, 0, request.incarnation)
+        questions.seen(0, request.as_of_offset, default_quality=3)
+        await seeing.settle(self.view, request.min_offset, request.as_of_offset, request.incarnation)
+        if request.as_of_offset:
+            return await self._statistics_as_of(tenant, request.twin_id, request.as_of_offset)
 
         async def count() -> tuple[HistoryCounts, dict[int, TailDelta]]:
             counts = await self.store.counts(tenant, request.twin_id)
@@ -155,6 +159,28 @@ class CatalogueServicer:
             point_count_by_quality=by_quality,
             fold_offset=counts.fold_offset,
             trim_offset=counts.trim_offset,
+            history_form=self.store.form,
+        )
+
+    async def _statistics_as_of(self, tenant: str, twin_id: str, as_of: int) -> storage_pb2.GetStatisticsResponse:
+        tally = await self.tallies.as_of(tenant, twin_id, as_of)
+        series = [s for s in self.directory.all_series(tenant) if not twin_id or s.twin_id == twin_id]
+        # Trusted at least so much, from GOOD to any: each tally holds the one before.
+        tallies = [
+            (await self.aggregator.tally(tenant, series, Seen(max_quality=quality, as_of=as_of))).count
+            for quality in (1, 2, 3)
+        ]
+        up_to = [int(counts.sum()) for counts in tallies]
+        return storage_pb2.GetStatisticsResponse(
+            entry_count=tally.entry_count,
+            landed_point_count=tally.landed_point_count,
+            point_count=up_to[-1],
+            series_count=int((tallies[-1] > 0).sum()),
+            quarantined_count=tally.quarantined_count,
+            as_of=mapping.position(self.view.incarnation, as_of),
+            point_count_by_quality=[up_to[0], up_to[1] - up_to[0], up_to[2] - up_to[1]],
+            fold_offset=tally.fold_offset,
+            trim_offset=tally.trim_offset,
             history_form=self.store.form,
         )
 

@@ -1867,11 +1867,16 @@ class GetStatisticsRequest(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Only this twin; empty = all of the tenant."""
     min_offset: _builtins.int
-    """Waits until the counts reflect this offset; 0 = the present. Counts are always of the present: ListSeries counts as of an offset."""
+    """Waits until the counts reflect this offset; 0 = the present."""
+    as_of_offset: _builtins.int
+    """Counts as of this log offset; 0 = the present. series_count is then of series that had an observation, and disk_bytes is not told.
+    OUT_OF_RANGE: AS_OF_PRUNED, FUTURE_OFFSET.
+    """
     incarnation: _builtins.str
     """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
     checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
@@ -1881,11 +1886,12 @@ class GetStatisticsRequest(_message.Message):
         *,
         twin_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        as_of_offset: _builtins.int = ...,
         incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
