@@ -160,6 +160,16 @@ async def differing(sync: StateSync, judge: Truth) -> list[str]:
     return wrong
 
 
+async def _restart(guardian: Guardian, server: ValkeyServer) -> None:
+    """Kill -9 Valkey and start it again at its port."""
+    port, pid = server.port, server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    while guardian.exit_of(pid) is None:  # noqa: ASYNC110 -- a child of the guardian, which tells us
+        await asyncio.sleep(0.005)
+    await asyncio.to_thread(server.start, port=port)
+
+
 def told(outcome: list[str]) -> str:
     return "; ".join(outcome[:3])
 
@@ -207,8 +217,7 @@ async def test_two_processes_killed_frozen_and_drained_in_turn_and_valkey_too(
                     await world.end(number)
                 else:
                     world.faults["valkey"] += 1
-                    guardian.signal("mortal-valkey", signal.SIGKILL)
-                    await asyncio.to_thread(mortal_valkey.start, port=mortal_valkey.port)
+                    await _restart(guardian, mortal_valkey)
                 await answers(world.syncs[number])
 
         wrong, events = await under_load(world, run_dir, watchers, nemesis, 280)
