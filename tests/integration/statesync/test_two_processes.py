@@ -191,7 +191,7 @@ def _spoil(live: LiveFold, twin_id: str) -> None:
     state.replica = replace(state.replica, reported=replace(facts, values=values))
 
 
-@pytest.mark.parametrize("older", ["an older backup", "no tables at all"])
+@pytest.mark.parametrize("older", ["an older backup", pytest.param("no tables at all", marks=pytest.mark.slow)])
 async def test_tables_restored_from_an_older_backup_lead_to_the_same_replicas(database_url: str, older: str) -> None:
     async with storage(database_url) as target:
         async with statesync(database_url, target, checkpoint_interval_s=0.1) as sync:
