@@ -25,6 +25,7 @@ CLASSES = {
     "Models": "models",
     "Taken": "pump",
     "Writer": "writer",
+    "Device": "device",
     "Mesh": "mesh",
 }
 """Class to the module of `aio` that holds it, in the order of the output."""
@@ -32,7 +33,7 @@ BASES = {"Twin": {"Direction": "direction"}}
 """Base classes of theirs, and the modules that hold them: their methods become methods of the class itself."""
 ATTRIBUTES = {"Mesh": {"twins": "Twins", "types": "TwinTypes", "models": "Models"}, "Twin": {"twin_id": "str"}}
 """Attributes set by constructors: wrapped where their type is one of `CLASSES`, handed through otherwise."""
-ASYNC_ONLY = {("Mesh", "device"), ("Taken", "settle"), ("Taken", "fail")}
+ASYNC_ONLY = {("Taken", "settle"), ("Taken", "fail")}
 """What makes sense on an event loop only, or is the SDK's own business."""
 HEADER = '''"""The SDK, sync: the async one (`twinmesh_client.aio`) run on a thread of its own.
 
@@ -147,7 +148,7 @@ def _method(owner: str, node: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
         return _rendered(node, [], f"return self._portal.iterate({call})", f"Iterator[{item}]")
     if isinstance(node, ast.AsyncFunctionDef):
         call = f"self._portal.run({call})"
-    elif returns in CLASSES and returns == "Writer":
+    elif returns in CLASSES and returns in ("Writer", "Device"):
         # Its queue belongs to the event loop: it must be made there.
         call = f"self._portal.call(lambda: {call})"
     if returns in CLASSES:

@@ -33,22 +33,25 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 if TYPE_CHECKING:
     from twinmesh_client.acks import WriteAck
-    from twinmesh_client.aio.device import Refused
     from twinmesh_client.aio.mesh import connect_async
     from twinmesh_client.aio.producer import open_writer_async
     from twinmesh_client.aio.watcher import GapDetected
     from twinmesh_client.conditions import connectivity, current_state, delta, desired, predicted, reported
     from twinmesh_client.connecting import connect, open_writer
     from twinmesh_client.modelling import channel, command, twin_type
+    from twinmesh_client.orders import Cancelled, Order, Refused, Target
     from twinmesh_client.refusals import RefusedBatch
     from twinmesh_client.replicas import NotConverged, Position
 
 # A module must not be named as one of these: importing it would put the module in the name's place.
 _LAZY = {
+    "Cancelled": "twinmesh_client.orders",
+    "Order": "twinmesh_client.orders",
+    "Target": "twinmesh_client.orders",
     "GapDetected": "twinmesh_client.aio.watcher",
     "NotConverged": "twinmesh_client.replicas",
     "Position": "twinmesh_client.replicas",
-    "Refused": "twinmesh_client.aio.device",
+    "Refused": "twinmesh_client.orders",
     "RefusedBatch": "twinmesh_client.refusals",
     "WriteAck": "twinmesh_client.acks",
     "channel": "twinmesh_client.modelling",
@@ -69,6 +72,7 @@ _LAZY = {
 
 __all__ = [
     "AlreadyExists",
+    "Cancelled",
     "ChannelKind",
     "CommandSpec",
     "Conflict",
@@ -81,6 +85,7 @@ __all__ = [
     "InvalidArgument",
     "NotConverged",
     "NotFound",
+    "Order",
     "OutOfRange",
     "PermissionDenied",
     "Position",
@@ -89,6 +94,7 @@ __all__ = [
     "Refused",
     "RefusedBatch",
     "ResourceExhausted",
+    "Target",
     "TwinType",
     "TwinmeshError",
     "Unauthenticated",

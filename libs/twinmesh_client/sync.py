@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
+from twinmesh_client.aio import device as aio_device
 from twinmesh_client.aio import mesh as aio_mesh
 from twinmesh_client.aio import models as aio_models
 from twinmesh_client.aio import pump as aio_pump
@@ -28,6 +29,7 @@ from twinmesh_client.conditions import Condition
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast
 from twinmesh_client.limits import GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
+from twinmesh_client.orders import FunctionT, Handler
 from twinmesh_client.portal import Portal
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.refusals import OnRefused, RefusedBatch
@@ -985,6 +987,96 @@ class Writer:
         self._source.abandon()
 
 
+class Device:
+    """Stands for one or more twins; made by `Mesh.device`, used as a block (``async with``) or by `run` alone.
+
+    It reconnects by itself. After each connection it takes what it missed, commands and targets alike, in the order in
+    which they were decided, one after the other for each twin; what follows it takes as it comes.
+    """
+
+    def __init__(self, portal: Portal, source: aio_device.Device) -> None:
+        self._portal = portal
+        self._source = source
+
+    @property
+    def connected(self) -> bool:
+        """Whether it hears the mesh right now."""
+
+        return self._source.connected
+
+    def on_command(self, name: str) -> Callable[[FunctionT], FunctionT]:
+        """Decorate the function that carries out a command: ``@device.on_command("open_valve")``; see `Handler`."""
+
+        return self._source.on_command(name)
+
+    def on_desired(self, channel: str) -> Callable[[FunctionT], FunctionT]:
+        """Decorate the function that obeys targets of a channel: ``@device.on_desired("speed")``; see `DesiredHandler`.
+
+        Targets that the twin type sends by a command come to the same function, unless that command has one of its own.
+        """
+
+        return self._source.on_desired(channel)
+
+    def report(
+        self,
+        values: Mapping[str, Any],
+        *,
+        twin_id: str = "",
+        time: Moment | None = None,
+        units: Mapping[str, str] | None = None,
+        quality: Quality = Quality.UNSPECIFIED,
+    ) -> Taken:
+        """Report what is true of the entity: a value per channel; returns when they are taken, not when they arrived.
+
+        Args:
+            values: by channel.
+            twin_id: which of the device's twins; "" = its only, or first one.
+            time: since when; None = now.
+            units: of values that are not in their channel's own.
+            quality: how far they can be trusted.
+
+        Returns:
+            Tells when they are written (with `state`: on disk) and when they are durable in the mesh.
+
+        Raises:
+            InvalidArgument: there is no value, or one is none that a channel can hold.
+            TwinmeshError: the session with the mesh ended for good, e.g. another device of the same twin took over.
+        """
+
+        return Taken(
+            self._portal,
+            self._portal.run(self._source.report(values, twin_id=twin_id, time=time, units=units, quality=quality)),
+        )
+
+    def report_batch(self, batch: ObservationBatch) -> int:
+        """Report many rows at once; returns the number of their batch."""
+
+        return self._portal.run(self._source.report_batch(batch))
+
+    def flush(self) -> WriteAck:
+        """Wait until everything reported is durable in the mesh; returns the sum of what became of it."""
+
+        return self._portal.run(self._source.flush())
+
+    def run(self) -> None:
+        """Obey for ever; reconnects by itself. Outside of a block it opens and closes one.
+
+        Raises:
+            TwinmeshError: what trying again does not mend, e.g. PERMISSION_DENIED.
+        """
+
+        self._portal.run(self._source.run())
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._source.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.run(self._source.__aexit__(kind, error, trace))
+
+
 class Mesh:
     """A connected mesh; made by `connect`.
 
@@ -1272,6 +1364,36 @@ class Mesh:
                     spool_fsync=spool_fsync,
                     spool_keep_bytes=spool_keep_bytes,
                     accept_gap=accept_gap,
+                )
+            ),
+        )
+
+    def device(
+        self,
+        twin_ids: str | Sequence[str],
+        handlers: Mapping[str, Handler] | None = None,
+        *,
+        state: str | Path | None = None,
+        producer_id: str = "",
+        spool_max_bytes: int = SPOOL_MAX_BYTES,
+    ) -> Device:
+        """Return the device side of twins: it reports, obeys and answers while its block lasts, or by `run` alone.
+
+        Args:
+            twin_ids: the twin, or the twins, it stands for.
+            handlers: functions by command name; more by `Device.on_command`.
+            state: a directory of this device alone. With it reports survive outages and restarts, and a command that
+                was done is not done again by the next process; one that was under way when a process died is failed,
+                since nobody knows whether it took effect.
+            producer_id: of its reports; "" = ``device-`` and the first twin's id. A second device of one id fences it.
+            spool_max_bytes: bound of the reports kept in `state`.
+        """
+
+        return Device(
+            self._portal,
+            self._portal.call(
+                lambda: self._source.device(
+                    twin_ids, handlers, state=state, producer_id=producer_id, spool_max_bytes=spool_max_bytes
                 )
             ),
         )

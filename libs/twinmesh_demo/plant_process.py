@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from twinmesh_client import Refused
+from twinmesh_client import Order, Refused
+from twinmesh_client.aio.device import Device
 from twinmesh_client.aio.mesh import Mesh, connect_async
-from twinmesh_client.commands import Command
 from twinmesh_core.time import from_datetime
 from twinmesh_demo.plant import MINUTE, Transformer, World, build_world, sense
 from twinmesh_demo.recorded import CHANNELS, to_batch
@@ -67,47 +67,47 @@ def load_play(path: Path) -> Play:
 async def run(play: Play, mesh: Mesh) -> None:
     """Play to the end; whoever wants to know what happened asks the mesh."""
 
-    async def set_stage(order: Command) -> str:
+    device = mesh.device(list(play.transformers), producer_id="demo-plant-live")
+
+    @device.on_command("set_cooling_stage")
+    async def set_stage(order: Order) -> str:
         stage = order.args.get("value")
+        transformer = play.transformers[order.twin_id]
+        if not transformer.obeys:
+            raise Refused("its own thermostat decides")
         if stage not in STAGES:
             raise Refused(f"there is no cooling stage {stage}")
-        play.transformers[order.twin_id].stage = int(stage)
+        transformer.stage = int(stage)
         return f"stage {stage}"
 
-    obeying = [name for name, t in play.transformers.items() if t.obeys]
-    device = asyncio.create_task(mesh.device(obeying, {"set_cooling_stage": set_stage}).run())
-    try:
-        await _play(play, mesh)
+    async with device:
+        await _play(play, device)
         # The last orders may still be under way; a device does not leave in the middle of one.
         await asyncio.sleep(0.2)
-    finally:
-        device.cancel()
-        await asyncio.gather(device, return_exceptions=True)
 
 
-async def _play(play: Play, mesh: Mesh) -> None:
+async def _play(play: Play, device: Device) -> None:
     rng = np.random.default_rng(play.seed + 1_000)
     first = play.world.index(play.start)
     loop = asyncio.get_running_loop()
     began = loop.time()
     pending: dict[str, list[list[float]]] = {name: [] for name in play.transformers}
     times: list[datetime] = []
-    async with mesh.writer("demo-plant-live") as writer:
-        for minute in range(play.minutes):
-            due = began + minute * 60 / play.speed
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            load, ambient = float(play.world.load[first + minute]), float(play.world.ambient_c[first + minute])
-            for name, transformer in play.transformers.items():
-                reading = sense(rng, transformer.minute(load, ambient))
-                pending[name].append([reading[c] for c in CHANNELS])
-            times.append(play.start + minute * MINUTE)
-            if len(times) == REPORT_EVERY or minute == play.minutes - 1:
-                stamps = np.array([from_datetime(t) for t in times], np.int64)
-                for name, rows in pending.items():
-                    await writer.write(to_batch(name, stamps, np.array(rows)))
-                    rows.clear()
-                times.clear()
-        await writer.flush()
+    for minute in range(play.minutes):
+        due = began + minute * 60 / play.speed
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        load, ambient = float(play.world.load[first + minute]), float(play.world.ambient_c[first + minute])
+        for name, transformer in play.transformers.items():
+            reading = sense(rng, transformer.minute(load, ambient))
+            pending[name].append([reading[c] for c in CHANNELS])
+        times.append(play.start + minute * MINUTE)
+        if len(times) == REPORT_EVERY or minute == play.minutes - 1:
+            stamps = np.array([from_datetime(t) for t in times], np.int64)
+            for name, rows in pending.items():
+                await device.report_batch(to_batch(name, stamps, np.array(rows)))
+                rows.clear()
+            times.clear()
+    await device.flush()
 
 
 def write_play(

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from twinmesh_client import Order
 from twinmesh_client.aio.mesh import Mesh, connect_async
-from twinmesh_client.commands import Command
 from twinmesh_client.forecasts import Forecast
 from twinmesh_client.readings import Reading
 from twinmesh_core.time import from_datetime
@@ -103,7 +103,7 @@ async def _act(mesh: Mesh, start: datetime) -> play.Action:
     row[0, CHANNELS.index("cooling_stage")] = 0
     await twin.write_batch(to_batch("T1", np.array([moment]), row))
 
-    async def obey(order: Command) -> str:
+    async def obey(order: Order) -> str:
         row[0, CHANNELS.index("cooling_stage")] = order.args["value"]
         await twin.write_batch(to_batch("T1", np.array([moment + 60_000_000]), row))
         return "done"

@@ -15,7 +15,7 @@ from twinmesh_client import accounting
 from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import Connection, open_connection
-from twinmesh_client.aio.device import Device, Handler
+from twinmesh_client.aio.device import Device
 from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
@@ -24,6 +24,7 @@ from twinmesh_client.aio.writer import Writer
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.offsets import incarnation_of
+from twinmesh_client.orders import Handler
 from twinmesh_client.refusals import OnRefused
 from twinmesh_client.removals import Erasure, RetentionRule, erasure, retention_request, retention_rule
 from twinmesh_client.replicas import Position, position
@@ -351,9 +352,34 @@ class Mesh:
             ),
         )
 
-    def device(self, twin_ids: Sequence[str], handlers: Mapping[str, Handler]) -> Device:
-        """Return the device side of twins: `run` it to obey their commands by the handlers, by command name."""
-        return Device(self._connection, twin_ids, handlers)
+    def device(
+        self,
+        twin_ids: str | Sequence[str],
+        handlers: Mapping[str, Handler] | None = None,
+        *,
+        state: str | Path | None = None,
+        producer_id: str = "",
+        spool_max_bytes: int = SPOOL_MAX_BYTES,
+    ) -> Device:
+        """Return the device side of twins: it reports, obeys and answers while its block lasts, or by `run` alone.
+
+        Args:
+            twin_ids: the twin, or the twins, it stands for.
+            handlers: functions by command name; more by `Device.on_command`.
+            state: a directory of this device alone. With it reports survive outages and restarts, and a command that
+                was done is not done again by the next process; one that was under way when a process died is failed,
+                since nobody knows whether it took effect.
+            producer_id: of its reports; "" = ``device-`` and the first twin's id. A second device of one id fences it.
+            spool_max_bytes: bound of the reports kept in `state`.
+        """
+        return Device(
+            self._connection,
+            [twin_ids] if isinstance(twin_ids, str) else twin_ids,
+            handlers=handlers,
+            state=state,
+            producer_id=producer_id,
+            spool_max_bytes=spool_max_bytes,
+        )
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """What a newcomer copies must run as it is written: examples/first.py, the README, the long snippet."""
 
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -116,3 +117,46 @@ def test_the_long_snippet_runs_with_a_forecast(target, tmp_path):
         said = run(tmp_path / "snippet.py", tmp_path)
     assert f"oil@{version}" in said
     assert "CHANGED" in said
+
+
+def test_the_page_of_devices_shows_the_example_as_it_is():
+    page = (ROOT / "docs/devices.md").read_text(encoding="utf-8")
+    program = (ROOT / "examples/device.py").read_text(encoding="utf-8")
+    assert program[program.index("import time") :].strip() in page
+
+
+def test_the_device_of_the_docs_works_until_it_is_stopped(target, tmp_path):
+    program = [sys.executable, "-W", "error", str(ROOT / "examples/device.py")]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as device:
+        try:
+            assert device.stdout is not None
+            assert device.stderr is not None
+            assert device.stdout.readline() == "fan-1 is at work\n"
+            with tm.connect() as mesh:
+                fan = mesh.twins["fan-1"]
+                want = fan.set_desired({"speed": 40.0}, deadline="30s")
+                for event in fan.watch(resume_after=want.before):
+                    if event.converged(want):
+                        break
+                order = fan.send_command("calibrate")
+                while not (order := fan.command(order.command_id)).ended:
+                    time.sleep(0.1)
+                assert (order.state, order.result, order.progress_message) == (
+                    "SUCCEEDED",
+                    {"offset": 0.3},
+                    "spinning up",
+                )
+        finally:
+            device.send_signal(signal.SIGINT)
+        device.wait(20)
+        assert "KeyboardInterrupt" in device.stderr.read()
+
+
+def test_a_device_that_was_offline_catches_up_in_order(target, tmp_path):
+    said = run(ROOT / "examples/device_offline.py", tmp_path)
+    back = said[said.index("4. It comes back") :]
+    order = [line.split()[2] for line in back.splitlines() if line.startswith("  device")]
+    assert order == ["flush", "position", "close"]
+    assert "STALE" in said
+    assert "In the end: position APPLIED" in said
+    assert "delta {}" in said.splitlines()[-1]
