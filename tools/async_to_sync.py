@@ -26,6 +26,7 @@ CLASSES = {
     "Taken": "pump",
     "Writer": "writer",
     "Device": "device",
+    "Watcher": "watcher",
     "Mesh": "mesh",
 }
 """Class to the module of `aio` that holds it, in the order of the output."""
@@ -33,7 +34,7 @@ BASES = {"Twin": {"Direction": "direction"}}
 """Base classes of theirs, and the modules that hold them: their methods become methods of the class itself."""
 ATTRIBUTES = {"Mesh": {"twins": "Twins", "types": "TwinTypes", "models": "Models"}, "Twin": {"twin_id": "str"}}
 """Attributes set by constructors: wrapped where their type is one of `CLASSES`, handed through otherwise."""
-ASYNC_ONLY = {("Taken", "settle"), ("Taken", "fail")}
+ASYNC_ONLY = {("Taken", "settle"), ("Taken", "fail"), ("Watcher", "athrow"), ("Watcher", "aclose")}
 """What makes sense on an event loop only, or is the SDK's own business."""
 HEADER = '''"""The SDK, sync: the async one (`twinmesh_client.aio`) run on a thread of its own.
 
@@ -113,6 +114,7 @@ def _class(name: str, node: ast.ClassDef, inherited: list[ast.stmt]) -> str:
             + "\n"
             for attribute, kind in ATTRIBUTES.get(name, {}).items()
         )
+        + ("        self._events = portal.iterate(source)\n" if name == "Watcher" else "")
     )
     for item in (*node.body, *inherited):
         if isinstance(item, ast.AsyncFunctionDef | ast.FunctionDef):
@@ -133,6 +135,14 @@ def _method(owner: str, node: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
             "    def __exit__(\n        self, kind: type[BaseException] | None, error: BaseException | None, "
             "trace: TracebackType | None\n    ) -> None:\n"
             "        self._portal.run(self._source.__aexit__(kind, error, trace))\n"
+        )
+    if node.name == "asend":
+        # An async generator by its own class: iterated on the SDK's thread, and closed with the loop that reads it.
+        return (
+            "    def __iter__(self) -> Self:\n        return self\n\n"
+            "    def __next__(self) -> WatchEvent:\n        return next(self._events)\n\n"
+            "    def close(self) -> None:\n"
+            '        """End the watch."""\n        self._events.close()\n'
         )
     public = not node.name.startswith("_") or node.name in ("__getitem__", "__repr__")
     if not public or (owner, node.name) in ASYNC_ONLY:

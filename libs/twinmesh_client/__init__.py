@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from twinmesh_client.acks import WriteAck
     from twinmesh_client.aio.mesh import connect_async
     from twinmesh_client.aio.producer import open_writer_async
-    from twinmesh_client.aio.watcher import GapDetected
     from twinmesh_client.conditions import connectivity, current_state, delta, desired, predicted, reported
     from twinmesh_client.connecting import connect, open_writer
     from twinmesh_client.modelling import channel, command, twin_type
@@ -48,7 +47,7 @@ _LAZY = {
     "Cancelled": "twinmesh_client.orders",
     "Order": "twinmesh_client.orders",
     "Target": "twinmesh_client.orders",
-    "GapDetected": "twinmesh_client.aio.watcher",
+    "GapDetected": "twinmesh_client.watch_proof",
     "NotConverged": "twinmesh_client.replicas",
     "Position": "twinmesh_client.replicas",
     "Refused": "twinmesh_client.orders",

@@ -23,6 +23,7 @@ from twinmesh_client.aio import models as aio_models
 from twinmesh_client.aio import pump as aio_pump
 from twinmesh_client.aio import twin as aio_twin
 from twinmesh_client.aio import twins as aio_twins
+from twinmesh_client.aio import watcher as aio_watcher
 from twinmesh_client.aio import writer as aio_writer
 from twinmesh_client.commands import Command
 from twinmesh_client.conditions import Condition
@@ -44,6 +45,7 @@ from twinmesh_client.replicas import (
 )
 from twinmesh_client.runs import Deployment, ModelVersion, TrainingRun
 from twinmesh_client.verification import ReplicaVerification
+from twinmesh_client.watch_proof import WatchProof
 from twinmesh_core import registry
 from twinmesh_core.errors import (
     TwinmeshError,
@@ -68,10 +70,16 @@ class Twin:
     def __repr__(self) -> str:
         return self._source.__repr__()
 
-    def get(self, *, min_offset: int = 0) -> Replica:
-        """Return the replica, at least as new as `min_offset`; raises `NotFound`."""
+    def get(self, *, min_offset: int = 0, at_offset: int | None = None, at: Moment | None = None) -> Replica:
+        """Return the replica as it is, or as it was; raises `NotFound`.
 
-        return self._portal.run(self._source.get(min_offset=min_offset))
+        Args:
+            min_offset: waits until it is as new.
+            at_offset: as it was then.
+            at: with the facts of this event time, all else as committed by then.
+        """
+
+        return self._portal.run(self._source.get(min_offset=min_offset, at_offset=at_offset, at=at))
 
     def type(self) -> TwinType:
         """Return the twin's type (asked once); raises `NotFound`."""
@@ -302,21 +310,30 @@ class Twin:
         )
 
     def watch(
-        self, *, resume_after: Position | None = None, policy: str = "reliable", resync: bool = False
-    ) -> Iterator[WatchEvent]:
-        """Yield this twin's changes for ever; reconnects and resumes by itself.
+        self,
+        *,
+        resume_after: Position | None = None,
+        policy: str = "reliable",
+        resync: bool | None = None,
+        keep_replicas: bool = False,
+    ) -> Watcher:
+        """Watch this twin's changes: an iterator that never ends, reconnects and resumes by itself.
 
         Args:
             resume_after: continue after this position; None = begin with a snapshot.
             policy: when you are slow: ``reliable`` (every change), ``latest`` (merged), ``close`` (an error).
-            resync: when the server can no longer resume, yield an event of kind RESET and a new snapshot, not an error.
+            resync: RESET and a snapshot instead of an error; None = unless `resume_after` is given.
+            keep_replicas: see `Watcher.replicas`.
 
         Raises:
             GapDetected: the revisions prove that something was missed; never passes silently.
-            OutOfRange: `resume_after` is too old to resume from (and `resync` is not set).
+            OutOfRange: `resume_after` is too old to resume from (without `resync`).
         """
 
-        return self._portal.iterate(self._source.watch(resume_after=resume_after, policy=policy, resync=resync))
+        return Watcher(
+            self._portal,
+            self._source.watch(resume_after=resume_after, policy=policy, resync=resync, keep_replicas=keep_replicas),
+        )
 
     def set_desired(
         self,
@@ -511,10 +528,10 @@ class Twins:
 
         return self._portal.run(self._source.erase(twin_id, request_id=request_id))
 
-    def list(self, *, type: str = "") -> list[TwinSummary]:
-        """Return all twins, or those of one type, by id."""
+    def list(self, *, type: str = "", at_offset: int | None = None, at: Moment | None = None) -> list[TwinSummary]:
+        """Return all twins, or those of one type, by id; as they are, or as they were (see `Twin.get`)."""
 
-        return self._portal.run(self._source.list(type=type))
+        return self._portal.run(self._source.list(type=type, at_offset=at_offset, at=at))
 
     def watch(
         self,
@@ -523,12 +540,21 @@ class Twins:
         type: str = "",
         resume_after: Position | None = None,
         policy: str = "reliable",
-        resync: bool = False,
-    ) -> Iterator[WatchEvent]:
-        """Yield changes of many twins for ever; see `Twin.watch`."""
+        resync: bool | None = None,
+        keep_replicas: bool = False,
+    ) -> Watcher:
+        """Watch the changes of many twins; see `Twin.watch`."""
 
-        return self._portal.iterate(
-            self._source.watch(twin_ids, type=type, resume_after=resume_after, policy=policy, resync=resync)
+        return Watcher(
+            self._portal,
+            self._source.watch(
+                twin_ids,
+                type=type,
+                resume_after=resume_after,
+                policy=policy,
+                resync=resync,
+                keep_replicas=keep_replicas,
+            ),
         )
 
 
@@ -1066,6 +1092,62 @@ class Device:
         """
 
         self._portal.run(self._source.run())
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._source.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.run(self._source.__aexit__(kind, error, trace))
+
+
+class Watcher:
+    """Changes of twins for ever: reconnects and resumes where it stopped; iterate over it, and close it after use.
+
+    Without `resume_after` a snapshot comes first, ended by an event of kind SYNCED. Where the changes after its place
+    cannot be told any more (the log was restored to an earlier point, or the watcher was away for longer than changes
+    are kept) it yields RESET, a new snapshot, DELETED for each twin that it told of and that is gone, then SYNCED; or
+    it raises, see `resync`.
+
+    Raises:
+        GapDetected: the server's own revisions or offsets prove that something was missed, repeated or out of order;
+            never passes silently.
+        OutOfRange, FailedPrecondition: the changes cannot be told, and `resync` is off.
+        TwinmeshError: anything that trying again does not mend.
+    """
+
+    def __init__(self, portal: Portal, source: aio_watcher.Watcher) -> None:
+        self._portal = portal
+        self._source = source
+        self._events = portal.iterate(source)
+
+    @property
+    def proof(self) -> WatchProof:
+        """What was told so far, and that it was whole: events, twins, resumes, resets, the position reached."""
+
+        return self._source.proof
+
+    @property
+    def replicas(self) -> Mapping[str, Replica]:
+        """The replicas as of the last event taken, by twin; a copy. Only with `keep_replicas`.
+
+        Raises:
+            FailedPrecondition: the watch was opened without `keep_replicas`.
+        """
+
+        return self._source.replicas
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WatchEvent:
+        return next(self._events)
+
+    def close(self) -> None:
+        """End the watch."""
+        self._events.close()
 
     def __enter__(self) -> Self:
         self._portal.run(self._source.__aenter__())

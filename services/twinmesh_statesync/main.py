@@ -30,13 +30,16 @@ from twinmesh_statesync.adapters.storage_log import StorageLog
 from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Leases, LeaseStore
 from twinmesh_statesync.domain.live import LiveFold
+from twinmesh_statesync.domain.past import Past
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
+from twinmesh_statesync.domain.replay import Replays
 from twinmesh_statesync.domain.timekeeper import Timekeeper
 from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer
 from twinmesh_statesync.rpc.commands import CommandServicer
 from twinmesh_statesync.rpc.events import EventServicer
 from twinmesh_statesync.rpc.mapping.control import control_from_message, control_to_message
+from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import Reading
 from twinmesh_statesync.rpc.replicas import SERVICE, ReplicaServicer
 from twinmesh_statesync.rpc.twins import TwinServicer
@@ -119,15 +122,17 @@ def assemble(
         leases=leases,
     )
     reading, writer = Reading(live), Writer(source, live)
-    watches = Watches(reading, clock, close_after=settings.close_after_changes)
+    replays = Replays(live=live, log=source, store=checkpoints, clock=clock)
+    watches = Watches(reading, replays, clock, close_after=settings.close_after_changes)
     timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
     verifier = Verifier(log=source, live=live, checkpoints=checkpoints, clock=clock)
     units = Units(UcumLibrary())
     conversions = UnitConversions(units)
-    replicas = ReplicaServicer(reading, writer, watches, clock, verifier, conversions)
+    past = PastReads(reading, Past(live=live, log=source, store=checkpoints))
+    replicas = ReplicaServicer(reading, writer, watches, past, clock, verifier, conversions)
 
     def register(server: grpc.aio.Server) -> None:
-        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, units), server)
+        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, past, units), server)
         add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock, conversions), server)
         add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
         server.add_generic_rpc_handlers((replicas.handler(),))
@@ -151,21 +156,24 @@ def assemble(
             log("leases_not_handed_over", level="warning", reason=str(getattr(error, "reason", "DEADLINE")))
         await watches.drain()
 
-    _measure(live, leases)
+    _measure(live, leases, replays)
     return Service(
         register=register,
         service_names=_NAMES,
         checks={"log": live.check},
-        background=(leases.run, live.run, timekeeper.run, watches.beat, keep_checkpoints),
+        background=(leases.run, live.run, replays.run, timekeeper.run, watches.beat, keep_checkpoints),
         drain=drain,
     )
 
 
-def _measure(live: LiveFold, leases: Leases) -> None:
+def _measure(live: LiveFold, leases: Leases, replays: Replays) -> None:
     changes = counter("statesync", "changes", "Changes of replicas that were folded and told.")
     live.on_changes(lambda told: changes.inc(len(told)))
     gauge("statesync", "offset", "Log offset that the replicas reflect.").set_function(lambda: live.fold.offset)
     gauge("statesync", "entries_behind", "Entries of the log not folded yet.").set_function(lambda: live.entries_behind)
+    gauge("statesync", "replays", "Folds of the past for watchers that were behind.").set_function(
+        lambda: replays.count
+    )
     gauge(
         "statesync", "shards_held", "Shards, of 64, for which this process writes what time brings about."
     ).set_function(lambda: len(leases.held - {CHECKPOINT}))

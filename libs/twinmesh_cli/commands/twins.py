@@ -21,11 +21,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser("list", parents=[common], help="all twins")
     listing.add_argument("--type", default="", metavar="TYPE", help="only those of this type")
+    _add_past(listing)
     listing.set_defaults(run=on_mesh(_list))
     show = actions.add_parser(
         "show", parents=[common], help="a twin's whole state: reported, desired, predicted, delta"
     )
     show.add_argument("twin")
+    _add_past(show)
     show.set_defaults(run=on_mesh(_show))
     create = actions.add_parser("create", parents=[common], help="create a twin of a type")
     create.add_argument("twin")
@@ -41,8 +43,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     delete.set_defaults(run=on_mesh(_delete))
 
 
+def _add_past(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--at-offset", type=int, metavar="OFFSET", help="as it was at this offset of the log")
+    command.add_argument("--at-time", metavar="TIME", help="the facts of this time, e.g. 2026-03-01T12:00:00Z")
+
+
 async def _list(mesh: Mesh, arguments: Namespace, out: Output) -> int:
-    found = await mesh.twins.list(type=arguments.type)
+    found = await mesh.twins.list(type=arguments.type, at_offset=arguments.at_offset, at=arguments.at_time)
     out.table(
         ("twin", "type", "state", "last event", "open targets", "zone", "name"),
         (
@@ -90,7 +97,7 @@ async def _delete(mesh: Mesh, arguments: Namespace, out: Output) -> int:
 
 async def _show(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     twin = mesh.twins[arguments.twin]
-    state = await twin.get()
+    state = await twin.get(at_offset=arguments.at_offset, at=arguments.at_time)
     if out.as_json:
         out.document(state)
         return 0

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from twinmesh.inference.v1 import inference_pb2
+from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import event_pb2
 from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
+from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.values import enum_name
 
 
@@ -97,3 +99,21 @@ def event_message(
     if end is not None:
         body.end_time.CopyFrom(proto_moment(moment_us(end, "end")))
     return body
+
+
+def ask_past(
+    request: statesync_pb2.GetReplicaRequest | statesync_pb2.ListTwinsRequest,
+    min_offset: int,
+    at_offset: int | None,
+    at: Moment | None,
+) -> None:
+    """Have a request ask for the present from an offset on, or for the past.
+
+    Raises:
+        InvalidArgument: the two offsets are of different logs, or the moment cannot be read.
+    """
+    request.incarnation = incarnation_of(min_offset, at_offset or 0)
+    request.min_offset = min_offset
+    request.at_offset = at_offset or 0
+    if at is not None:
+        request.at_event_time.CopyFrom(proto_moment(moment_us(at, "at")))

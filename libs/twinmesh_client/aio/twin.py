@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_client import history
 from twinmesh_client.acks import WriteAck
-from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection
 from twinmesh_client.aio.direction import Direction
 from twinmesh_client.aio.history import Scope, Shape, list_series, read, read_latest
-from twinmesh_client.aio.questions import forecast_request, optimize_request
+from twinmesh_client.aio.questions import ask_past, forecast_request, optimize_request
 from twinmesh_client.aio.typed import type_of
+from twinmesh_client.aio.watcher import Watcher
 from twinmesh_client.aio.write import write_batch, write_frame, write_values
 from twinmesh_client.durations import Moment, Span
 from twinmesh_client.forecasts import Decision, Forecast, decision
-from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.readings import Buckets, Reading, SeriesSummary
 from twinmesh_client.replicas import (
     Position,
     Replica,
-    WatchEvent,
     position,
     replica,
 )
@@ -46,11 +44,16 @@ class Twin(Direction):
     def __repr__(self) -> str:
         return f"Twin({self.twin_id!r})"
 
-    async def get(self, *, min_offset: int = 0) -> Replica:
-        """Return the replica, at least as new as `min_offset`; raises `NotFound`."""
-        request = statesync_pb2.GetReplicaRequest(
-            twin_id=self.twin_id, min_offset=min_offset, incarnation=incarnation_of(min_offset)
-        )
+    async def get(self, *, min_offset: int = 0, at_offset: int | None = None, at: Moment | None = None) -> Replica:
+        """Return the replica as it is, or as it was; raises `NotFound`.
+
+        Args:
+            min_offset: waits until it is as new.
+            at_offset: as it was then.
+            at: with the facts of this event time, all else as committed by then.
+        """
+        request = statesync_pb2.GetReplicaRequest(twin_id=self.twin_id)
+        ask_past(request, min_offset, at_offset, at)
         answer = await call(self._connection.replicas.GetReplica, request, timeout_s=self._connection.timeout_s)
         return replica(answer.replica, position(answer.as_of))
 
@@ -279,28 +282,27 @@ class Twin(Direction):
         )
         return decision(await call(self._connection.inference.Optimize, request, timeout_s=self._connection.timeout_s))
 
-    async def watch(
-        self, *, resume_after: Position | None = None, policy: str = "reliable", resync: bool = False
-    ) -> AsyncGenerator[WatchEvent, None]:
-        """Yield this twin's changes for ever; reconnects and resumes by itself.
+    def watch(
+        self,
+        *,
+        resume_after: Position | None = None,
+        policy: str = "reliable",
+        resync: bool | None = None,
+        keep_replicas: bool = False,
+    ) -> Watcher:
+        """Watch this twin's changes: an iterator that never ends, reconnects and resumes by itself.
 
         Args:
             resume_after: continue after this position; None = begin with a snapshot.
             policy: when you are slow: ``reliable`` (every change), ``latest`` (merged), ``close`` (an error).
-            resync: when the server can no longer resume, yield an event of kind RESET and a new snapshot, not an error.
+            resync: RESET and a snapshot instead of an error; None = unless `resume_after` is given.
+            keep_replicas: see `Watcher.replicas`.
 
         Raises:
             GapDetected: the revisions prove that something was missed; never passes silently.
-            OutOfRange: `resume_after` is too old to resume from (and `resync` is not set).
+            OutOfRange: `resume_after` is too old to resume from (without `resync`).
         """
-        events = watcher.watch(
-            self._connection, twin_ids=[self.twin_id], resume_after=resume_after, policy=policy, resync=resync
-        )
-        try:
-            async for change in events:
-                yield change
-        finally:
-            await events.aclose()
+        return Watcher(self._connection, (self.twin_id,), "", resume_after, policy, resync, keep_replicas)
 
     async def _heard(self, min_offset: int) -> tuple[str, ...]:
         newest = await self.latest(min_offset=min_offset)

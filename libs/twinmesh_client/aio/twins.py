@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh_client.aio import watcher
 from twinmesh_client.aio.connection import Connection, new_request_id
+from twinmesh_client.aio.questions import ask_past
 from twinmesh_client.aio.twin import Twin
+from twinmesh_client.aio.watcher import Watcher
 from twinmesh_client.durations import Moment, moment_us, proto_moment
 from twinmesh_client.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
 from twinmesh_client.removals import Erasure, erasure
-from twinmesh_client.replicas import Position, TwinSummary, WatchEvent, position, twin_summary
+from twinmesh_client.replicas import Position, TwinSummary, position, twin_summary
 from twinmesh_client.transport import call
 from twinmesh_core import registry
 from twinmesh_core.errors import invalid_field
@@ -166,36 +167,37 @@ class Twins:
         answer = await call(self._connection.storage.EraseTwin, request, timeout_s=self._connection.timeout_s)
         return erasure(answer.erasure)
 
-    async def list(self, *, type: str = "") -> list[TwinSummary]:  # noqa: A002  as in `create`
-        """Return all twins, or those of one type, by id."""
+    async def list(
+        self,
+        *,
+        type: str = "",  # noqa: A002  as in `create`
+        at_offset: int | None = None,
+        at: Moment | None = None,
+    ) -> list[TwinSummary]:
+        """Return all twins, or those of one type, by id; as they are, or as they were (see `Twin.get`)."""
         found: list[TwinSummary] = []
         token = ""
         while True:
             request = statesync_pb2.ListTwinsRequest(twin_type_id=type, page_size=PAGE, page_token=token)
+            ask_past(request, 0, at_offset, at)
             answer = await call(self._connection.twins.ListTwins, request, timeout_s=self._connection.timeout_s)
             found.extend(twin_summary(t) for t in answer.twins)
             token = answer.next_page_token
             if not token:
                 return found
 
-    async def watch(
+    def watch(
         self,
         twin_ids: Sequence[str] = (),
         *,
         type: str = "",  # noqa: A002  as in `create`
         resume_after: Position | None = None,
         policy: str = "reliable",
-        resync: bool = False,
-    ) -> AsyncGenerator[WatchEvent, None]:
-        """Yield changes of many twins for ever; see `Twin.watch`."""
-        events = watcher.watch(
-            self._connection, twin_ids=twin_ids, twin_type=type, resume_after=resume_after, policy=policy, resync=resync
-        )
-        try:
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()
+        resync: bool | None = None,
+        keep_replicas: bool = False,
+    ) -> Watcher:
+        """Watch the changes of many twins; see `Twin.watch`."""
+        return Watcher(self._connection, twin_ids, type, resume_after, policy, resync, keep_replicas)
 
 
 def split_reference(reference: str) -> tuple[str, int]:

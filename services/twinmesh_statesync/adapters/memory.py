@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -56,14 +56,17 @@ class MemoryLog:
         """Let the observations up to here leave the log, as storage does."""
         self.trim_offset = offset
 
-    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
+    async def latest(
+        self, tenant: str, twin_ids: Sequence[str], *, at_unix_us: int | None = None, as_of_offset: int = 0
+    ) -> ObservationBatch:
         """Return newest observations; see the port."""
-        batches = [entry.body for entry in self.entries if entry.tenant == tenant]
+        known = self.entries[: as_of_offset or None]
+        batches = [entry.body for entry in known if entry.tenant == tenant]
         whole = concat([body for body in batches if isinstance(body, ObservationBatch)])
         newest: dict[int, int] = {}
         doubles = whole.doubles
         for row, (handle, time) in enumerate(zip(doubles.series.tolist(), doubles.time_unix_us.tolist(), strict=True)):
-            if whole.series[handle].twin_id in twin_ids:
+            if whole.series[handle].twin_id in twin_ids and (at_unix_us is None or time <= at_unix_us):
                 best = newest.get(handle)
                 if best is None or time >= int(doubles.time_unix_us[best]):
                     newest[handle] = row
@@ -93,6 +96,15 @@ class MemoryLog:
             if at == len(self.entries):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(grown.wait(), 1.0)
+
+    async def replay(
+        self, after: Position, tenant: str, twin_ids: Collection[str] = ()
+    ) -> AsyncGenerator[LogFrame, None]:
+        """Yield one tenant's frames after a position; see the port."""
+        async with aclosing(self.follow(after)) as frames:
+            async for frame in frames:
+                entries = tuple(e for e in frame.entries if e.tenant == tenant and _names(e, twin_ids))
+                yield replace(frame, entries=entries)
 
     async def register_checkpoint(self, covered: Position) -> None:
         """Keep it in `covered`; see the port."""
@@ -124,6 +136,17 @@ class MemoryLog:
         grown.set()
 
 
+def _names(entry: LogEntry, twin_ids: Collection[str]) -> bool:
+    if not twin_ids:
+        return True
+    if isinstance(entry.body, ObservationBatch):
+        return any(key.twin_id in twin_ids for key in entry.body.series)
+    action = entry.body.action if entry.body is not None else None
+    named = [getattr(getattr(action, about, None), "twin_id", None) for about in ("twin", "event")]
+    named.append(getattr(action, "twin_id", None))
+    return not any(named) or any(twin_id in twin_ids for twin_id in named)
+
+
 class MemoryCheckpoints:
     """A checkpoint store that forgets with the process.
 
@@ -153,7 +176,8 @@ class MemoryCheckpoints:
             return False
         kept = self._position
         new = checkpoint.position
-        if kept is not None and kept.incarnation == new.incarnation and kept.offset > new.offset:
+        same_log = kept is not None and kept.incarnation == new.incarnation
+        if kept is not None and (kept.offset > new.offset if same_log else not checkpoint.complete):
             return False
         if checkpoint.complete:
             self._records.clear()
@@ -198,6 +222,8 @@ class MemoryCheckpoints:
 
     async def rewind(self, to: Position) -> bool:
         """Take the checkpoint back; see the port."""
+        if self._position is not None and self._position.incarnation == to.incarnation:
+            return True
         if to.offset not in self._generations:
             return False
         self._records = dict(self._generations[to.offset][1])

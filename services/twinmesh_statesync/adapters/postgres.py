@@ -134,7 +134,9 @@ class PostgresCheckpoints:
                     return False
             kept = await (await conn.execute(_LOCK_POSITION)).fetchone()
             position = checkpoint.position
-            if kept is not None and kept[0] == position.incarnation and kept[1] > position.offset:
+            if kept is not None and (
+                kept[1] > position.offset if kept[0] == position.incarnation else not checkpoint.complete
+            ):
                 return False
             if checkpoint.complete:
                 for statement in _CLEAR:
@@ -187,7 +189,9 @@ class PostgresCheckpoints:
     async def rewind(self, to: Position) -> bool:
         """Take the checkpoint back; see the port."""
         async with connection(self._pool, timeout_s=self._timeout_s) as conn:
-            await conn.execute(_LOCK_POSITION)
+            kept = await (await conn.execute(_LOCK_POSITION)).fetchone()
+            if kept is not None and kept[0] == to.incarnation:
+                return True
             found = await (await conn.execute(_GENERATION_AT, (to.offset,))).fetchone()
             if found is None or found[0] != to.offset:
                 return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -26,6 +26,8 @@ from twinmesh_statesync.domain.ports import LogFrame
 _THREAD_BYTES: Final = 64 * 1024
 """Frames with more observation bytes than this are decoded off the event loop."""
 _BOOKMARK: Final = Duration(seconds=1)
+_REPLAY_BOOKMARK: Final = Duration(nanos=20_000_000)
+"""Somebody waits for how far the filtered log has come."""
 _CONSUMER: Final = "statesync"
 
 EncodeControl = Callable[[ControlEntry], entry_pb2.ControlEntry]
@@ -61,11 +63,26 @@ class StorageLog:
     async def follow(self, after: Position, *, control_only: bool = False) -> AsyncGenerator[LogFrame, None]:
         """Yield frames after a position; see the port."""
         request = storage_pb2.FollowRequest(
-            kinds=[storage_pb2.ENTRY_KIND_CONTROL] if control_only else [],
-            after=position_pb2.LogPosition(incarnation=after.incarnation, offset=after.offset),
-            bookmark_interval=_BOOKMARK,
+            kinds=[storage_pb2.ENTRY_KIND_CONTROL] if control_only else [], bookmark_interval=_BOOKMARK
         )
-        frames = stream(self._stub.Follow, request, timeout_s=None, metadata=tenant_metadata(ALL_TENANTS))
+        async with aclosing(self._frames(after, request, ALL_TENANTS)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def replay(
+        self, after: Position, tenant: str, twin_ids: Collection[str] = ()
+    ) -> AsyncGenerator[LogFrame, None]:
+        """Yield one tenant's frames after a position; see the port."""
+        request = storage_pb2.FollowRequest(twin_ids=sorted(twin_ids), bookmark_interval=_REPLAY_BOOKMARK)
+        async with aclosing(self._frames(after, request, tenant)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _frames(
+        self, after: Position, request: storage_pb2.FollowRequest, tenant: str
+    ) -> AsyncGenerator[LogFrame, None]:
+        request.after.CopyFrom(position_pb2.LogPosition(incarnation=after.incarnation, offset=after.offset))
+        frames = stream(self._stub.Follow, request, timeout_s=None, metadata=tenant_metadata(tenant))
         async with aclosing(frames):
             async for frame in frames:
                 size = sum(len(entry.observations) for entry in frame.entries)
@@ -79,9 +96,13 @@ class StorageLog:
                     head_offset=frame.head_offset,
                 )
 
-    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
+    async def latest(
+        self, tenant: str, twin_ids: Sequence[str], *, at_unix_us: int | None = None, as_of_offset: int = 0
+    ) -> ObservationBatch:
         """Return newest observations; see the port."""
-        request = storage_pb2.ReadLatestRequest(twin_ids=twin_ids)
+        request = storage_pb2.ReadLatestRequest(twin_ids=twin_ids, min_offset=as_of_offset, as_of_offset=as_of_offset)
+        if at_unix_us is not None:
+            request.at.FromMicroseconds(at_unix_us)
         answer = await call(self._stub.ReadLatest, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant))
         return decode_batch(answer.batch.SerializeToString())
 

@@ -90,3 +90,8 @@ def stripped(change: Change) -> Change:
         replica=bare if change.replica is not None else None,
         merged_count=change.merged_count,
     )
+
+
+def is_erasure(change: Change) -> bool:
+    """Whether a change tells an erasure: what was kept or folded from before it must not be told any more."""
+    return change.kind is ChangeKind.ERASED or (change.kind is ChangeKind.DELETED and change.revision == change.offset)

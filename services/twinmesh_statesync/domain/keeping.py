@@ -94,10 +94,12 @@ class Keeper:
             self._origin = self._newest = None
             self._forget_before = 0
 
-    def begin_from(self, generations: tuple[Generation, ...]) -> None:
-        """Note that the fold begins from the checkpoint that is kept."""
+    def begin_from(self, generations: tuple[Generation, ...], offset: int) -> None:
+        """Note that the fold begins from the checkpoint that is kept, at an offset."""
         self.generations = generations
         self._on_checkpoint = True
+        # One that was saved before the first entry came is as good as none.
+        self._whole = self._whole and not offset
         self._origin = self._newest = None
 
     def distrust(self) -> None:
@@ -107,12 +109,13 @@ class Keeper:
     def note(self, entry: LogEntry) -> None:
         """Note an entry that is about to be folded; cheap, since it is called for each."""
         newest = Generation(offset=entry.offset, commit_time_unix_us=entry.commit_time_unix_us)
-        if self._newest is None and not self._on_checkpoint and self._whole:
+        if self._newest is None and self._whole:
             self._origin = replace(newest, offset=0)
         self._newest = newest
         if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
             # The log before it is emptied: nothing can be folded from earlier generations that was told before.
             self._forget_before = entry.offset
+            self.generations = tuple(g for g in self.generations if g.offset >= entry.offset)
             self._erasing.set()
 
     async def keep(self, kept: Kept, interval_s: float) -> None:
@@ -189,7 +192,7 @@ class Keeper:
         newest = self._newest
         if newest is None or newest.offset != offset:
             return ()
-        if complete:
+        if complete or not self.generations:
             whole = self._origin is not None and not self._forget_before
             return (self._origin, newest) if whole and self._origin is not None else (newest,)
         last = self.generations[-1] if self.generations else None

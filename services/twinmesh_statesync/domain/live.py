@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +14,7 @@ from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, T
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import (
+    Checkpoint,
     Position,
     RecentChanges,
     recent_changes,
@@ -27,6 +28,7 @@ from twinmesh_statesync.domain.keeping import Keeper, Report
 from twinmesh_statesync.domain.leases import Holding
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
 from twinmesh_statesync.domain.pulse import Pulse
+from twinmesh_statesync.domain.recovery import recovered
 from twinmesh_statesync.domain.ring import Ring
 
 _SLICE_S: Final = 0.002
@@ -119,6 +121,11 @@ class LiveFold:
         """Entries between the fold and the head of the log, as last heard."""
         return max(0, (self._head_offset or 0) - self.fold.offset)
 
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Positions from which the log can be folded again, in order."""
+        return self._keeper.generations
+
     def compacted_to(self, tenant: str) -> int:
         """Return the smallest offset after which a watch can be continued, from memory or from the log."""
         floor = self.ring(tenant).floor
@@ -192,6 +199,7 @@ class LiveFold:
             except TwinmeshError as error:
                 if error.reason == Reason.LOG_REWOUND:
                     await self._reset()
+                    await self._recover()
                 elif error.reason == Reason.COMPACTED and not await self._begin_further_on():
                     await self._begin_without(int(error.metadata.get("trim_offset", "0")))
                 elif error.reason != Reason.COMPACTED:
@@ -218,27 +226,34 @@ class LiveFold:
         return {tenant: _recent(ring) for tenant, ring in self._rings.items()}
 
     async def _start(self) -> None:
-        loaded = await self._load(beyond=-1)
+        loaded = await self._load(self._checkpoints.load)
         if loaded is not None:
             self._begin_from(loaded)
         self._report("fold_started", {"offset": self.fold.offset})
 
+    async def _recover(self) -> None:
+        """Go on from what the restored log still leads to."""
+        loaded = await self._load(lambda: recovered(self._log, self._checkpoints))
+        if loaded is not None:
+            self._begin_from(loaded)
+        self._report("fold_recovered", {"offset": self.fold.offset, "incarnation": self.incarnation})
+
     async def _begin_further_on(self) -> bool:
         """Go on from a checkpoint that another process saved; False if there is none beyond what is folded here."""
-        loaded = await self._load(beyond=self.fold.offset)
+        loaded = await self._load(self._checkpoints.load, beyond=self.fold.offset)
         if loaded is None:
             return False
         await self._reset("fold_left_behind")
         self._begin_from(loaded)
         return True
 
-    async def _load(self, *, beyond: int) -> _Loaded | None:
-        """Return what the kept checkpoint describes, if it can be read and its offset is greater than `beyond`."""
+    async def _load(self, load: Callable[[], Awaitable[Checkpoint | None]], *, beyond: int = -1) -> _Loaded | None:
+        """Return what a checkpoint describes, if it can be read and its offset is greater than `beyond`."""
         checkpoint = None
         generations: tuple[Generation, ...] = ()
         for attempt in itertools.count():
             try:
-                checkpoint = await self._checkpoints.load()
+                checkpoint = await load()
                 generations = await self._checkpoints.generations()
                 break
             except Unavailable:
@@ -260,7 +275,7 @@ class LiveFold:
     def _begin_from(self, loaded: _Loaded) -> None:
         self.fold = loaded.fold
         self.incarnation = loaded.position.incarnation
-        self._keeper.begin_from(loaded.generations)
+        self._keeper.begin_from(loaded.generations, loaded.position.offset)
         self._rings.clear()
         for tenant, kept in loaded.recent.items():
             self._ring_floor = kept.floor

@@ -57,8 +57,36 @@ class Log(Protocol):
         """
         ...
 
-    async def latest(self, tenant: str, twin_ids: Sequence[str]) -> ObservationBatch:
-        """Return the newest observation of each channel of these twins; raises `Unavailable`."""
+    def replay(self, after: Position, tenant: str, twin_ids: Collection[str] = ()) -> AsyncGenerator[LogFrame, None]:
+        """Yield the entries of one tenant after a position as `follow` does.
+
+        Args:
+            after: where to go on.
+            tenant: whose entries.
+            twin_ids: only entries that name one of these twins, and those of no twin; empty = all. An entry that names
+                others too comes whole.
+
+        Raises:
+            FailedPrecondition: LOG_REWOUND.
+            OutOfRange: COMPACTED.
+            Unavailable: the stream broke; go on from the last position.
+        """
+        ...
+
+    async def latest(
+        self, tenant: str, twin_ids: Sequence[str], *, at_unix_us: int | None = None, as_of_offset: int = 0
+    ) -> ObservationBatch:
+        """Return the newest observation of each channel of these twins; raises `Unavailable`.
+
+        Args:
+            tenant: whose.
+            twin_ids: which twins.
+            at_unix_us: of those with an event time of at most this; None = of all.
+            as_of_offset: as known at this offset; 0 = now.
+
+        Raises:
+            OutOfRange: AS_OF_PRUNED, what was known then is not kept.
+        """
         ...
 
     async def register_checkpoint(self, covered: Position) -> None:
@@ -98,8 +126,9 @@ class CheckpointStore(Protocol):
             fence: the right to do so, checked in that transaction; None where nobody else saves.
 
         Returns:
-            False, with nothing written, when a later position of the same incarnation is kept already, or when the
-            right has passed to another process.
+            False, with nothing written, when a later position of the same incarnation is kept already, or one of
+            another incarnation, to which the changed records would not belong, or when the right has passed to another
+            process.
 
         Raises:
             Unavailable: nothing was written, or nothing is known; save the same again.
@@ -132,7 +161,8 @@ class CheckpointStore(Protocol):
     async def rewind(self, to: Position) -> bool:
         """Take the checkpoint back to the generation at `to.offset`, in the incarnation `to` names.
 
-        Of verdicts, those that were forgotten since stay so.
+        Of verdicts, those that were forgotten since stay so. A checkpoint of that incarnation is left alone: another
+        process has taken it back.
 
         Returns:
             False, with nothing done, when there is no such generation.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import count
 from typing import Final
 
 from twinmesh_statesync.domain.changes import Change
@@ -38,9 +39,15 @@ class Ring:
         floor: changes up to this offset are not here.
         max_changes: at least the newest so many are kept, unless `max_bytes` is reached first.
         max_bytes: estimated bytes kept at most.
+
+    Attributes:
+        number: tells it from every other ring of this process, those that are gone included.
     """
 
+    _numbers = count()
+
     def __init__(self, *, floor: int, max_changes: int, max_bytes: int) -> None:
+        self.number = next(self._numbers)
         self.floor = floor
         self._through = floor
         self._max_changes = max_changes

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh.type.v1 import error_pb2
 from twinmesh_core.registry import Twin
+from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_statesync.domain.changes import Change, merge
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.ring import Ring, RingItem
@@ -67,7 +69,7 @@ class Frames:
             position: what the fold reflects now.
             latest: merge changes of one twin.
         """
-        key = (position.incarnation, id(ring), wanted, index, ring.end, latest)
+        key = (position.incarnation, ring.number, wanted, index, ring.end, latest)
         known = self._cache.get(key)
         if known is not None:
             return known
@@ -87,9 +89,31 @@ class Frames:
         return made
 
 
-def bookmark(position: Position, *, synced: bool = False) -> bytes:
+def bookmark(
+    position: Position,
+    *,
+    synced: bool = False,
+    compacted_to: int = 0,
+    server_time_unix_us: int = 0,
+    entries_behind: int = 0,
+) -> bytes:
     """Return a WatchResponse without events; joined to events it completes their frame."""
-    return statesync_pb2.WatchResponse(through=position_to_message(position), synced=synced).SerializeToString()
+    response = statesync_pb2.WatchResponse(
+        through=position_to_message(position), synced=synced, compacted_to=compacted_to, entries_behind=entries_behind
+    )
+    if server_time_unix_us:
+        response.server_time.CopyFrom(time_to_message(server_time_unix_us))
+    return response.SerializeToString()
+
+
+def reset(position: Position, reason: str) -> bytes:
+    """Return the frame that tells a watcher to forget everything: it leads to no position, a snapshot follows."""
+    event = statesync_pb2.WatchEvent(
+        offset=position.offset,
+        kind=statesync_pb2.WATCH_EVENT_KIND_RESET,
+        reset_reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}"),
+    )
+    return statesync_pb2.WatchResponse(events=[event]).SerializeToString()
 
 
 def encoded(item: RingItem) -> bytes:

@@ -33,6 +33,7 @@ from twinmesh_statesync.rpc.mapping.values import (
     values_from_messages,
 )
 from twinmesh_statesync.rpc.mutation import content_of
+from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import Reading
 from twinmesh_statesync.rpc.units import UnitConversions
 from twinmesh_statesync.rpc.verification import verify
@@ -51,6 +52,7 @@ class ReplicaServicer:
         reading: read access to the fold.
         writer: has mutations decided.
         watches: the watches of this process.
+        past: read access to what was.
         clock: turns a deadline's duration into a time.
         verifier: proves replicas.
         units: converts what is sent in other units than a channel's own.
@@ -61,11 +63,13 @@ class ReplicaServicer:
         reading: Reading,
         writer: Writer,
         watches: Watches,
+        past: PastReads,
         clock: Clock,
         verifier: Verifier,
         units: UnitConversions,
     ) -> None:
         self._reading = reading
+        self._past = past
         self._writer = writer
         self._watches = watches
         self._clock = clock
@@ -112,10 +116,16 @@ class ReplicaServicer:
     async def get_replica(
         self, request: statesync_pb2.GetReplicaRequest, context: Any
     ) -> statesync_pb2.GetReplicaResponse:
-        """Return a twin's replica."""
-        state = await self._reading.twin(
-            current_caller().tenant, request.twin_id, request.min_offset, request.incarnation
-        )
+        """Return a twin's replica, as it is or as it was."""
+        tenant = current_caller().tenant
+        require_twin_id(request.twin_id)
+        asked = await self._past.asked(request)
+        if asked is not None:
+            twin, replica = await self._past.replica(tenant, request.twin_id, asked)
+            return statesync_pb2.GetReplicaResponse(
+                replica=replica_to_message(twin, replica), as_of=position_to_message(asked.as_of)
+            )
+        state = await self._reading.twin(tenant, request.twin_id)
         return statesync_pb2.GetReplicaResponse(
             replica=replica_to_message(
                 state.twin, state.replica, present_unix_us=present_of(state, self._clock.now_unix_us())

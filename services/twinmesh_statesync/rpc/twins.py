@@ -22,10 +22,12 @@ from twinmesh_runtime.registry_mapping import (
     twin_type_to_message,
 )
 from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, DeleteTwin
+from twinmesh_statesync.domain.replica import Replica
 from twinmesh_statesync.domain.twin_state import TwinState
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 from twinmesh_statesync.rpc.mutation import content_of
+from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import PageToken, Reading, page_of, page_size, read_token
 
 
@@ -35,11 +37,13 @@ class TwinServicer(TwinServiceServicer):
     Args:
         reading: read access to the fold.
         writer: has mutations decided.
+        past: read access to what was.
         units: which units there are.
     """
 
-    def __init__(self, reading: Reading, writer: Writer, units: Units = TABLE) -> None:
+    def __init__(self, reading: Reading, writer: Writer, past: PastReads, units: Units = TABLE) -> None:
         self._reading = reading
+        self._past = past
         self._writer = writer
         self._units = units
 
@@ -130,11 +134,12 @@ class TwinServicer(TwinServiceServicer):
         """List twins by id; all pages hold the ids that were alive when the first was asked for."""
         tenant = current_caller().tenant
         size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
-        await self._reading.at_least(
-            max(request.min_offset, token.position.offset if token is not None else 0), request.incarnation
-        )
-        fold = self._reading.live.fold
-        pinned = self._reading.pinned(token)
+        asked = await self._past.asked(request)
+        if asked is not None:
+            fold, pinned = await self._past.fold(tenant, asked), asked.as_of
+        else:
+            await self._reading.at_least(token.position.offset if token is not None else 0)
+            fold, pinned = self._reading.live.fold, self._reading.pinned(token)
         states = fold.states(tenant)
         # Only ids that are still to come are looked at: the token names the last one told.
         ids = sorted(twin_id for twin_id in states if token is None or twin_id > token.key)
@@ -148,8 +153,11 @@ class TwinServicer(TwinServiceServicer):
                 next_token = PageToken(position=pinned, key=page[-1].twin.twin_id).encode()
                 break
             page.append(state)
+        replicas, as_of = [state.replica for state in page], self._reading.as_of()
+        if asked is not None:
+            replicas, as_of = await self._past.replicas(tenant, page, asked), position_to_message(asked.as_of)
         return statesync_pb2.ListTwinsResponse(
-            twins=map(_summary, page), next_page_token=next_token, as_of=self._reading.as_of()
+            twins=map(_summary, page, replicas), next_page_token=next_token, as_of=as_of
         )
 
     async def DeleteTwin(  # noqa: N802
@@ -177,14 +185,14 @@ def _alive_at(state: TwinState, offset: int) -> bool:
     return 0 < began <= offset < state.delete_offset
 
 
-def _summary(state: TwinState) -> statesync_pb2.TwinSummary:
+def _summary(state: TwinState, replica: Replica) -> statesync_pb2.TwinSummary:
     twin: Twin = state.twin
     summary = statesync_pb2.TwinSummary(
         twin=twin_to_message(twin),
-        connectivity=replica_pb2.Connectivity.ValueType(state.replica.connectivity),
-        delta_count=len(state.replica.delta),
+        connectivity=replica_pb2.Connectivity.ValueType(replica.connectivity),
+        delta_count=len(replica.delta),
     )
-    newest = state.last_event_time_unix_us
+    newest = max((value.event_time_unix_us for value in replica.reported.values.values()), default=None)
     if newest is not None:
         summary.last_event_time.CopyFrom(time_to_message(newest))
     return summary

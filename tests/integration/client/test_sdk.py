@@ -199,7 +199,8 @@ async def test_a_writer_stores_everything_once_through_a_kill(running_mesh, mesh
 @pytest.mark.faults
 async def test_a_watch_goes_on_through_a_kill_without_gap_or_repetition(running_mesh, mesh, pump):
     seen = []
-    async with asyncio.timeout(90), aclosing(pump.watch()) as changes:
+    watch = pump.watch(keep_replicas=True)
+    async with asyncio.timeout(90), aclosing(watch) as changes:
         async for event in changes:
             if event.kind == "SYNCED":
                 break
@@ -208,10 +209,15 @@ async def test_a_watch_goes_on_through_a_kill_without_gap_or_repetition(running_
             if i == 10:
                 running_mesh.kill("statesync", signal.SIGKILL)
         async for event in changes:
-            seen.append(event.reported["flow"].value)
-            if seen[-1] == 29.0:
+            assert event.kind == "CHANGED"
+            # Connectivity is told as well, and changes no fact.
+            seen += [event.reported["flow"].value] if event.reported else []
+            if seen and seen[-1] == 29.0:
                 break
     assert seen == [float(i) for i in range(30)]
+    assert (watch.proof.gaps, watch.proof.resets) == (0, 0)
+    assert watch.proof.resumes >= 1
+    assert watch.replicas[pump.twin_id].reported["flow"].value == 29.0
 
 
 async def test_deleting_is_told(mesh, pump):

@@ -186,3 +186,97 @@ def test_convergence_is_the_delta_of_the_wanted_channels():
 
 def test_a_target_that_the_facts_met_already_converges_at_its_own_offset():
     assert told(10, None).converged(want())
+
+
+def reset_frame() -> statesync_pb2.WatchResponse:
+    event = statesync_pb2.WatchEvent(kind=statesync_pb2.WATCH_EVENT_KIND_RESET, offset=9)
+    return statesync_pb2.WatchResponse(events=[event])
+
+
+def gone(offset: int, revision: int, twin_id: str) -> statesync_pb2.WatchEvent:
+    event = change(offset, revision, twin_id=twin_id)
+    event.kind = statesync_pb2.WATCH_EVENT_KIND_DELETED
+    return event
+
+
+def snapshot_of(twin_id: str, offset: int, revision: int, temperature: float) -> statesync_pb2.WatchEvent:
+    event = snapshot(offset, revision)
+    event.twin_id = event.replica.twin.twin_id = twin_id
+    value = event.replica.reported.values.add(channel="temperature", offset=offset)
+    value.value.double_value = temperature
+    return event
+
+
+async def test_a_server_s_reset_tells_the_deletions_of_what_the_new_snapshot_does_not_hold(client, fake):
+    fake.replicas.scripts = [
+        [
+            frame(snapshot_of("t", 5, 3, 1.0), snapshot_of("u", 4, 2, 1.0), snapshot_of("v", 3, 1, 1.0)),
+            frame(through=5, synced=True),
+            frame(gone(6, 2, "v"), through=6),
+            reset_frame(),
+            frame(snapshot_of("t", 2, 1, 7.0), through=2, synced=True),
+            frame(change(3, 2), through=3),
+        ]
+    ]
+    watch = client.twins.watch(keep_replicas=True)
+    events = []
+    async with asyncio.timeout(5), aclosing(watch) as changes:
+        async for event in changes:
+            events.append((event.kind, event.twin_id))
+            if len(events) == 10:
+                break
+    assert events[5:] == [("RESET", ""), ("SNAPSHOT", "t"), ("DELETED", "u"), ("SYNCED", ""), ("CHANGED", "t")]
+    assert list(watch.replicas) == ["t"]
+    assert watch.replicas["t"].reported["temperature"].value == 7.0
+    assert watch.replicas["t"].revision == 2
+    proof = watch.proof
+    assert (proof.events, proof.twins, proof.gaps, proof.resets) == (6, 1, 0, 1)
+
+
+async def test_the_proof_counts_resumes_and_tells_the_position(client, fake):
+    fake.replicas.scripts = [
+        [frame(snapshot(5, 3), through=5, synced=True), frame(change(6, 4), through=6), Unavailable("gone")],
+        [frame(change(7, 5), through=7), frame(change(8, 6), through=8)],
+    ]
+    watch = client.twins["t"].watch()
+    async with asyncio.timeout(5), aclosing(watch):
+        assert watch.proof.position is None
+        async for event in watch:
+            if event.offset == 8:
+                break
+    assert watch.proof.position == Position(incarnation="i", offset=7)
+    assert (watch.proof.events, watch.proof.twins, watch.proof.resumes, watch.proof.resets) == (4, 1, 1, 0)
+
+
+async def test_offsets_that_go_back_raise(client, fake):
+    fake.replicas.scripts = [[frame(change(6, 4), through=6), frame(change(5, 1, twin_id="u"), through=7)]]
+    with pytest.raises(tm.GapDetected, match="offset 5"):
+        await take(client, 2, resume_after=Position(incarnation="i", offset=5))
+
+
+async def test_the_server_is_asked_to_reset_unless_the_place_was_chosen(client, fake):
+    fake.replicas.scripts = [[frame(snapshot(5, 3), through=5, synced=True)]] * 3
+    after = Position(incarnation="i", offset=5)
+    for options in ({}, {"resume_after": after}, {"resume_after": after, "resync": True}):
+        await take(client, 1, **options)
+    asked = [r.when_lost == statesync_pb2.WATCH_LOSS_RESNAPSHOT for r in fake.replicas.requests]
+    assert asked == [True, False, True]
+
+
+async def test_a_cut_snapshot_tells_the_deletions_of_what_it_told_and_the_next_does_not(client, fake):
+    fake.replicas.scripts = [
+        [frame(snapshot_of("u", 4, 2, 1.0)), Unavailable("gone")],
+        [frame(snapshot(6, 4), through=6, synced=True)],
+    ]
+    events = await take(client, 4)
+    assert [(e.kind, e.twin_id) for e in events] == [
+        ("SNAPSHOT", "u"),
+        ("SNAPSHOT", "t"),
+        ("DELETED", "u"),
+        ("SYNCED", ""),
+    ]
+
+
+async def test_replicas_are_kept_only_when_asked_for(client, fake):
+    with pytest.raises(FailedPrecondition, match="keep_replicas"):
+        _ = client.twins.watch().replicas

@@ -18,6 +18,7 @@ from twinmesh_core.errors import FailedPrecondition, OutOfRange, ResourceExhaust
 from twinmesh_core.time import SystemClock
 from twinmesh_statesync.adapters.memory import MemoryCheckpoints, MemoryLog
 from twinmesh_statesync.domain.live import LiveFold
+from twinmesh_statesync.domain.replay import Replays
 from twinmesh_statesync.rpc.mapping.replicas import replica_to_message
 from twinmesh_statesync.rpc.reading import Reading
 from twinmesh_statesync.rpc.watch import Watches
@@ -34,6 +35,7 @@ class Stage:
     log: MemoryLog
     live: LiveFold
     watches: Watches
+    replays: Replays
 
     async def at(self, offset: int) -> None:
         await self.live.wait_for(offset, timeout_s=5)
@@ -59,14 +61,17 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(entries: list[Any], **bounds: Any) -> AsyncIterator[Stage]:
+async def staged(entries: list[Any], *, log_incarnation: str = "memory-1", **bounds: Any) -> AsyncIterator[Stage]:
     clock = SystemClock()
     log = MemoryLog(clock, frame_size=3)
+    log.incarnation = log_incarnation
     log.entries.extend(entries)
-    live = LiveFold(log=log, checkpoints=MemoryCheckpoints(), clock=clock, tick_s=0.0, **bounds)
-    stage = Stage(log, live, Watches(Reading(live), clock, close_after=5, heartbeat_s=0.01))
+    checkpoints = MemoryCheckpoints()
+    live = LiveFold(log=log, checkpoints=checkpoints, clock=clock, tick_s=0.0, **bounds)
+    replays = Replays(live=live, log=log, store=checkpoints, clock=clock)
+    stage = Stage(log, live, Watches(Reading(live), replays, clock, close_after=5, heartbeat_s=0.01), replays)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(live.run()), group.create_task(stage.watches.beat())]
+        tasks = [group.create_task(work()) for work in (live.run, stage.watches.beat, replays.run)]
         while not live.caught_up:  # noqa: ASYNC110  nothing else tells a test
             await asyncio.sleep(0)
         await stage.at(len(entries))

@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from twinmesh.type.v1 import command_pb2 as _command_pb2
 from twinmesh.type.v1 import condition_pb2 as _condition_pb2
+from twinmesh.type.v1 import error_pb2 as _error_pb2
 from twinmesh.type.v1 import event_pb2 as _event_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 from twinmesh.type.v1 import position_pb2 as _position_pb2
@@ -57,6 +58,34 @@ WATCH_POLICY_CLOSE: WatchPolicy.ValueType  # 3
 """The stream ends with WATCHER_TOO_SLOW and the resume position."""
 Global___WatchPolicy: _TypeAlias = WatchPolicy  # noqa: Y015
 
+class _WatchLoss:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchLossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchLoss.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_LOSS_UNSPECIFIED: _WatchLoss.ValueType  # 0
+    """Same as FAIL."""
+    WATCH_LOSS_FAIL: _WatchLoss.ValueType  # 1
+    """The stream ends with COMPACTED (metadata "compacted_to": the smallest offset to resume after) or LOG_REWOUND."""
+    WATCH_LOSS_RESNAPSHOT: _WatchLoss.ValueType  # 2
+    """An event of kind RESET, then a snapshot: what the watcher knows and the snapshot does not tell is gone. Also in the middle of a
+    stream.
+    """
+
+class WatchLoss(_WatchLoss, metaclass=_WatchLossEnumTypeWrapper):
+    """What happens when the changes after the watcher's position cannot be told."""
+
+WATCH_LOSS_UNSPECIFIED: WatchLoss.ValueType  # 0
+"""Same as FAIL."""
+WATCH_LOSS_FAIL: WatchLoss.ValueType  # 1
+"""The stream ends with COMPACTED (metadata "compacted_to": the smallest offset to resume after) or LOG_REWOUND."""
+WATCH_LOSS_RESNAPSHOT: WatchLoss.ValueType  # 2
+"""An event of kind RESET, then a snapshot: what the watcher knows and the snapshot does not tell is gone. Also in the middle of a
+stream.
+"""
+Global___WatchLoss: _TypeAlias = WatchLoss  # noqa: Y015
+
 class _WatchEventKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -77,6 +106,8 @@ class _WatchEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     """All that was known of the twin was erased but its registration: replica is complete and empty. What was told of it before is to be
     forgotten. Its revision goes on from the offset of the erasure, and so do those of its facets.
     """
+    WATCH_EVENT_KIND_RESET: _WatchEventKind.ValueType  # 25
+    """Of no twin: forget all that was told, a snapshot follows. Only with when_lost = RESNAPSHOT."""
 
 class WatchEventKind(_WatchEventKind, metaclass=_WatchEventKindEnumTypeWrapper):
     """What an event of a watch tells."""
@@ -95,6 +126,8 @@ WATCH_EVENT_KIND_ERASED: WatchEventKind.ValueType  # 9
 """All that was known of the twin was erased but its registration: replica is complete and empty. What was told of it before is to be
 forgotten. Its revision goes on from the offset of the erasure, and so do those of its facets.
 """
+WATCH_EVENT_KIND_RESET: WatchEventKind.ValueType  # 25
+"""Of no twin: forget all that was told, a snapshot follows. Only with when_lost = RESNAPSHOT."""
 Global___WatchEventKind: _TypeAlias = WatchEventKind  # noqa: Y015
 
 @_typing.final
@@ -419,6 +452,8 @@ class ListTwinsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AT_OFFSET_FIELD_NUMBER: _builtins.int
+    AT_EVENT_TIME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Only twins of this type; empty = all."""
@@ -428,10 +463,20 @@ class ListTwinsRequest(_message.Message):
     """From the previous answer."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    at_offset: _builtins.int
+    """The twins as of this offset: exactly as they were then, revisions included. 0 = the present. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED where the
+    past is not kept so long, with the oldest offset in metadata "compacted_to".
+    """
     incarnation: _builtins.str
     """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
     checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
+    @_builtins.property
+    def at_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The twins that were there by what was committed up to this time; their facts are the newest with an event time up to then, as known
+        at at_offset. OUT_OF_RANGE: COMPACTED, AS_OF_PRUNED. Give it for every page.
+        """
+
     def __init__(
         self,
         *,
@@ -439,11 +484,13 @@ class ListTwinsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        at_offset: _builtins.int = ...,
+        at_event_time: _timestamp_pb2.Timestamp | None = ...,
         incarnation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_type_id", b"twin_type_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,25 +626,39 @@ class GetReplicaRequest(_message.Message):
 
     TWIN_ID_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    AT_OFFSET_FIELD_NUMBER: _builtins.int
+    AT_EVENT_TIME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     min_offset: _builtins.int
     """Waits until the answer reflects this offset; 0 = the present."""
+    at_offset: _builtins.int
+    """The replica as of this offset: exactly as it was then, revisions included. 0 = the present. OUT_OF_RANGE: FUTURE_OFFSET; COMPACTED where the
+    past is not kept so long, with the oldest offset in metadata "compacted_to".
+    """
     incarnation: _builtins.str
     """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
     checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
+    @_builtins.property
+    def at_event_time(self) -> _timestamp_pb2.Timestamp:
+        """The replica at this time: reported holds the newest facts with an event time up to then, as known at at_offset; all else is as of what
+        was committed by then. Its reported revision and their offsets are 0. OUT_OF_RANGE: COMPACTED, AS_OF_PRUNED.
+        """
+
     def __init__(
         self,
         *,
         twin_id: _builtins.str = ...,
         min_offset: _builtins.int = ...,
+        at_offset: _builtins.int = ...,
+        at_event_time: _timestamp_pb2.Timestamp | None = ...,
         incarnation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -951,10 +1012,15 @@ class WatchRequest(_message.Message):
     RESUME_AFTER_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
+    WHEN_LOST_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Only twins of this type; empty = all."""
     policy: Global___WatchPolicy.ValueType
     """What happens when the watcher does not keep up."""
+    when_lost: Global___WatchLoss.ValueType
+    """What happens when the changes after the watcher's position cannot be told: they are older than the log is kept for replays, or the
+    log was restored to an earlier point. A position beyond the head fails always.
+    """
     @_builtins.property
     def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these twins; empty = see twin_type_id. At most 10,000. A twin that does not exist yet is told when it is created."""
@@ -975,10 +1041,11 @@ class WatchRequest(_message.Message):
         resume_after: _position_pb2.LogPosition | None = ...,
         policy: Global___WatchPolicy.ValueType = ...,
         bookmark_interval: _duration_pb2.Duration | None = ...,
+        when_lost: Global___WatchLoss.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "resume_after", b"resume_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "policy", b"policy", "resume_after", b"resume_after", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "policy", b"policy", "resume_after", b"resume_after", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id", "when_lost", b"when_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1005,6 +1072,7 @@ class WatchEvent(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     MERGED_COUNT_FIELD_NUMBER: _builtins.int
     RESIDUALS_FIELD_NUMBER: _builtins.int
+    RESET_REASON_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset that made it."""
     twin_id: _builtins.str
@@ -1019,6 +1087,8 @@ class WatchEvent(_message.Message):
     """CHANGED: the new connectivity, if it changed."""
     merged_count: _builtins.int
     """LATEST only: how many changes of this twin were merged into this one, beyond itself."""
+    reset_reason: _error_pb2.ErrorReason.ValueType
+    """RESET: why the changes could not be told: COMPACTED or LOG_REWOUND."""
     @_builtins.property
     def replica(self) -> _replica_pb2.Replica:
         """SNAPSHOT, CREATED and ERASED: the whole replica."""
@@ -1069,10 +1139,11 @@ class WatchEvent(_message.Message):
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
         merged_count: _builtins.int = ...,
         residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
+        reset_reason: _error_pb2.ErrorReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "residuals", b"residuals", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1087,8 +1158,15 @@ class WatchResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     THROUGH_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
+    COMPACTED_TO_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_FIELD_NUMBER: _builtins.int
+    ENTRIES_BEHIND_FIELD_NUMBER: _builtins.int
     synced: _builtins.bool
     """The snapshot is complete at through; later frames are changes."""
+    compacted_to: _builtins.int
+    """Bookmarks and the synced frame: the smallest offset after which a watch of this tenant can be resumed now."""
+    entries_behind: _builtins.int
+    """Bookmarks and the synced frame: entries of the log between through and its head as last heard: how far behind the watcher is."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchEvent]:
         """In order of offset. Empty = a bookmark."""
@@ -1097,16 +1175,23 @@ class WatchResponse(_message.Message):
     def through(self) -> _position_pb2.LogPosition:
         """Everything up to here has been told: resume_after this. Absent on the frames of a snapshot before the one that is synced."""
 
+    @_builtins.property
+    def server_time(self) -> _timestamp_pb2.Timestamp:
+        """Bookmarks and the synced frame: the server's clock."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___WatchEvent] | None = ...,
         through: _position_pb2.LogPosition | None = ...,
         synced: _builtins.bool = ...,
+        compacted_to: _builtins.int = ...,
+        server_time: _timestamp_pb2.Timestamp | None = ...,
+        entries_behind: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["through", b"through"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server_time", b"server_time", "through", b"through"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "synced", b"synced", "through", b"through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compacted_to", b"compacted_to", "entries_behind", b"entries_behind", "events", b"events", "server_time", b"server_time", "synced", b"synced", "through", b"through"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -444,8 +444,9 @@ class ReplicaServiceServicer:
 
     def Watch(self, request, context):
         """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
-        all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
-        LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+        all changes of its offsets. Bookmarks at least every 5 s. A watcher behind the changes in memory, on resume or because it reads
+        slowly, gets what it missed from the log. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND (see
+        when_lost). UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -152,8 +152,9 @@ class ReplicaServiceStub:
     """
     Watch: _grpc.UnaryStreamMultiCallable[_statesync_pb2.WatchRequest, _statesync_pb2.WatchResponse]
     """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
-    all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
-    LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+    all changes of its offsets. Bookmarks at least every 5 s. A watcher behind the changes in memory, on resume or because it reads
+    slowly, gets what it missed from the log. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND (see
+    when_lost). UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
     """
     VerifyReplicas: _grpc.UnaryStreamMultiCallable[_statesync_pb2.VerifyReplicasRequest, _statesync_pb2.VerifyReplicasResponse]
     """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
@@ -183,8 +184,9 @@ class ReplicaServiceAsyncStub(ReplicaServiceStub):
     """
     Watch: _aio.UnaryStreamMultiCallable[_statesync_pb2.WatchRequest, _statesync_pb2.WatchResponse]  # type: ignore[assignment]
     """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
-    all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
-    LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+    all changes of its offsets. Bookmarks at least every 5 s. A watcher behind the changes in memory, on resume or because it reads
+    slowly, gets what it missed from the log. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND (see
+    when_lost). UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
     """
     VerifyReplicas: _aio.UnaryStreamMultiCallable[_statesync_pb2.VerifyReplicasRequest, _statesync_pb2.VerifyReplicasResponse]  # type: ignore[assignment]
     """Folds the log anew beside the replicas, in the background, and compares both at one offset, twin by twin. Progress at least every
@@ -241,8 +243,9 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_statesync_pb2.WatchResponse], _abc.AsyncIterator[_statesync_pb2.WatchResponse]]:
         """Snapshot, SYNCED, then changes, in one call; or changes after a position. Ordered by offset, no gap, no duplicate. A frame holds
-        all changes of its offsets. Bookmarks at least every 5 s. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION:
-        LOG_REWOUND. UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
+        all changes of its offsets. Bookmarks at least every 5 s. A watcher behind the changes in memory, on resume or because it reads
+        slowly, gets what it missed from the log. OUT_OF_RANGE: COMPACTED, FUTURE_OFFSET. FAILED_PRECONDITION: LOG_REWOUND (see
+        when_lost). UNAVAILABLE: DRAINING, with the resume position in metadata "resume_offset". RESOURCE_EXHAUSTED: WATCHER_TOO_SLOW (policy CLOSE).
         """
 
     @_abc_1.abstractmethod

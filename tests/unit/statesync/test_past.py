@@ -1,0 +1,153 @@
+"""Replicas as they were: at any offset exactly, at any event time as far as it was known."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.statesync.checker import normal
+from tests.unit.statesync.test_replay import saved_at
+from tests.unit.statesync.test_watch import Stage
+from tests.unit.statesync.worlds import T0, TENANT, S, World, bodies, grown, prediction
+
+from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh_core.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, TwinmeshError
+from twinmesh_statesync.domain.entries import DeleteTwin, RecordPrediction, SetDesired
+from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.past import Past
+from twinmesh_statesync.rpc.mapping.replicas import replica_to_message
+from twinmesh_statesync.rpc.past import PastReads
+from twinmesh_statesync.rpc.reading import Reading
+
+
+@asynccontextmanager
+async def reads(world: World, saves: set[int]) -> AsyncIterator[tuple[Stage, PastReads]]:
+    async with saved_at(world, saves) as stage:
+        store = stage.replays._store
+        yield stage, PastReads(Reading(stage.live), Past(live=stage.live, log=stage.log, store=store))
+
+
+async def get(past: PastReads, twin: str, **request: Any) -> Any:
+    asked = await past.asked(statesync_pb2.GetReplicaRequest(twin_id=twin, **request))
+    assert asked is not None
+    found, replica = await past.replica(TENANT, twin, asked)
+    return replica_to_message(found, replica)
+
+
+def fold_at(world: World, offset: int) -> Fold:
+    fold = Fold()
+    for entry in world.entries[:offset]:
+        fold.apply(entry)
+    return fold
+
+
+@settings(max_examples=15, deadline=None)
+@given(steps=bodies, saves=st.sets(st.integers(1, 40), max_size=3), offset=st.integers(1, 43))
+def test_a_replica_at_an_offset_is_exactly_what_it_was(steps: list[Any], saves: set[int], offset: int) -> None:
+    world = grown(steps)
+    offset = min(offset, len(world.entries))
+    then = fold_at(world, offset)
+
+    async def scene() -> None:
+        async with reads(world, saves) as (_, past):
+            for twin_id in "abc":
+                state = then.state(TENANT, twin_id)
+                if state is not None and state.alive:
+                    expected = normal(replica_to_message(state.twin, state.replica))
+                    assert normal(await get(past, twin_id, at_offset=offset)) == expected
+                else:
+                    with pytest.raises(NotFound):
+                        await get(past, twin_id, at_offset=offset)
+            asked = await past.asked(statesync_pb2.ListTwinsRequest(at_offset=offset))
+            assert asked is not None
+            listed = (await past.fold(TENANT, asked)).states(TENANT)
+            alive = {t: s.replica for t, s in then.states(TENANT).items() if s.alive}
+            assert {t: s.replica for t, s in listed.items() if s.alive} == alive
+
+    asyncio.run(scene())
+
+
+def plant() -> World:
+    """A day in short: reports, a target that is met late, a prediction, a correction that arrives late."""
+    world = World("a")
+    world.report("a", "target", T0 + 1 * S, 1.0)
+    world.do(SetDesired(twin_id="a", values={"target": 2.0}))  # offset 4
+    world.report("a", "target", T0 + 2 * S, 1.5)
+    world.do(RecordPrediction(twin_id="a", prediction=prediction()))
+    world.report("a", "target", T0 + 3 * S, 2.0)  # offset 7: in sync
+    world.report("a", "temperature", T0 + 2 * S, 20.0)  # offset 8: comes late
+    return world
+
+
+def at(time_unix_us: int) -> dict[str, Any]:
+    return {"at_event_time": {"seconds": time_unix_us // S, "nanos": time_unix_us % S * 1_000}}
+
+
+def facts(replica: Any) -> dict[str, float]:
+    return {value.channel: value.value.double_value for value in replica.reported.values}
+
+
+async def test_at_an_event_time_the_facts_are_those_of_then_as_known_now_or_at_an_offset() -> None:
+    async with reads(plant(), {5}) as (_, past):
+        assert facts(await get(past, "a", **at(T0 + 1 * S))) == {"target": 1.0}
+        assert facts(await get(past, "a", **at(T0 + 2 * S))) == {"target": 1.5, "temperature": 20.0}
+        # As known before the late one came:
+        assert facts(await get(past, "a", **at(T0 + 2 * S), at_offset=7)) == {"target": 1.5}
+        assert facts(await get(past, "a", **at(T0))) == {}
+
+
+async def test_at_an_event_time_all_else_is_what_was_committed_by_then() -> None:
+    # Facts from the future of their commit times, so that event times and commit times can be told apart.
+    world = plant()
+    committed = [entry.commit_time_unix_us for entry in world.entries]
+    async with reads(world, {5}) as (_, past):
+        before = await get(past, "a", **at(committed[2]))  # before the target was set
+        assert (len(before.desired.values), len(before.predicted.predictions)) == (0, 0)
+        between = await get(past, "a", **at(committed[3]))
+        assert [value.value.double_value for value in between.desired.values] == [2.0]
+        assert between.desired.revision == 1
+        assert [item.channel for item in between.delta.items] == ["target"]
+        assert len(between.predicted.predictions) == 0
+        now = await get(past, "a", **at(T0 + 60 * S))
+        assert len(now.predicted.predictions) == 1
+        assert len(now.delta.items) == 0
+
+
+async def test_facts_older_than_the_twin_are_told_with_nothing_else() -> None:
+    world = World("a")
+    world.do(SetDesired(twin_id="a", values={"target": 2.0}))
+    world.report("a", "target", T0 - 86_400 * S, 1.0)
+    async with reads(world, set()) as (_, past):
+        told = await get(past, "a", **at(T0 - 3_600 * S))
+        assert facts(told) == {"target": 1.0}
+        assert (told.revision, len(told.desired.values), len(told.delta.items)) == (0, 0, 0)
+
+
+async def refusal(past: PastReads, twin: str, **request: Any) -> TwinmeshError:
+    with pytest.raises(TwinmeshError) as caught:
+        await get(past, twin, **request)
+    return caught.value
+
+
+async def test_what_cannot_be_told_is_refused_by_name() -> None:
+    world = plant()
+    world.do(DeleteTwin(twin_id="a"))
+    async with reads(world, {5}) as (stage, past):
+        end = len(world.entries)
+        assert (await refusal(past, "a", at_offset=1)).reason == "TWIN_NOT_FOUND"
+        assert (await refusal(past, "a", at_offset=end)).reason == "TWIN_NOT_FOUND"
+        assert (await refusal(past, "ghost", at_offset=3)).reason == "TWIN_NOT_FOUND"
+        assert isinstance(await refusal(past, "a", at_offset=-1), InvalidArgument)
+        future = await refusal(past, "a", at_offset=1_000)
+        assert (type(future), future.reason) == (OutOfRange, "FUTURE_OFFSET")
+        other = await refusal(past, "a", at_offset=3, incarnation="another")
+        assert (type(other), other.reason) == (FailedPrecondition, "LOG_REWOUND")
+        kept = await stage.replays._store.generations()
+        await stage.replays._store.forget({g.offset for g in kept} - {5})
+        stage.live._keeper.generations = tuple(g for g in kept if g.offset == 5)
+        old = await refusal(past, "a", at_offset=4)
+        assert (type(old), old.reason, old.metadata["compacted_to"]) == (OutOfRange, "COMPACTED", "5")
+        assert facts(await get(past, "a", at_offset=6)) == {"target": 1.5}
