@@ -23,6 +23,7 @@ async def run_foreground(
     out: Callable[[str], None],
     data_dir: Path | None = None,
     with_triton: bool = True,
+    statesync: int = 1,
     ports: int | None = None,
     context: str | None = DEFAULT_CONTEXT,
     command: Command = python_module,
@@ -33,6 +34,7 @@ async def run_foreground(
         out: prints one line.
         data_dir: as in `LocalMesh`, like the rest.
         with_triton: start Triton.
+        statesync: processes of state-sync.
         ports: first port of the services' block.
         context: name to save the context under.
         command: program and arguments of a service by its token; for tests.
@@ -43,6 +45,7 @@ async def run_foreground(
     mesh = LocalMesh(
         data_dir=data_dir,
         with_triton=with_triton,
+        statesync=statesync,
         ports=ports,
         context=context,
         command=command,

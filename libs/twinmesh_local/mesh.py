@@ -16,7 +16,7 @@ from twinmesh_client.context import Context, load_context, process_start_of, rem
 from twinmesh_local.datadir import DataDir, default_data_dir
 from twinmesh_local.errors import LocalMeshError
 from twinmesh_local.members import Member, ServerMember, ServiceMember
-from twinmesh_local.ports import LOOPBACK, SERVICE_TOKENS, PortBlock, claim_port_block
+from twinmesh_local.ports import LOOPBACK, MAX_FURTHER, SERVICE_TOKENS, PortBlock, claim_port_block
 from twinmesh_local.postgres import PostgresServer
 from twinmesh_local.processes import Guardian, ProcessExit, ProcessSpec
 from twinmesh_local.services import Backends, Command, python_module, service_environment, service_spec
@@ -46,6 +46,7 @@ class LocalMesh:
         data_dir: where everything is kept; None = `datadir.default_data_dir`.
         services: tokens of the services to start.
         with_triton: start Triton too; without it inference cannot answer, everything else works.
+        statesync: how many processes of state-sync share its work, 1 to 6.
         ports: first port of the block for the services; None = 7400, or the next free block.
         context: name to save the context under; None saves none. A name that another running mesh holds is left to it.
         report: told about every change of a server's state.
@@ -60,6 +61,7 @@ class LocalMesh:
         data_dir: Path | None = None,
         services: Collection[str] = SERVICE_TOKENS,
         with_triton: bool = True,
+        statesync: int = 1,
         ports: int | None = None,
         context: str | None = DEFAULT_CONTEXT,
         report: Report | None = None,
@@ -72,6 +74,11 @@ class LocalMesh:
             raise LocalMeshError(
                 f"no service is called {unknown[0]}", remedy=f"choose from {', '.join(SERVICE_TOKENS)}"
             )
+        if not 1 <= statesync <= MAX_FURTHER + 1:
+            raise LocalMeshError(
+                f"{statesync} processes of state-sync cannot run here", remedy=f"choose 1 to {MAX_FURTHER + 1}"
+            )
+        self._processes = {"statesync": statesync}
         self._data = DataDir(data_dir or default_data_dir())
         self._tokens = tuple(t for t in SERVICE_TOKENS if t in services)
         self._with_triton = with_triton
@@ -99,8 +106,8 @@ class LocalMesh:
 
     @property
     def endpoints(self) -> Mapping[str, str]:
-        """``host:port`` of each service that was started, by token."""
-        return MappingProxyType({t: f"{LOOPBACK}:{self.ports.services[t]}" for t in self._tokens})
+        """``host:port`` of each service that was started, by token; several processes are joined by commas."""
+        return MappingProxyType({t: self._target(t) for t in self._tokens})
 
     @property
     def metrics(self) -> Mapping[str, str]:
@@ -217,19 +224,34 @@ class LocalMesh:
                 ServiceMember(
                     _started(self._guardian),
                     self._report,
-                    spec=partial(self._service_spec, token),
-                    endpoint=self.endpoints[token],
+                    spec=partial(self._service_spec, token, number),
+                    endpoint=f"{LOOPBACK}:{self.ports.port_of(token, number)}",
                 )
             )
             for token in self._tokens
+            for number in range(self._count(token))
         ]
         await self._start_together(services, began)
 
-    def _service_spec(self, token: str) -> ProcessSpec:
-        environment = service_environment(token, self.ports, self.backends, self._environment)
-        return service_spec(
-            token, command=self._command, environment=environment, logs=self._data.logs, cwd=self._data.run
+    def _service_spec(self, token: str, number: int) -> ProcessSpec:
+        everybody = {t: self._target(t) for t in SERVICE_TOKENS}
+        environment = service_environment(
+            token, self.ports, self.backends, self._environment, endpoints=everybody, number=number
         )
+        return service_spec(
+            token,
+            command=self._command,
+            environment=environment,
+            logs=self._data.logs,
+            cwd=self._data.run,
+            number=number,
+        )
+
+    def _count(self, token: str) -> int:
+        return self._processes.get(token, 1)
+
+    def _target(self, token: str) -> str:
+        return ",".join(f"{LOOPBACK}:{self.ports.port_of(token, n)}" for n in range(self._count(token)))
 
     def _add(self, member: MemberT) -> MemberT:
         self._members[member.name] = member

@@ -1,7 +1,8 @@
 """Which loopback ports the mesh uses.
 
-The five services take one block: 7400 to 7404, metrics on 7410 to 7414. Where one of them is taken the next block of
-twenty is tried. PostgreSQL, Valkey and Triton take whatever port is free, since nobody has to remember those.
+The five services take one block: 7400 to 7404, metrics on 7410 to 7414; further processes of state-sync come behind,
+7405 to 7409. Where one of the first ten is taken the next block of twenty is tried. PostgreSQL, Valkey and Triton take
+whatever port is free, since nobody has to remember those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SERVICE_TOKENS = ("ingestion", "storage", "statesync", "training", "inference")
 FIRST_PORT = 7400
 BLOCK_STEP = 20
 METRICS_OFFSET = 10
+MAX_FURTHER = 5
+"""Processes of state-sync beyond the first: so many ports are left in a block."""
 _BLOCKS_TRIED = 40
 _LISTEN = "0A"
 """TCP_LISTEN as /proc/net/tcp writes it."""
@@ -45,6 +48,10 @@ class PortBlock:
     def metrics(self) -> Mapping[str, int]:
         """Prometheus port by service token."""
         return MappingProxyType({token: port + METRICS_OFFSET for token, port in self.services.items()})
+
+    def port_of(self, token: str, number: int = 0) -> int:
+        """The gRPC port of a service's first process, or of a further one (1 to `MAX_FURTHER`)."""
+        return self.services[token] if not number else self.base + len(SERVICE_TOKENS) + number - 1
 
     @property
     def all_ports(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinmesh_local.ports import LOOPBACK, PortBlock
+from twinmesh_local.ports import LOOPBACK, METRICS_OFFSET, PortBlock
 from twinmesh_local.processes import ProcessSpec
 
 DRAIN_GRACE_S = 3.0
@@ -58,14 +58,29 @@ def python_module(token: str) -> Sequence[str]:
 
 
 def service_environment(
-    token: str, ports: PortBlock, backends: Backends, overrides: Mapping[str, str]
+    token: str,
+    ports: PortBlock,
+    backends: Backends,
+    overrides: Mapping[str, str],
+    *,
+    endpoints: Mapping[str, str],
+    number: int = 0,
 ) -> dict[str, str]:
-    """The environment of a service: the user's, what the mesh decides, then `overrides`."""
+    """The environment of a service: the user's, what the mesh decides, then `overrides`.
+
+    Args:
+        token: which service.
+        ports: of the mesh.
+        backends: what it stands on.
+        overrides: win over everything.
+        endpoints: targets of all services by token.
+        number: 0 = its first process, else a further one.
+    """
     prefix = f"TWINMESH_{token.upper()}_"
     own = {
         "HOST": LOOPBACK,
-        "PORT": str(ports.services[token]),
-        "METRICS_PORT": str(ports.metrics[token]),
+        "PORT": str(ports.port_of(token, number)),
+        "METRICS_PORT": str(ports.port_of(token, number) + METRICS_OFFSET),
         "DRAIN_GRACE_S": f"{DRAIN_GRACE_S:g}",
     }
     particular = {
@@ -78,17 +93,25 @@ def service_environment(
             "MODEL_REPOSITORY": os.fspath(backends.model_repository),
         },
     }
-    mesh = {f"TWINMESH_MESH_{t.upper()}": f"{LOOPBACK}:{port}" for t, port in ports.services.items()}
+    mesh = {f"TWINMESH_MESH_{t.upper()}": target for t, target in endpoints.items()}
     decided = {prefix + key: value for key, value in {**own, **particular.get(token, {})}.items()}
     return {**os.environ, **_MALLOC, "PYTHONUNBUFFERED": "1", **decided, **mesh, **overrides}
 
 
-def service_spec(token: str, *, command: Command, environment: Mapping[str, str], logs: Path, cwd: Path) -> ProcessSpec:
-    """How the guardian starts and stops a service."""
+def process_name(token: str, number: int) -> str:
+    """What a process of a service is called: by its token, and ``statesync-2`` and so on for further ones."""
+    return f"{token}-{number + 1}" if number else token
+
+
+def service_spec(
+    token: str, *, command: Command, environment: Mapping[str, str], logs: Path, cwd: Path, number: int = 0
+) -> ProcessSpec:
+    """How the guardian starts and stops a process of a service."""
+    name = process_name(token, number)
     return ProcessSpec(
-        name=token,
+        name=name,
         argv=command(token),
-        log=logs / f"{token}.log",
+        log=logs / f"{name}.log",
         env=environment,
         cwd=cwd,
         stage=STAGES[token],

@@ -29,6 +29,9 @@ def add(commands: Subparsers, common: argparse.ArgumentParser) -> None:
         "--ports", type=int, metavar="FIRST", help="first of ten ports (default: 7400 or the next free ones)"
     )
     up.add_argument("--no-triton", action="store_true", help="without Triton: everything but predictions works")
+    up.add_argument(
+        "--statesync", type=int, default=1, metavar="N", help="processes of state-sync that share its work (default: 1)"
+    )
     up.set_defaults(run=_up)
     demo = commands.add_parser("demo", help="the whole loop on this machine, in minutes, with a report")
     add_demo_options(demo)
@@ -69,6 +72,7 @@ def _up(arguments: Namespace, out: Output) -> int:
             out=say,
             data_dir=arguments.data_dir,
             with_triton=not arguments.no_triton,
+            statesync=arguments.statesync,
             ports=arguments.ports,
             context=arguments.context or "local",
         )

@@ -67,6 +67,19 @@ async def test_services_stop_before_what_they_stand_on(data_dir):
     assert "database system is shut down" in (logs / "postgresql.log").read_text()
 
 
+async def test_state_sync_runs_in_as_many_processes_as_are_asked_for(data_dir):
+    async with mesh_at(data_dir, services=("statesync",), statesync=2) as mesh:
+        names = [s.name for s in mesh.status() if s.name.startswith("statesync")]
+        assert names == ["statesync", "statesync-2"]
+        base = mesh.ports.base
+        assert mesh.endpoints["statesync"] == f"127.0.0.1:{base + 2},127.0.0.1:{base + 5}"
+        mesh.kill("statesync-2", signal.SIGKILL)
+        again = await mesh.until_ready("statesync-2", restarts=1)
+        assert again.endpoint == f"127.0.0.1:{base + 5}"
+    with pytest.raises(LocalMeshError, match="choose 1 to 6"):
+        mesh_at(data_dir, statesync=7)
+
+
 @pytest.mark.slow
 async def test_data_survive_from_one_mesh_to_the_next(data_dir):
     async with mesh_at(data_dir, services=()) as mesh:
