@@ -1,4 +1,7 @@
-"""Peers on the same machine, through what a Python client usually does: line protocol over HTTP, batches of 10,000.
+"""Peers on the same machine: through their usual Python client, and by line protocol over HTTP; batches of 10,000.
+
+The client is ``influxdb`` (``InfluxDBClient.write_points``), which VictoriaMetrics takes too; no dependency of ours:
+``pip install influxdb``. It is given points that are dictionaries already; building them is not counted.
 
 Debian's ``victoria-metrics`` and ``influxdb`` are started on a data directory of their own if they are installed. Their
 durability is not ours: InfluxDB 1 syncs its log with every write, VictoriaMetrics keeps the newest seconds in memory.
@@ -7,6 +10,8 @@ durability is not ours: InfluxDB 1 syncs its log with every write, VictoriaMetri
 from __future__ import annotations
 
 import http.client
+import importlib
+import importlib.util
 import shutil
 import statistics
 import subprocess
@@ -15,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.storage_bench import T0, S, free_port
 
@@ -25,8 +30,11 @@ ROUNDS: Final = 3
 
 
 def peers(points: int) -> dict[str, int]:
-    """Return points per second of each peer that is installed; says on standard output which one is not."""
+    """Return points per second of each peer that is installed, by each way; says on standard output what is not."""
     found = {}
+    client = importlib.util.find_spec("influxdb") is not None
+    if not client:
+        print("peers by their Python client: skipped, influxdb is not installed (pip install influxdb)")
     for name, package, program, run in (
         ("victoria_metrics", "victoria-metrics", "victoria-metrics", _victoria),
         ("influxdb", "influxdb", "influxd", _influx),
@@ -35,8 +43,38 @@ def peers(points: int) -> dict[str, int]:
             print(f"{name}: skipped, {program} is not installed (apt-get install {package})")
             continue
         with tempfile.TemporaryDirectory(prefix="twinmesh-peer-") as directory, run(Path(directory)) as port:
-            found[name] = round(_measure(port, points))
+            found[f"{name}_http"] = round(_measure(port, points))
+            if client:
+                found[f"{name}_client"] = round(_measure_client(port, points))
     return found
+
+
+def _measure_client(port: int, points: int) -> float:
+    influxdb: Any = importlib.import_module("influxdb")
+    client = influxdb.InfluxDBClient(host="127.0.0.1", port=port, database="bench", timeout=30, gzip=False)
+    rates = []
+    for number in range(ROUNDS):
+        # After the rounds by HTTP: new times, as live telemetry has.
+        first = (ROUNDS + number) * points // SERIES
+        batches = [
+            [
+                {
+                    "measurement": "m",
+                    "tags": {"twin": f"t{i % SERIES // 8}", "channel": f"c{i % 8}"},
+                    "time": T0 + (first + (start + i) // SERIES) * S,
+                    "fields": {"v": 20 + i % 97 / 100},
+                }
+                for i in range(ROWS)
+            ]
+            for start in range(0, points, ROWS)
+        ]
+        started = time.perf_counter()
+        for batch in batches:
+            if not client.write_points(batch, time_precision="u"):
+                raise SystemExit("the peer refused a batch")
+        rates.append(points / (time.perf_counter() - started))
+    client.close()
+    return statistics.median(rates)
 
 
 def _measure(port: int, points: int) -> float:
