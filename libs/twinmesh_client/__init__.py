@@ -26,7 +26,8 @@ from twinmesh_core.errors import (
 )
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.quality import FlagReason, Quality
-from twinmesh_core.registry import CommandSpec, PropertySpec, TwinType
+from twinmesh_core.registry import CommandSpec, TwinType
+from twinmesh_core.value_specs import PropertySpec
 
 # gRPC's core writes notices of every connection to standard error; it reads this once, when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

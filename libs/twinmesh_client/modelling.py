@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from twinmesh_client.durations import Span, span_us
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.kinds import ChannelKind, PipelineStage
-from twinmesh_core.registry import ChannelSpec, CommandSpec, PropertySpec, TwinType
+from twinmesh_core.registry import ChannelSpec, CommandSpec, TwinType
+from twinmesh_core.value_specs import PropertySpec
 
 
 def channel(

@@ -84,6 +84,7 @@ class Reason(StrEnum):
     CONDITION_NOT_MET = "CONDITION_NOT_MET"
     COMMAND_QUEUE_FULL = "COMMAND_QUEUE_FULL"
     DATA_ERASED = "DATA_ERASED"
+    RELATIONSHIP_TARGET = "RELATIONSHIP_TARGET"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The same mapping under the name that services know it by; see `twinmesh_client.registry_mapping`."""
 
+from twinmesh_client.keepable import can_be_kept
 from twinmesh_client.registry_mapping import (
     duration_from_message,
     duration_to_message,
@@ -10,9 +11,13 @@ from twinmesh_client.registry_mapping import (
     twin_to_message,
     twin_type_from_message,
     twin_type_to_message,
+    unit_changes_from_message,
+    unit_changes_to_message,
 )
+from twinmesh_client.spec_mapping import value_from_message, value_to_message, values_from_messages
 
 __all__ = [
+    "can_be_kept",
     "duration_from_message",
     "duration_to_message",
     "fold_control_entry",
@@ -22,4 +27,9 @@ __all__ = [
     "twin_to_message",
     "twin_type_from_message",
     "twin_type_to_message",
+    "unit_changes_from_message",
+    "unit_changes_to_message",
+    "value_from_message",
+    "value_to_message",
+    "values_from_messages",
 ]

@@ -82,8 +82,24 @@ def twin_type(name: str = "") -> twin_pb2.TwinType:
                 disabled_stages=["PIPELINE_STAGE_SPIKE"],
             )
         ],
-        properties=[twin_pb2.PropertySpec(name="serial")],
-        commands=[twin_pb2.CommandSpec(name="set_level", required_args=["value"])],
+        properties=[
+            twin_pb2.PropertySpec(name="serial"),
+            twin_pb2.PropertySpec(
+                name="volume", kind="VALUE_KIND_NUMBER", unit="m3", min_value=0.0, max_value=9.0,
+                allowed_values=[value(1), value(2)], default_value=value(1),
+            ),
+        ],
+        commands=[
+            twin_pb2.CommandSpec(
+                name="set_level", required_args=["value"],
+                args=[twin_pb2.ArgumentSpec(name="value", kind="VALUE_KIND_NUMBER", unit="m", max_value=9.0)],
+            )
+        ],
+        relationships=[twin_pb2.RelationshipSpec(name="feeds", target_twin_type_id="pump", max_count=1)],
+        geometry=twin_pb2.Geometry(
+            uri="https://example.org/tank.glb", frame="EPSG:4978",
+            pose=twin_pb2.Pose(translation=[1, 2, 3], rotation=[0, 0, 0, 1]),
+        ),
     )  # fmt: skip
 
 
@@ -135,6 +151,21 @@ def control_entries() -> list[entry_pb2.ControlEntry]:
     return [
         entry_pb2.ControlEntry(principal="x", create_twin_type=entry_pb2.CreateTwinTypeEntry(twin_type=twin_type())),
         entry_pb2.ControlEntry(create_twin=entry_pb2.CreateTwinEntry(twin=made, if_absent=True)),
+        entry_pb2.ControlEntry(create_twins=entry_pb2.CreateTwinsEntry(twins=[twin(), twin()], if_absent=True)),
+        entry_pb2.ControlEntry(
+            update_twin=entry_pb2.UpdateTwinEntry(
+                twin=twin_pb2.Twin(twin_id=TWIN, attributes={"site": "x"}), update_mask=["attributes.site"]
+            )
+        ),
+        entry_pb2.ControlEntry(
+            migrate_twins=entry_pb2.MigrateTwinsEntry(
+                twin_type_id="pump",
+                to_version=1,
+                twin_ids=[TWIN],
+                from_version=1,
+                channel_units=[entry_pb2.UnitChange(name="temp", from_unit="K", scale=1.0, offset=-273.15)],
+            )
+        ),
         entry_pb2.ControlEntry(delete_twin=entry_pb2.DeleteTwinEntry(twin_id="P9")),
         entry_pb2.ControlEntry(
             set_desired=entry_pb2.SetDesiredEntry(
@@ -293,6 +324,13 @@ def requests() -> dict[str, Message]:
         "TwinService/GetTwinType": statesync.GetTwinTypeRequest(twin_type_id="pump", version=1, min_offset=1),
         "TwinService/ListTwinTypes": statesync.ListTwinTypesRequest(page_size=1),
         "TwinService/CreateTwin": statesync.CreateTwinRequest(twin=twin(), if_absent=True),
+        "TwinService/CreateTwins": statesync.CreateTwinsRequest(twins=[twin(), twin()], if_absent=True),
+        "TwinService/UpdateTwin": statesync.UpdateTwinRequest(
+            twin=twin_pb2.Twin(twin_id=TWIN, attributes={"site": "Berlin"}), update_mask={"paths": ["attributes.site"]}
+        ),
+        "TwinService/MigrateTwins": statesync.MigrateTwinsRequest(
+            twin_type_id="pump", to_version=1, twin_ids=[TWIN], dry_run=True
+        ),
         "TwinService/GetTwin": statesync.GetTwinRequest(twin_id=TWIN, min_offset=1),
         "TwinService/ListTwins": statesync.ListTwinsRequest(twin_type_id="pump", page_size=1),
         "TwinService/DeleteTwin": statesync.DeleteTwinRequest(twin_id="not-there"),

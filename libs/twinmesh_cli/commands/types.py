@@ -100,7 +100,7 @@ def parse(body: dict[str, Any]) -> TwinType:
     from inspect import signature
 
     from twinmesh_client.modelling import channel, command, twin_type
-    from twinmesh_core.registry import PropertySpec
+    from twinmesh_core.value_specs import PropertySpec
 
     _known(body, ("type", "display_name", "channels", "commands", "properties"), "the type")
     if not isinstance(body.get("type"), str):

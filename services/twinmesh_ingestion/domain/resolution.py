@@ -7,7 +7,7 @@ by row is a few gathers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -81,13 +81,18 @@ def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str, units: U
             message=f"{path}.channel: twin {quoted(key.twin_id)} ({twin_type.twin_type_id}@{twin_type.version}) "
             f"has no channel {quoted(key.channel)}; it has: {twin_type.channel_names()}",
         )
+    stated = spec.unit
+    kept = twin.kept_unit(key.channel)
     try:
+        if kept is not None:
+            # Its series began under another version of the type and goes on in that unit.
+            spec = in_unit(spec, kept.unit, units)
         unit = units.canonical(spec.unit)  # an alias names the same unit, so bounds written in it hold as they are
-        change = units.conversion(key.unit or spec.unit, spec.unit, field=f"{path}.unit")
+        change = units.conversion(key.unit or stated, spec.unit, field=f"{path}.unit")
     except TwinmeshError as error:
         return Refused(
             reason=FlagReason.INCOMPATIBLE_UNIT,
-            message=f"{path}.unit: {error.message}; the unit of channel {quoted(key.channel)} is {quoted(spec.unit)}",
+            message=f"{path}.unit: {error.message}; the unit of channel {quoted(key.channel)} is {quoted(stated)}",
         )
     landed = SeriesKey(
         twin_id=key.twin_id,
@@ -98,6 +103,23 @@ def resolve(fold: RegistryFold, tenant: str, key: SeriesKey, path: str, units: U
         kind=spec.kind,
     )
     return Resolved(spec=spec, conversion=change, landed=landed)
+
+
+def in_unit(spec: ChannelSpec, unit: str, units: Units) -> ChannelSpec:
+    """Return the channel with its bounds in another unit; raises `InvalidArgument` if it measures something else."""
+    change = units.conversion(spec.unit, unit)
+    rate = units.conversion(spec.unit, unit, difference=True).scale
+    low, high = (None if bound is None else change.apply(bound) for bound in (spec.min_value, spec.max_value))
+    return replace(
+        spec,
+        unit=unit,
+        min_value=low,
+        max_value=high,
+        max_rate_per_s=None if spec.max_rate_per_s is None else spec.max_rate_per_s * rate,
+        tolerance=spec.tolerance * rate,
+        upper_limit=None if spec.upper_limit is None else change.apply(spec.upper_limit),
+        deadband=None if spec.deadband is None else spec.deadband * rate,
+    )
 
 
 def _malformed(key: SeriesKey, path: str) -> Refused | None:

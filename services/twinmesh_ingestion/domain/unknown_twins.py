@@ -15,8 +15,9 @@ from typing import Final
 
 from twinmesh_core.errors import InvalidArgument
 from twinmesh_core.ids import entity_id_violation, resource_id_violation
-from twinmesh_core.registry import MAX_TYPE_VERSION, Twin, check_twin, missing_properties
+from twinmesh_core.registry import MAX_TYPE_VERSION, Twin
 from twinmesh_core.registry_fold import RegistryFold
+from twinmesh_core.registry_rules import check_twin, missing_properties
 from twinmesh_ingestion.domain.ports import Log
 
 MAX_CREATED_AT_ONCE: Final = 10_000

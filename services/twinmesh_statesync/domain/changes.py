@@ -34,7 +34,7 @@ class Change:
         offset: the entry that made it.
         revision: the twin's dense revision after it.
         previous_revision: the one before.
-        replica: the whole replica, for SNAPSHOT, CREATED and ERASED.
+        replica: the whole replica, for SNAPSHOT, CREATED and ERASED, and for a CHANGED that replaces what was known.
         reported: facts that changed.
         reported_revision: revision of that facet, when `reported` is not empty.
         desired: targets that changed, their progress included.
@@ -48,6 +48,7 @@ class Change:
         events: events that were recorded.
         merged_count: changes folded into this one beyond itself.
         residuals: those that changed.
+        identity: what the twin is changed too.
     """
 
     tenant: str
@@ -70,6 +71,7 @@ class Change:
     events: tuple[Event, ...] = ()
     merged_count: int = 0
     residuals: tuple[Residual, ...] = ()
+    identity: bool = False
 
 
 def merge(earlier: Change, later: Change) -> Change:
@@ -81,9 +83,10 @@ def merge(earlier: Change, later: Change) -> Change:
     merged = earlier.merged_count + later.merged_count + 1
     if later.kind is ChangeKind.ERASED:
         return replace(later, previous_revision=earlier.previous_revision, merged_count=merged)
-    if later.kind is not ChangeKind.CHANGED:
+    if later.kind is not ChangeKind.CHANGED or later.replica is not None:
         return replace(
             later,
+            kind=earlier.kind if later.kind is ChangeKind.CHANGED else later.kind,
             previous_revision=earlier.previous_revision,
             commands=_latest_commands(earlier, later),
             events=earlier.events + later.events,
@@ -112,6 +115,7 @@ def merge(earlier: Change, later: Change) -> Change:
         events=earlier.events + later.events,
         merged_count=merged,
         residuals=tuple(residuals.values()),
+        identity=earlier.identity or later.identity,
     )
 
 

@@ -213,12 +213,12 @@ def restore(checkpoint: Checkpoint) -> Fold:
     by_kind: dict[str, list[Record]] = {TWIN_TYPE: [], TWIN: [], EVENT: [], VERDICT: []}
     for record in checkpoint.records:
         by_kind.setdefault(record.kind, []).append(record)
-    types = [(r.tenant, _read_type(r)) for r in by_kind[TWIN_TYPE]]
-    versions = {(tenant, t.twin_type_id, t.version): t for tenant, t in types}
+    types = tuple((r.tenant, _read_type(r)) for r in by_kind[TWIN_TYPE])
     fold = Fold()
+    fold.registry = RegistryFold(RegistrySnapshot(twin_types=types))
     living: list[tuple[str, Twin]] = []
     for record in by_kind[TWIN]:
-        state = _read_twin(record, versions)
+        state = _read_twin(record, fold.registry)
         fold.put_state(state)
         if state.alive:
             living.append((record.tenant, state.twin))
@@ -230,7 +230,7 @@ def restore(checkpoint: Checkpoint) -> Fold:
     for record in sorted(by_kind[VERDICT], key=lambda r: r.offset):
         fold.put_verdict(record.tenant, record.key, from_text(Verdict, record.body or ""))
     fold.registry = RegistryFold(
-        RegistrySnapshot(offset=checkpoint.position.offset, twin_types=tuple(types), twins=tuple(living))
+        RegistrySnapshot(offset=checkpoint.position.offset, twin_types=types, twins=tuple(living))
     )
     fold.advance(checkpoint.position.offset)
     return fold
@@ -265,10 +265,9 @@ def _read_type(record: Record) -> TwinType:
     return from_text(TwinType, record.body or "")
 
 
-def _read_twin(record: Record, types: Mapping[tuple[str, str, int], TwinType]) -> TwinState:
+def _read_twin(record: Record, registry: RegistryFold) -> TwinState:
     kept = from_text(_TwinRecord, record.body or "")
-    twin = kept.twin
-    state = TwinState(record.tenant, twin, types[record.tenant, twin.twin_type_id, twin.twin_type_version])
+    state = TwinState(record.tenant, kept.twin, registry.type_of(record.tenant, kept.twin))
     predictions = {(p.channel, p.model_id): p for p in kept.predictions}
     state.alive = kept.alive
     state.replica = Replica(

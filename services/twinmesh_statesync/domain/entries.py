@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.migration import MigrationPlan, UnitChanges
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import Outcome
@@ -29,6 +30,37 @@ class CreateTwin:
 
     twin: Twin
     if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTwins:
+    """Creates many twins, each with its own verdict, or all or none."""
+
+    twins: tuple[Twin, ...]
+    if_absent: bool = False
+    all_or_nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateTwin:
+    """Changes what a twin is, at `paths`; `if_revision` None = unconditionally."""
+
+    twin: Twin
+    paths: tuple[str, ...]
+    if_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateTwins:
+    """Brings twins to another version of their type: those named, or the next `limit` of the type."""
+
+    twin_type_id: str
+    to_version: int
+    twin_ids: tuple[str, ...] = ()
+    after_twin_id: str = ""
+    limit: int = 0
+    from_version: int = 0
+    units: UnitChanges = field(default_factory=UnitChanges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +117,7 @@ class RecordPrediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCommand:
-    """Queues a command under an id that the writer chose."""
+    """Queues a command under an id that the writer chose; `type_version` 0 = no argument was converted."""
 
     command_id: str
     twin_id: str
@@ -93,6 +125,7 @@ class QueueCommand:
     args: Mapping[str, Value]
     expire_time_unix_us: int | None = None
     conditions: tuple[StateCondition, ...] = ()
+    type_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +199,7 @@ class EraseTwin:
     twin_id: str
 
 
-Action = (
+SingleAction = (
     CreateTwinType
     | CreateTwin
     | DeleteTwin
@@ -182,6 +215,8 @@ Action = (
     | CancelCommand
     | EraseTwin
 )
+"""What is about one type or one twin, or about nothing but silence."""
+Action = SingleAction | CreateTwins | UpdateTwin | MigrateTwins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +245,23 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TwinVerdict:
+    """What became of one twin of an entry about many; told only where it was not simply created.
+
+    Attributes:
+        place: its index in the entry.
+        twin_id: the twin.
+        outcome: NO_OP = it existed; REJECTED without an error = it was left out for another's sake.
+        error: why it was rejected.
+    """
+
+    place: int
+    twin_id: str
+    outcome: Outcome
+    error: TwinmeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the fold decided about one control entry; remembered by request id.
 
@@ -219,6 +271,9 @@ class Verdict:
         error: why it was rejected; None otherwise.
         ids: ids of what it made (commands), in order.
         twin_id: the twin whose erasure empties the entry; "" = none does.
+        twins: of CreateTwins: the twins that were not created, in order.
+        migrations: of MigrateTwins: what became of each twin.
+        more: of MigrateTwins: further twins of the type may follow.
     """
 
     offset: int
@@ -226,3 +281,11 @@ class Verdict:
     error: TwinmeshError | None = None
     ids: tuple[str, ...] = ()
     twin_id: str = ""
+    twins: tuple[TwinVerdict, ...] = ()
+    migrations: tuple[MigrationPlan, ...] = ()
+    more: bool = False
+
+    @property
+    def weight(self) -> int:
+        """How many parts it holds, for the bound on what is remembered."""
+        return 1 + len(self.twins) + sum(1 + len(plan.steps) for plan in self.migrations)

@@ -88,6 +88,7 @@ def stripped(change: Change) -> Change:
         revision=change.revision,
         previous_revision=change.previous_revision,
         replica=bare if change.replica is not None else None,
+        identity=change.identity,
         merged_count=change.merged_count,
     )
 

@@ -18,16 +18,16 @@ from twinmesh_core.errors import (
 )
 from twinmesh_core.ids import quoted
 from twinmesh_core.observations import ObservationBatch
-from twinmesh_core.registry import TwinType
+from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import Outcome, RegistryFold
 from twinmesh_core.registry_fold import Verdict as RegistryVerdict
+from twinmesh_statesync.domain.arguments import checked_args
 from twinmesh_statesync.domain.arrivals import fall_silent, note_arrival, set_connectivity
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command, CommandState
 from twinmesh_statesync.domain.conditions import check_conditions
 from twinmesh_statesync.domain.entries import (
     AcknowledgeDesired,
-    Action,
     CancelCommand,
     ControlEntry,
     CreateTwin,
@@ -42,11 +42,13 @@ from twinmesh_statesync.domain.entries import (
     SetConnectivities,
     SetConnectivity,
     SetDesired,
+    SingleAction,
     UpdateCommand,
     Verdict,
 )
 from twinmesh_statesync.domain.erasing import emptied, erasable_twin, erase
 from twinmesh_statesync.domain.events import Event
+from twinmesh_statesync.domain.identities import IDENTITY_ACTIONS, decide, without_state
 from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
 from twinmesh_statesync.domain.predicted import compare, record_prediction
 from twinmesh_statesync.domain.recording import record_event
@@ -59,6 +61,8 @@ from twinmesh_statesync.domain.twin_state import Draft, TwinState
 MAX_VERDICTS: Final = 100_000
 """Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
 beyond this number only the wording of an old answer is lost, never its effect."""
+MAX_REMEMBERED: Final = 500_000
+"""Parts of verdicts remembered per tenant: a verdict about many twins has many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,7 @@ class Fold:
         self.unsaved = Unsaved()
         self._twins: dict[str, dict[str, TwinState]] = {}
         self._verdicts: dict[str, OrderedDict[str, Verdict]] = {}
+        self._remembered: dict[str, int] = {}
 
     def apply(self, entry: LogEntry) -> Folded:
         """Fold one entry; entries at or before `offset` are without effect, so a repeated delivery is harmless."""
@@ -168,6 +173,7 @@ class Fold:
     def put_verdict(self, tenant: str, request_id: str, verdict: Verdict) -> None:
         """Put back a verdict from a checkpoint; oldest first."""
         self._verdicts.setdefault(tenant, OrderedDict())[request_id] = verdict
+        self._remembered[tenant] = self._remembered.get(tenant, 0) + verdict.weight
 
     def _observe(self, entry: LogEntry, batch: ObservationBatch, *, seeding: bool = False) -> list[Change]:
         states = self._twins.get(entry.tenant, {})
@@ -195,8 +201,11 @@ class Fold:
             if known is not None:
                 return Folded(verdict=known)
         try:
-            outcome, changes, ids = self._act(entry, control.action)
-            verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids, twin_id=erasable_twin(control.action))
+            if isinstance(control.action, IDENTITY_ACTIONS):
+                changes, verdict = decide(self, entry, control.action)
+            else:
+                outcome, changes, ids = self._act(entry, control.action)
+                verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids, twin_id=erasable_twin(control.action))
         except TwinmeshError as error:
             changes = ()
             verdict = Verdict(
@@ -210,11 +219,14 @@ class Fold:
         verdicts = self._verdicts.setdefault(tenant, OrderedDict())
         verdicts[request_id] = verdict
         self.unsaved.verdicts[tenant, request_id] = verdict
-        if len(verdicts) > MAX_VERDICTS:
-            forgotten, _ = verdicts.popitem(last=False)
+        parts = self._remembered.get(tenant, 0) + verdict.weight
+        while len(verdicts) > MAX_VERDICTS or (parts > MAX_REMEMBERED and len(verdicts) > 1):
+            forgotten, old = verdicts.popitem(last=False)
+            parts -= old.weight
             self.unsaved.verdicts[tenant, forgotten] = None
+        self._remembered[tenant] = parts
 
-    def _act(self, entry: LogEntry, action: Action | None) -> tuple[Outcome, tuple[Change, ...], tuple[str, ...]]:
+    def _act(self, entry: LogEntry, action: SingleAction | None) -> tuple[Outcome, tuple[Change, ...], tuple[str, ...]]:
         if action is None:
             return Outcome.NO_OP, (), ()
         if isinstance(action, CreateTwinType):
@@ -240,7 +252,7 @@ class Fold:
         forget_old_commands(state)
         return Outcome.ACCEPTED, (change,), ids
 
-    def _draft(self, draft: Draft, action: Action) -> tuple[str, ...]:
+    def _draft(self, draft: Draft, action: SingleAction) -> tuple[str, ...]:
         match action:
             case SetDesired():
                 check_room(draft.state)
@@ -294,18 +306,19 @@ class Fold:
                 commit_time_unix_us=entry.commit_time_unix_us,
             )
         )
-        twin = verdict.twin
-        if not verdict.effective or twin is None:
+        if not verdict.effective or verdict.twin is None:
             return verdict.outcome, ()
+        return verdict.outcome, self.begin_twin(entry, verdict.twin)
+
+    def begin_twin(self, entry: LogEntry, twin: Twin) -> tuple[Change, ...]:
+        """Begin the life of a twin that the registry has created."""
         twin_type = self.registry.type_of(entry.tenant, twin)
         states = self._twins.setdefault(entry.tenant, {})
         state = states.get(twin.twin_id)
         if state is None:
             state = states[twin.twin_id] = TwinState(entry.tenant, twin, twin_type)
         state.begin_life(twin, twin_type)
-        return verdict.outcome, self._finished(
-            Draft(state, entry.offset, entry.commit_time_unix_us), ChangeKind.CREATED
-        )
+        return self._finished(Draft(state, entry.offset, entry.commit_time_unix_us), ChangeKind.CREATED)
 
     def _delete_twin(self, entry: LogEntry, state: TwinState) -> tuple[Outcome, tuple[Change, ...]]:
         verdict = _effect(self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id))
@@ -325,14 +338,17 @@ class Fold:
             residuals=NO_RESIDUALS,
         )
         state.alive = False
+        state.tracks = {}
         state.delete_offset = entry.offset
         return verdict.outcome, changes
 
     def _erase_twin(self, entry: LogEntry, twin_id: str) -> tuple[Outcome, tuple[Change, ...]]:
         verdicts = self._verdicts.get(entry.tenant, OrderedDict())
         for request_id, verdict in verdicts.items():
-            if verdict.twin_id == twin_id:
-                self.unsaved.verdicts[entry.tenant, request_id] = verdicts[request_id] = emptied(verdict)
+            left = emptied(verdict) if verdict.twin_id == twin_id else without_state(verdict, twin_id)
+            if left is not verdict:
+                self.unsaved.verdicts[entry.tenant, request_id] = verdicts[request_id] = left
+                self._remembered[entry.tenant] += left.weight - verdict.weight
         state = self.state(entry.tenant, twin_id)
         if state is None:
             return Outcome.NO_OP, ()
@@ -366,14 +382,12 @@ def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_uni
     if spec is None:
         names = ", ".join(command.name for command in state.twin_type.commands) or "none"
         raise invalid_field("name", f"{quoted(action.name)} is not a command of this twin's type; it has: {names}")
-    missing = [arg for arg in spec.required_args if arg not in action.args]
-    if missing:
-        raise invalid_field("args", f"the command {quoted(action.name)} also requires: {', '.join(missing)}")
+    args = checked_args(state.twin_type, spec, action)
     return Command(
         command_id=action.command_id,
         twin_id=action.twin_id,
         name=action.name,
-        args=dict(action.args),
+        args=args,
         state=CommandState.QUEUED,
         message="",
         create_time_unix_us=commit_time_unix_us,

@@ -63,6 +63,8 @@ def to_plain(value: Any) -> Any:
 def _reader(hint: Any) -> Callable[[Any], Any]:
     if hint == Value:
         return _read_value
+    if hint == Value | None:
+        return lambda data: None if data is None else _read_value(data)
     if hint is TwinmeshError:
         return _read_error
     origin = get_origin(hint)

@@ -61,7 +61,13 @@ def compare(draft: Draft, rows: Rows) -> None:
     for key, track in state.tracks.items():
         spec = state.specs.get(key[0])
         found = None if spec is None else rows.of(state.twin.twin_id, spec.name, spec.kind)
-        if found is not None and track.take(*found):
+        if found is None:
+            continue
+        times, values, qualities = found
+        kept = state.rescaled.get(key[0])
+        if kept is not None:
+            values = values * kept.scale + kept.offset
+        if track.take(times, values, qualities):
             draft.residuals[key] = track.newest(state.replica.residuals.get(key))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from twinmesh_core.errors import FailedPrecondition, Reason, TwinmeshError, invalid_field
 from twinmesh_core.ids import quoted
 from twinmesh_core.registry import ChannelSpec
+from twinmesh_core.value_specs import checked_values
 from twinmesh_statesync.domain.commands import Command, CommandState
 from twinmesh_statesync.domain.conditions import check_conditions, check_revision, check_unit
 from twinmesh_statesync.domain.entries import AcknowledgeDesired, ExpireDesired, SetDesired
@@ -167,7 +168,7 @@ def _carrier(draft: Draft, spec: ChannelSpec, value: Value) -> Command | None:
         command_id=f"set-{spec.name}-{draft.offset}",
         twin_id=draft.state.twin.twin_id,
         name=spec.set_command,
-        args={"value": value},
+        args=_carried(draft.state, spec, value),
         state=CommandState.QUEUED,
         message="",
         create_time_unix_us=draft.commit_time_unix_us,
@@ -176,6 +177,15 @@ def _carrier(draft: Draft, spec: ChannelSpec, value: Value) -> Command | None:
         offset=draft.offset,
         update_time_unix_us=draft.commit_time_unix_us,
     )
+
+
+def _carried(state: TwinState, spec: ChannelSpec, value: Value) -> dict[str, Value]:
+    """Return the arguments of the command that carries a value; raises `InvalidArgument` if its schema refuses it."""
+    args = {"value": value}
+    command = state.twin_type.command(spec.set_command)
+    if command is None or not command.args:
+        return args
+    return checked_values(command.args, args, f"values[{spec.name}]", owner=f"the command {quoted(command.name)}")
 
 
 def _withdraw_command(draft: Draft, target: DesiredValue | None) -> None:

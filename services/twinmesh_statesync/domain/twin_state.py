@@ -7,7 +7,7 @@ from typing import Final
 
 from twinmesh_core.errors import NotFound, Reason
 from twinmesh_core.ids import quoted
-from twinmesh_core.registry import ChannelSpec, Twin, TwinType
+from twinmesh_core.registry import ChannelSpec, KeptUnit, Twin, TwinType
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
@@ -44,6 +44,7 @@ class TwinState:
         tracks: predictions that are compared with facts, by channel and model.
         last_lag_us: how far the newest event time of that entry lay behind its commit time.
         delete_offset: where the last life ended; 0 = never.
+        rescaled: channels whose facts come in another unit than the type states, and how they change.
         previous_create_offset: where the life before the present one began; 0 = there was none.
         erase_offset: where all that was known of it was forgotten last; 0 = never.
     """
@@ -59,6 +60,7 @@ class TwinState:
         "last_lag_us",
         "previous_create_offset",
         "replica",
+        "rescaled",
         "specs",
         "tenant",
         "tracks",
@@ -68,9 +70,7 @@ class TwinState:
 
     def __init__(self, tenant: str, twin: Twin, twin_type: TwinType) -> None:
         self.tenant = tenant
-        self.twin = twin
-        self.twin_type = twin_type
-        self.specs: dict[str, ChannelSpec] = {channel.name: channel for channel in twin_type.channels}
+        self.take_identity(twin, twin_type)
         self.alive = False
         self.replica = NO_REPLICA
         self.commands: dict[str, Command] = {}
@@ -86,14 +86,19 @@ class TwinState:
     def begin_life(self, twin: Twin, twin_type: TwinType) -> None:
         """Take up the identity of a new life."""
         self.previous_create_offset = self.twin.create_offset if self.delete_offset else 0
-        self.twin = twin
-        self.twin_type = twin_type
-        self.specs = {channel.name: channel for channel in twin_type.channels}
+        self.take_identity(twin, twin_type)
         self.alive = True
         self.tracks = {}
         self.last_arrival_unix_us = 0
         self.last_arrival_offset = 0
         self.last_lag_us = 0
+
+    def take_identity(self, twin: Twin, twin_type: TwinType) -> None:
+        """Take up what the twin is now."""
+        self.twin = twin
+        self.twin_type = twin_type
+        self.specs: dict[str, ChannelSpec] = {channel.name: channel for channel in twin_type.channels}
+        self.rescaled: dict[str, KeptUnit] = {kept.channel: kept for kept in twin.kept_units}
 
     def open_commands(self) -> list[Command]:
         """Return the commands that have not ended, in the order of delivery."""
@@ -116,6 +121,7 @@ class Draft:
         "desired_changed",
         "desired_moves",
         "events",
+        "identity",
         "offset",
         "predicted",
         "removed",
@@ -138,16 +144,20 @@ class Draft:
         self.connectivity: Connectivity | None = None
         self.commands: dict[str, Command] = {}
         self.events: list[Event] = []
+        self.identity = False
 
     def observe(self, facts: list[Fact]) -> None:
         """Take the facts that are news: of a channel the twin has, not older than what is known, and not the same."""
         known = self.state.replica.reported.values
         specs = self.state.specs
+        rescaled = self.state.rescaled
         fresh = self.reported
         for kinds, fact in facts:
             spec = specs.get(fact.channel)
             if spec is None or spec.kind not in kinds:
                 continue
+            if rescaled and fact.channel in rescaled:
+                fact = fact.rescaled(rescaled[fact.channel])
             current = fresh.get(fact.channel) or known.get(fact.channel)
             if current is None or fact.event_time_unix_us > current.event_time_unix_us or _corrects(fact, current):
                 fresh[fact.channel] = fact
@@ -184,31 +194,7 @@ class Draft:
     def settled(self, target: DesiredValue) -> DesiredValue:
         """Return the target with what reported says about it now: newly met, drifted away, or as it was."""
         fact = self.reported.get(target.channel) or self.state.replica.reported.values.get(target.channel)
-        spec: ChannelSpec | None = self.state.specs.get(target.channel)
-        tolerance = target.tolerance
-        if tolerance is None:
-            tolerance = spec.tolerance if spec is not None else 0.0
-        met = fact is not None and fact.meets(target.value, tolerance)
-        if met is target.in_sync:
-            return target
-        if not met:
-            return replace(
-                target,
-                in_sync=False,
-                delta_since_unix_us=self.commit_time_unix_us,
-                drift_count=target.drift_count + 1,
-            )
-        # Whatever was said before, the entity has it now; only a command that waits still has to be delivered.
-        waits = target.progress is DesiredState.PENDING and target.command_id
-        return replace(
-            target,
-            in_sync=True,
-            ever_met=True,
-            progress=DesiredState.PENDING if waits else DesiredState.DELIVERED,
-            rejection="",
-            delta_since_unix_us=None,
-            first_met_unix_us=target.first_met_unix_us or self.commit_time_unix_us,
-        )
+        return settled(target, fact, self.state.specs.get(target.channel), self.commit_time_unix_us)
 
     def put_command(self, command: Command) -> None:
         """Queue or move a command."""
@@ -217,7 +203,7 @@ class Draft:
     def finish(self, kind: ChangeKind = ChangeKind.CHANGED) -> Change | None:
         """Write the draft to the state and return the change; None when nothing changed."""
         touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands
-        said = self.events or self.residuals or self.connectivity is not None
+        said = self.events or self.residuals or self.identity or self.connectivity is not None
         if kind is ChangeKind.CHANGED and not (touched or said):
             return None
         if kind is ChangeKind.CHANGED and self.reported and self._only_reported():
@@ -262,12 +248,14 @@ class Draft:
             commands=tuple(sorted(self.commands.values(), key=Command.order)),
             events=tuple(self.events),
             residuals=tuple(self.residuals.values()),
+            identity=self.identity,
         )
 
     def _only_reported(self) -> bool:
         """Whether facts are all there is, of a twin without targets: nearly every change of a busy day."""
         told = self.desired or self.predicted or self.commands or self.events or self.connectivity is not None
-        return not (told or self.residuals) and not self.state.replica.desired.values
+        beside = self.residuals or self.identity
+        return not (told or beside) and not self.state.replica.desired.values
 
     def _finish_reported(self) -> Change:
         """Do what `finish` does, with nothing built that such a change does not need."""
@@ -313,6 +301,36 @@ class Draft:
             return before
         newest = {(p.channel, p.model_id): p for p in self.predicted}
         return Predicted(revision=before.revision + 1, predictions={**before.predictions, **newest})
+
+
+def settled(
+    target: DesiredValue, fact: ReportedValue | None, spec: ChannelSpec | None, commit_time_unix_us: int
+) -> DesiredValue:
+    """Return a target with what a fact says about it: newly met, drifted away, or as it was."""
+    tolerance = target.tolerance
+    if tolerance is None:
+        tolerance = spec.tolerance if spec is not None else 0.0
+    met = fact is not None and fact.meets(target.value, tolerance)
+    if met is target.in_sync:
+        return target
+    if not met:
+        return replace(
+            target,
+            in_sync=False,
+            delta_since_unix_us=commit_time_unix_us,
+            drift_count=target.drift_count + 1,
+        )
+    # Whatever was said before, the entity has it now; only a command that waits still has to be delivered.
+    waits = target.progress is DesiredState.PENDING and target.command_id
+    return replace(
+        target,
+        in_sync=True,
+        ever_met=True,
+        progress=DesiredState.PENDING if waits else DesiredState.DELIVERED,
+        rejection="",
+        delta_since_unix_us=None,
+        first_met_unix_us=target.first_met_unix_us or commit_time_unix_us,
+    )
 
 
 def require_channel(state: TwinState, channel: str) -> ChannelSpec:

@@ -10,17 +10,10 @@ from typing import Final
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.quality import Quality
+from twinmesh_core.registry import KeptUnit
+from twinmesh_core.values import Json, Value
 
-
-class Json(str):
-    """A JSON document as its text, told apart from plain text by its type."""
-
-    __slots__ = ()
-
-
-Value = float | int | bool | str | Json
-"""GAUGE and COUNTER are `float`, STATE `int`, BOOL `bool`, TEXT `str`, JSON `Json`; the type says which."""
-
+__all__ = ["Json", "ReportedValue", "Value", "as_kind", "values_agree"]
 _INT64: Final = 1 << 63
 _WANTED: Final = {
     ChannelKind.GAUGE: "a number (double_value)",
@@ -140,6 +133,11 @@ class ReportedValue:
     quality: Quality
     event_time_unix_us: int
     offset: int
+
+    def rescaled(self, kept: KeptUnit) -> ReportedValue:
+        """Return the fact, measured in the unit of its history, in the unit of the type."""
+        value = float(self.value) * kept.scale + kept.offset if isinstance(self.value, float) else self.value
+        return ReportedValue(self.channel, value, self.quality, self.event_time_unix_us, self.offset)
 
     def meets(self, desired: Value, tolerance: float) -> bool:
         """Whether this fact meets the target; a BAD value proves nothing and therefore never does."""

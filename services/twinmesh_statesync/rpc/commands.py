@@ -55,7 +55,7 @@ class CommandServicer(CommandServiceServicer):
         writer: has mutations decided.
         watches: tells when the process drains.
         clock: turns a time to live into a time.
-        units: converts the values of conditions.
+        units: converts the values of conditions and arguments.
     """
 
     def __init__(
@@ -89,13 +89,20 @@ class CommandServicer(CommandServiceServicer):
                 )
             expire_time = self._clock.now_unix_us() + time_to_live_us
         request_id = request_id_or_new(request.request_id)
+        args = values_from_messages(request.args, "args")
+        type_version = 0
+        if request.arg_units:
+            state = await self._reading.twin(caller.tenant, request.twin_id)
+            args = await self._units.arguments(state, request.name, args, request.arg_units)
+            type_version = state.twin_type.version
         action = QueueCommand(
             command_id=derived_id("c", caller.tenant, request_id),
             twin_id=request.twin_id,
             name=request.name,
-            args=values_from_messages(request.args, "args"),
+            args=args,
             expire_time_unix_us=expire_time,
             conditions=conditions,
+            type_version=type_version,
         )
         decided = await self._writer.write(
             caller.tenant, caller.principal, action, request_id=request_id, content=content_of(request)

@@ -10,8 +10,10 @@ from twinmesh.statesync.v1.statesync_pb2_grpc import TwinServiceServicer
 from twinmesh.type.v1 import replica_pb2
 from twinmesh_core.errors import Internal, invalid_field
 from twinmesh_core.ids import require_resource_id, require_twin_id
-from twinmesh_core.registry import Twin, TwinType, check_writable
+from twinmesh_core.inheritance import as_written
+from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import Outcome
+from twinmesh_core.registry_rules import check_writable, units_of
 from twinmesh_core.units import TABLE, Units
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import (
@@ -25,6 +27,7 @@ from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, Delete
 from twinmesh_statesync.domain.replica import Replica
 from twinmesh_statesync.domain.twin_state import TwinState
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
+from twinmesh_statesync.rpc.identities import Identities
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.past import PastReads
@@ -46,14 +49,15 @@ class TwinServicer(TwinServiceServicer):
         self._past = past
         self._writer = writer
         self._units = units
+        self._identities = Identities(reading, writer, units)
 
     async def CreateTwinType(  # noqa: N802
         self, request: statesync_pb2.CreateTwinTypeRequest, context: Any
     ) -> statesync_pb2.CreateTwinTypeResponse:
         """Create a version of a twin type."""
         caller = current_caller()
-        wanted = twin_type_from_message(request.twin_type)
-        unlearnt = self._units.unlearnt({channel.unit for channel in wanted.channels})
+        wanted = as_written(twin_type_from_message(request.twin_type))
+        unlearnt = self._units.unlearnt(units_of(wanted))
         if unlearnt:
             await asyncio.to_thread(self._units.learn, unlearnt)
         check_writable(wanted, self._units)
@@ -79,6 +83,8 @@ class TwinServicer(TwinServiceServicer):
             raise invalid_field("version", "must be 0 (the newest) or greater")
         await self._reading.at_least(request.min_offset, request.incarnation)
         found = self._reading.live.fold.registry.require_twin_type(tenant, request.twin_type_id, request.version)
+        if request.declared:
+            found = self._reading.live.fold.registry.declared_type(tenant, found)
         return statesync_pb2.GetTwinTypeResponse(twin_type=twin_type_to_message(found), as_of=self._reading.as_of())
 
     async def ListTwinTypes(  # noqa: N802
@@ -118,6 +124,24 @@ class TwinServicer(TwinServiceServicer):
             position=position_to_message(decided.position),
             created=decided.verdict.outcome is Outcome.ACCEPTED,
         )
+
+    async def CreateTwins(  # noqa: N802
+        self, request: statesync_pb2.CreateTwinsRequest, context: Any
+    ) -> statesync_pb2.CreateTwinsResponse:
+        """Create many twins."""
+        return await self._identities.create(current_caller(), request)
+
+    async def UpdateTwin(  # noqa: N802
+        self, request: statesync_pb2.UpdateTwinRequest, context: Any
+    ) -> statesync_pb2.UpdateTwinResponse:
+        """Change what a twin is."""
+        return await self._identities.update(current_caller(), request)
+
+    async def MigrateTwins(  # noqa: N802
+        self, request: statesync_pb2.MigrateTwinsRequest, context: Any
+    ) -> statesync_pb2.MigrateTwinsResponse:
+        """Bring twins to another version of their type."""
+        return await self._identities.migrate(current_caller(), request)
 
     async def GetTwin(  # noqa: N802
         self, request: statesync_pb2.GetTwinRequest, context: Any

@@ -7,13 +7,14 @@ unit; the fold refuses it should the channel's unit have become another in betwe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from twinmesh_core.errors import invalid_field
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.registry import ChannelSpec
 from twinmesh_core.units import TABLE, Units
+from twinmesh_core.values import is_number
 from twinmesh_statesync.domain.conditions import StateCondition
 from twinmesh_statesync.domain.entries import SetDesired
 from twinmesh_statesync.domain.events import Prediction
@@ -62,6 +63,28 @@ class UnitConversions:
             return conditions
         await self._learn((*(c.unit for c in conditions), *(spec.unit for spec in state.specs.values())))
         return tuple(self._condition(state, c, f"conditions[{i}]") for i, c in enumerate(conditions))
+
+    async def arguments(
+        self, state: TwinState, name: str, args: Mapping[str, Value], units: Mapping[str, str]
+    ) -> dict[str, Value]:
+        """Return the arguments of a command in the units that the twin's type gives them.
+
+        Raises:
+            InvalidArgument: INCOMPATIBLE_UNIT, or a unit of what is no numeric argument of the call.
+        """
+        spec = state.twin_type.command(name)
+        targets = {arg.name: arg.unit for arg in spec.args if arg.kind.numeric and arg.name in args} if spec else {}
+        for wrong in sorted(units.keys() - targets.keys()):
+            has = ", ".join(sorted(targets)) or "none"
+            raise invalid_field(f"arg_units[{wrong}]", f"{wrong!r} is no numeric argument of this call; it has: {has}")
+        await self._learn((*units.values(), *targets.values()))
+        converted = dict(args)
+        for arg, unit in units.items():
+            found = self._units.conversion(unit, targets[arg], field=f"arg_units[{arg}]")
+            value = args[arg]
+            if is_number(value) and not found.identity:
+                converted[arg] = found.apply(float(value))
+        return converted
 
     async def prediction(self, state: TwinState, prediction: Prediction) -> Prediction:
         """Return a prediction in its channel's own unit; raises `InvalidArgument` (INCOMPATIBLE_UNIT)."""

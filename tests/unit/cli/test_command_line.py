@@ -12,7 +12,8 @@ from twinmesh_cli.commands import types
 from twinmesh_cli.errors import CommandFailedError, UsageError
 from twinmesh_cli.options import build_parser, spelled_out
 from twinmesh_core.errors import InvalidArgument, NotFound, Reason, invalid_field
-from twinmesh_core.registry import TwinType, remedy_for_unknown_twin
+from twinmesh_core.registry import TwinType
+from twinmesh_core.registry_rules import remedy_for_unknown_twin
 
 COMMANDS = (
     *("up", "demo", "doctor", "smoke", "env", "types", "twins", "write", "latest"),

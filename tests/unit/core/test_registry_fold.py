@@ -22,14 +22,13 @@ from twinmesh_core.kinds import PipelineStage as Stage
 from twinmesh_core.registry import (
     ChannelSpec,
     CommandSpec,
-    PropertySpec,
     Relationship,
     Twin,
     TwinType,
-    check_twin_type,
-    check_writable,
 )
 from twinmesh_core.registry_fold import Outcome, RegistryFold
+from twinmesh_core.registry_rules import check_twin_type, check_writable
+from twinmesh_core.value_specs import PropertySpec
 
 CHANNELS = (
     ChannelSpec(name="speed", kind=K.GAUGE, unit="rpm", controllable=True, set_command="set_speed", tolerance=0.5),

@@ -8,7 +8,8 @@ import pytest
 from tests.unit.ingestion.plant import PUMP, Monotonic, gauges, registry
 
 from twinmesh_core.errors import TwinmeshError
-from twinmesh_core.registry import PropertySpec, Twin, TwinType
+from twinmesh_core.registry import Twin, TwinType
+from twinmesh_core.value_specs import PropertySpec
 from twinmesh_ingestion.adapters.memory import MemoryLog, MemoryRegistry
 from twinmesh_ingestion.domain.intake import Intake
 from twinmesh_ingestion.domain.unknown_twins import TwinMaker, TwinRule, parse_rules

@@ -9,7 +9,8 @@ import pytest
 
 from twinmesh_core.errors import InvalidArgument
 from twinmesh_core.kinds import ChannelKind
-from twinmesh_core.registry import ChannelSpec, TwinType, check_writable
+from twinmesh_core.registry import ChannelSpec, TwinType
+from twinmesh_core.registry_rules import check_writable
 from twinmesh_core.units import Units, canonical
 from twinmesh_runtime.unit_library import UcumLibrary
 

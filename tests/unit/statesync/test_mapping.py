@@ -4,7 +4,9 @@ from hypothesis import given
 from tests.unit.statesync.worlds import PUMP, actions
 
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import command_pb2, entry_pb2, event_pb2, observation_pb2, replica_pb2
+from twinmesh.type.v1 import command_pb2, entry_pb2, event_pb2, observation_pb2, replica_pb2, twin_pb2
+from twinmesh_core.migration import MigrationEffect, MigrationOutcome
+from twinmesh_core.value_specs import ValueKind
 from twinmesh_statesync.domain.changes import ChangeKind
 from twinmesh_statesync.domain.commands import CommandState
 from twinmesh_statesync.domain.entries import Action, ControlEntry, CreateTwinType
@@ -40,5 +42,12 @@ def test_our_numbers_are_the_contract_s() -> None:
     )
     for ours, theirs, prefix in pairs:
         assert {prefix + member.name: member.value for member in ours} == dict(theirs.items())
+    migration = (
+        (MigrationOutcome, statesync_pb2.MigrationOutcome, "MIGRATION_OUTCOME_"),
+        (MigrationEffect, statesync_pb2.MigrationEffect, "MIGRATION_EFFECT_"),
+        (ValueKind, twin_pb2.ValueKind, "VALUE_KIND_"),
+    )
+    for mine, other, prefix in migration:
+        assert {prefix + member.name: member.value for member in mine} == dict(other.items())
     kinds = {f"WATCH_EVENT_KIND_{member.name}": member.value for member in ChangeKind}
     assert kinds.items() <= dict(statesync_pb2.WatchEventKind.items()).items()

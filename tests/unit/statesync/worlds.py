@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.migration import UnitChange, UnitChanges
 from twinmesh_core.observations import (
     ObservationBatch,
     SeriesKey,
@@ -15,7 +17,8 @@ from twinmesh_core.observations import (
     int64_section,
     text_section,
 )
-from twinmesh_core.registry import ChannelSpec, CommandSpec, Twin, TwinType
+from twinmesh_core.registry import ChannelSpec, CommandSpec, Relationship, RelationshipSpec, Twin, TwinType
+from twinmesh_core.value_specs import PropertySpec, ValueKind
 from twinmesh_statesync.domain.commands import CommandState
 from twinmesh_statesync.domain.conditions import ConditionFacet, ConditionOperator, StateCondition
 from twinmesh_statesync.domain.entries import (
@@ -25,11 +28,13 @@ from twinmesh_statesync.domain.entries import (
     ConnectivityChange,
     ControlEntry,
     CreateTwin,
+    CreateTwins,
     CreateTwinType,
     DeleteTwin,
     DesiredAcknowledgement,
     ExpireDesired,
     LogEntry,
+    MigrateTwins,
     QueueCommand,
     RecordEvent,
     RecordPrediction,
@@ -37,6 +42,7 @@ from twinmesh_statesync.domain.entries import (
     SetConnectivity,
     SetDesired,
     UpdateCommand,
+    UpdateTwin,
 )
 from twinmesh_statesync.domain.events import Connectivity, Event, EventKind, Prediction
 from twinmesh_statesync.domain.fold import Fold, Folded
@@ -69,6 +75,33 @@ PUMP = TwinType(
     ),
     commands=(CommandSpec(name="set_speed", required_args=("value",)), CommandSpec(name="stop")),
 )
+
+PUMP_2 = replace(
+    PUMP,
+    version=2,
+    channels=(
+        replace(PUMP.channels[0], unit="K"),
+        replace(PUMP.channels[1], max_value=4.0, set_command=""),
+        replace(PUMP.channels[3], controllable=False),
+        PUMP.channels[4],
+        PUMP.channels[5],
+        ChannelSpec(name="pressure", kind=ChannelKind.GAUGE, unit="bar"),
+    ),
+    properties=(
+        PropertySpec(name="power", kind=ValueKind.NUMBER, unit="kW", min_value=0.0, default=1.0),
+        PropertySpec(name="serial", kind=ValueKind.TEXT),
+    ),
+    commands=(CommandSpec(name="set_speed", required_args=("value",)),),
+    relationships=(RelationshipSpec(name="feeds", target_twin_type_id="pump", max_count=1, allow_missing_target=True),),
+)
+"""The next version: temperature in another unit, a narrower speed, no target, no stop, properties, at most one edge."""
+UNITS_2 = UnitChanges(
+    channels=(
+        UnitChange(name="temperature", from_unit="Cel", offset=273.15),
+        UnitChange(name="temperature", from_unit="K", offset=-273.15),
+    )
+)
+"""Both ways: entries for version 2 use the first, entries back to version 1 the second."""
 
 
 def doubles(rows: list[tuple[str, str, int, float, int]]) -> ObservationBatch:
@@ -186,7 +219,46 @@ conditions = st.lists(
     max_size=1,
 ).map(tuple)
 command_ids = st.sampled_from(["c1", "c2", "c3"])
+edges = st.lists(
+    st.builds(Relationship, name=st.sampled_from(["feeds", "near"]), target_twin_id=twin_ids), max_size=2
+).map(tuple)
+fuller_twins = st.builds(
+    Twin,
+    twin_id=twin_ids,
+    twin_type_id=st.just("pump"),
+    twin_type_version=st.integers(0, 2),
+    attributes=st.dictionaries(st.sampled_from(["site", "serial"]), st.sampled_from(["x", "y"]), max_size=2),
+    relationships=edges,
+    properties=st.dictionaries(st.sampled_from(["power", "serial"]), st.sampled_from([-1.0, 2.0, "s"]), max_size=1),
+)
+masks = st.lists(
+    st.sampled_from(
+        ["display_name", "attributes", "attributes.site", "properties", "properties.power", "relationships",
+         "relationships.feeds", "nothing"]
+    ),
+    max_size=2,
+).map(tuple)  # fmt: skip
+identity_actions: st.SearchStrategy[Action] = st.one_of(
+    st.just(CreateTwinType(twin_type=PUMP_2)),
+    st.builds(
+        CreateTwins,
+        twins=st.lists(fuller_twins, min_size=1, max_size=3).map(tuple),
+        if_absent=st.booleans(),
+        all_or_nothing=st.booleans(),
+    ),
+    st.builds(UpdateTwin, twin=fuller_twins, paths=masks, if_revision=st.one_of(st.none(), st.integers(2, 9))),
+    st.builds(
+        MigrateTwins,
+        twin_type_id=st.just("pump"),
+        to_version=st.integers(1, 3),
+        twin_ids=st.lists(twin_ids, max_size=2).map(tuple),
+        limit=st.integers(1, 3),
+        from_version=st.integers(0, 2),
+        units=st.just(UNITS_2),
+    ),
+)
 actions: st.SearchStrategy[Action] = st.one_of(
+    identity_actions,
     st.builds(CreateTwin, twin=st.builds(Twin, twin_id=twin_ids, twin_type_id=st.just("pump"))),
     st.builds(DeleteTwin, twin_id=twin_ids),
     st.builds(

@@ -6,6 +6,7 @@ Keeps each entity's virtual replica current and lets anyone watch it without gap
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -29,6 +30,106 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TwinOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TwinOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TwinOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TWIN_OUTCOME_UNSPECIFIED: _TwinOutcome.ValueType  # 0
+    """Never sent."""
+    TWIN_OUTCOME_CREATED: _TwinOutcome.ValueType  # 1
+    """Created."""
+    TWIN_OUTCOME_EXISTED: _TwinOutcome.ValueType  # 2
+    """It exists with the same type, which if_absent accepts."""
+    TWIN_OUTCOME_REFUSED: _TwinOutcome.ValueType  # 3
+    """Refused; reason and message say why."""
+    TWIN_OUTCOME_LEFT_OUT: _TwinOutcome.ValueType  # 4
+    """Nothing is wrong with it, but another one was refused and all_or_nothing asked for."""
+
+class TwinOutcome(_TwinOutcome, metaclass=_TwinOutcomeEnumTypeWrapper):
+    """What became of one twin of a bulk request."""
+
+TWIN_OUTCOME_UNSPECIFIED: TwinOutcome.ValueType  # 0
+"""Never sent."""
+TWIN_OUTCOME_CREATED: TwinOutcome.ValueType  # 1
+"""Created."""
+TWIN_OUTCOME_EXISTED: TwinOutcome.ValueType  # 2
+"""It exists with the same type, which if_absent accepts."""
+TWIN_OUTCOME_REFUSED: TwinOutcome.ValueType  # 3
+"""Refused; reason and message say why."""
+TWIN_OUTCOME_LEFT_OUT: TwinOutcome.ValueType  # 4
+"""Nothing is wrong with it, but another one was refused and all_or_nothing asked for."""
+Global___TwinOutcome: _TypeAlias = TwinOutcome  # noqa: Y015
+
+class _MigrationOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MigrationOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MigrationOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MIGRATION_OUTCOME_UNSPECIFIED: _MigrationOutcome.ValueType  # 0
+    """Never sent."""
+    MIGRATION_OUTCOME_MIGRATED: _MigrationOutcome.ValueType  # 1
+    """It is of the new version."""
+    MIGRATION_OUTCOME_UP_TO_DATE: _MigrationOutcome.ValueType  # 2
+    """It was of the new version already."""
+    MIGRATION_OUTCOME_BLOCKED: _MigrationOutcome.ValueType  # 3
+    """Something of it has no place in the new version (steps with BLOCKS say what); it stays as it is."""
+    MIGRATION_OUTCOME_NOT_FOUND: _MigrationOutcome.ValueType  # 4
+    """There is no such twin of this type and version."""
+
+class MigrationOutcome(_MigrationOutcome, metaclass=_MigrationOutcomeEnumTypeWrapper):
+    """What became of a twin, or would."""
+
+MIGRATION_OUTCOME_UNSPECIFIED: MigrationOutcome.ValueType  # 0
+"""Never sent."""
+MIGRATION_OUTCOME_MIGRATED: MigrationOutcome.ValueType  # 1
+"""It is of the new version."""
+MIGRATION_OUTCOME_UP_TO_DATE: MigrationOutcome.ValueType  # 2
+"""It was of the new version already."""
+MIGRATION_OUTCOME_BLOCKED: MigrationOutcome.ValueType  # 3
+"""Something of it has no place in the new version (steps with BLOCKS say what); it stays as it is."""
+MIGRATION_OUTCOME_NOT_FOUND: MigrationOutcome.ValueType  # 4
+"""There is no such twin of this type and version."""
+Global___MigrationOutcome: _TypeAlias = MigrationOutcome  # noqa: Y015
+
+class _MigrationEffect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MigrationEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MigrationEffect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MIGRATION_EFFECT_UNSPECIFIED: _MigrationEffect.ValueType  # 0
+    """Never sent."""
+    MIGRATION_EFFECT_CARRIED: _MigrationEffect.ValueType  # 1
+    """It stays as it is."""
+    MIGRATION_EFFECT_CONVERTED: _MigrationEffect.ValueType  # 2
+    """Its number changes with its unit, or its kind without loss."""
+    MIGRATION_EFFECT_DEFAULTED: _MigrationEffect.ValueType  # 3
+    """It is new and takes the version's default."""
+    MIGRATION_EFFECT_DROPPED: _MigrationEffect.ValueType  # 4
+    """It goes. The history of a channel that goes stays in storage."""
+    MIGRATION_EFFECT_BLOCKS: _MigrationEffect.ValueType  # 5
+    """It has no valid place in the new version, so the twin is not migrated."""
+
+class MigrationEffect(_MigrationEffect, metaclass=_MigrationEffectEnumTypeWrapper):
+    """What becomes of one part of a twin."""
+
+MIGRATION_EFFECT_UNSPECIFIED: MigrationEffect.ValueType  # 0
+"""Never sent."""
+MIGRATION_EFFECT_CARRIED: MigrationEffect.ValueType  # 1
+"""It stays as it is."""
+MIGRATION_EFFECT_CONVERTED: MigrationEffect.ValueType  # 2
+"""Its number changes with its unit, or its kind without loss."""
+MIGRATION_EFFECT_DEFAULTED: MigrationEffect.ValueType  # 3
+"""It is new and takes the version's default."""
+MIGRATION_EFFECT_DROPPED: MigrationEffect.ValueType  # 4
+"""It goes. The history of a channel that goes stays in storage."""
+MIGRATION_EFFECT_BLOCKS: MigrationEffect.ValueType  # 5
+"""It has no valid place in the new version, so the twin is not migrated."""
+Global___MigrationEffect: _TypeAlias = MigrationEffect  # noqa: Y015
 
 class _WatchPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -198,6 +299,7 @@ class GetTwinTypeRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Required. Its id."""
     version: _builtins.int
@@ -208,6 +310,8 @@ class GetTwinTypeRequest(_message.Message):
     """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
     checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
+    declared: _builtins.bool
+    """The type as it was written, without what it inherits."""
     def __init__(
         self,
         *,
@@ -215,10 +319,11 @@ class GetTwinTypeRequest(_message.Message):
         version: _builtins.int = ...,
         min_offset: _builtins.int = ...,
         incarnation: _builtins.str = ...,
+        declared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "min_offset", b"min_offset", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,7 +339,7 @@ class GetTwinTypeResponse(_message.Message):
     AS_OF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def twin_type(self) -> _twin_pb2.TwinType:
-        """The type."""
+        """The type; inherited members included, each with inherited_from, unless declared asked otherwise."""
 
     @_builtins.property
     def as_of(self) -> _position_pb2.LogPosition:
@@ -379,6 +484,347 @@ class CreateTwinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateTwinResponse: _TypeAlias = CreateTwinResponse  # noqa: Y015
+
+@_typing.final
+class CreateTwinsRequest(_message.Message):
+    """Asks to create many twins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWINS_FIELD_NUMBER: _builtins.int
+    IF_ABSENT_FIELD_NUMBER: _builtins.int
+    ALL_OR_NOTHING_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    if_absent: _builtins.bool
+    """Accept existing twins of the same type."""
+    all_or_nothing: _builtins.bool
+    """If one is refused, none is created."""
+    request_id: _builtins.str
+    """Optional. Idempotency key, at most 100 characters."""
+    @_builtins.property
+    def twins(self) -> _containers.RepeatedCompositeFieldContainer[_twin_pb2.Twin]:
+        """Required. 1 to 10,000 twins; the whole request within the bound of a message."""
+
+    def __init__(
+        self,
+        *,
+        twins: _abc.Iterable[_twin_pb2.Twin] | None = ...,
+        if_absent: _builtins.bool = ...,
+        all_or_nothing: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_or_nothing", b"all_or_nothing", "if_absent", b"if_absent", "request_id", b"request_id", "twins", b"twins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTwinsRequest: _TypeAlias = CreateTwinsRequest  # noqa: Y015
+
+@_typing.final
+class CreateTwinResult(_message.Message):
+    """What became of one twin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    outcome: Global___TwinOutcome.ValueType
+    """What became of it."""
+    reason: _error_pb2.ErrorReason.ValueType
+    """REFUSED: why, for programs."""
+    message: _builtins.str
+    """REFUSED: what is wrong and what would be right."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        outcome: Global___TwinOutcome.ValueType = ...,
+        reason: _error_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "outcome", b"outcome", "reason", b"reason", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTwinResult: _TypeAlias = CreateTwinResult  # noqa: Y015
+
+@_typing.final
+class CreateTwinsResponse(_message.Message):
+    """Every twin was decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    CREATED_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    created_count: _builtins.int
+    """Number of twins that this request created."""
+    refused_count: _builtins.int
+    """Number of twins that were refused."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTwinResult]:
+        """In the order of the request."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the last entry that decided."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CreateTwinResult] | None = ...,
+        created_count: _builtins.int = ...,
+        refused_count: _builtins.int = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_count", b"created_count", "position", b"position", "refused_count", b"refused_count", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTwinsResponse: _TypeAlias = CreateTwinsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateTwinRequest(_message.Message):
+    """Asks to change a twin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    IF_REVISION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    if_revision: _builtins.int
+    """Condition: the twin's revision (Twin.revision). Absent = none."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    @_builtins.property
+    def twin(self) -> _twin_pb2.Twin:
+        """Required. twin_id, and the new values of what update_mask names; the rest is not read."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Required. Any of display_name, time_zone, geometry, attributes, properties, relationships. attributes.KEY, properties.NAME and
+        relationships.NAME change that one alone (all edges of the name); one that the twin does not hold is removed, a property with a default
+        goes back to it.
+        """
+
+    def __init__(
+        self,
+        *,
+        twin: _twin_pb2.Twin | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        if_revision: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "twin", b"twin", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "request_id", b"request_id", "twin", b"twin", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
+    _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__if_revision) -> _WhichOneofReturnType__if_revision | None: ...
+
+Global___UpdateTwinRequest: _TypeAlias = UpdateTwinRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTwinResponse(_message.Message):
+    """The twin is as asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """Whether this call changed it; false: it was so already."""
+    @_builtins.property
+    def twin(self) -> _twin_pb2.Twin:
+        """The twin now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry that decided."""
+
+    def __init__(
+        self,
+        *,
+        twin: _twin_pb2.Twin | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "twin", b"twin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "position", b"position", "twin", b"twin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTwinResponse: _TypeAlias = UpdateTwinResponse  # noqa: Y015
+
+@_typing.final
+class MigrateTwinsRequest(_message.Message):
+    """Asks to bring twins to another version of their type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TWIN_IDS_FIELD_NUMBER: _builtins.int
+    AFTER_TWIN_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_type_id: _builtins.str
+    """Required. The type."""
+    to_version: _builtins.int
+    """The version to come to; 0 = the newest."""
+    from_version: _builtins.int
+    """Only twins of this version; 0 = of any other."""
+    after_twin_id: _builtins.str
+    """Only ids after this one (next_after_twin_id of the answer before); only with empty twin_ids."""
+    page_size: _builtins.int
+    """Most twins, 1 to 1,000; 0 = 500. Only with empty twin_ids."""
+    dry_run: _builtins.bool
+    """Change nothing: tell what a real run would do now."""
+    request_id: _builtins.str
+    """Optional. Idempotency key; not read with dry_run."""
+    @_builtins.property
+    def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these twins, at most 1,000; empty = those of the type, in order of ids."""
+
+    def __init__(
+        self,
+        *,
+        twin_type_id: _builtins.str = ...,
+        to_version: _builtins.int = ...,
+        from_version: _builtins.int = ...,
+        twin_ids: _abc.Iterable[_builtins.str] | None = ...,
+        after_twin_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_twin_id", b"after_twin_id", "dry_run", b"dry_run", "from_version", b"from_version", "page_size", b"page_size", "request_id", b"request_id", "to_version", b"to_version", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateTwinsRequest: _TypeAlias = MigrateTwinsRequest  # noqa: Y015
+
+@_typing.final
+class MigrationStep(_message.Message):
+    """One part of a twin, and what becomes of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """"channels.NAME", "properties.NAME", "relationships.NAME", "desired.CHANNEL", "predicted.CHANNEL", "commands.ID"."""
+    effect: Global___MigrationEffect.ValueType
+    """What becomes of it."""
+    detail: _builtins.str
+    """How or why; empty for CARRIED."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        effect: Global___MigrationEffect.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "effect", b"effect", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationStep: _TypeAlias = MigrationStep  # noqa: Y015
+
+@_typing.final
+class TwinMigration(_message.Message):
+    """The report of one twin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    from_version: _builtins.int
+    """The version it came from; 0 if NOT_FOUND."""
+    outcome: Global___MigrationOutcome.ValueType
+    """What became of it, or would."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigrationStep]:
+        """Part by part."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        from_version: _builtins.int = ...,
+        outcome: Global___MigrationOutcome.ValueType = ...,
+        steps: _abc.Iterable[Global___MigrationStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_version", b"from_version", "outcome", b"outcome", "steps", b"steps", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TwinMigration: _TypeAlias = TwinMigration  # noqa: Y015
+
+@_typing.final
+class MigrateTwinsResponse(_message.Message):
+    """The report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_TWIN_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    to_version: _builtins.int
+    """The version that is migrated to."""
+    next_after_twin_id: _builtins.str
+    """More twins follow: go on with this as after_twin_id. Empty = that was all."""
+    @_builtins.property
+    def migrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___TwinMigration]:
+        """A report each, in the order of twin_ids, or of ids."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry that decided; a dry run: what it reflects."""
+
+    def __init__(
+        self,
+        *,
+        to_version: _builtins.int = ...,
+        migrations: _abc.Iterable[Global___TwinMigration] | None = ...,
+        next_after_twin_id: _builtins.str = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migrations", b"migrations", "next_after_twin_id", b"next_after_twin_id", "position", b"position", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateTwinsResponse: _TypeAlias = MigrateTwinsResponse  # noqa: Y015
 
 @_typing.final
 class GetTwinRequest(_message.Message):
@@ -1073,6 +1519,7 @@ class WatchEvent(_message.Message):
     MERGED_COUNT_FIELD_NUMBER: _builtins.int
     RESIDUALS_FIELD_NUMBER: _builtins.int
     RESET_REASON_FIELD_NUMBER: _builtins.int
+    TWIN_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset that made it."""
     twin_id: _builtins.str
@@ -1091,7 +1538,9 @@ class WatchEvent(_message.Message):
     """RESET: why the changes could not be told: COMPACTED or LOG_REWOUND."""
     @_builtins.property
     def replica(self) -> _replica_pb2.Replica:
-        """SNAPSHOT, CREATED and ERASED: the whole replica."""
+        """SNAPSHOT, CREATED and ERASED: the whole replica. CHANGED by a migration to another version of the type: likewise, and what was known
+        before is replaced.
+        """
 
     @_builtins.property
     def reported(self) -> _replica_pb2.ReportedFacet:
@@ -1121,6 +1570,10 @@ class WatchEvent(_message.Message):
     def residuals(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Residual]:
         """CHANGED: residuals that changed."""
 
+    @_builtins.property
+    def twin(self) -> _twin_pb2.Twin:
+        """CHANGED: what the twin is, if that changed (UpdateTwin, MigrateTwins)."""
+
     def __init__(
         self,
         *,
@@ -1140,10 +1593,11 @@ class WatchEvent(_message.Message):
         merged_count: _builtins.int = ...,
         residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
         reset_reason: _error_pb2.ErrorReason.ValueType = ...,
+        twin: _twin_pb2.Twin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin", b"twin", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1224,12 +1678,33 @@ class SendCommandRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ArgUnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TWIN_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     TIME_TO_LIVE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    ARG_UNITS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     name: _builtins.str
@@ -1248,6 +1723,10 @@ class SendCommandRequest(_message.Message):
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_condition_pb2.StateCondition]:
         """Optional. The command is queued only if all of them hold at its own offset; at most 16."""
 
+    @_builtins.property
+    def arg_units(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. Units of arguments, by name, where they are in another unit than the type's: they are converted to that."""
+
     def __init__(
         self,
         *,
@@ -1257,10 +1736,11 @@ class SendCommandRequest(_message.Message):
         time_to_live: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
+        arg_units: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_live", b"time_to_live"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "conditions", b"conditions", "name", b"name", "request_id", b"request_id", "time_to_live", b"time_to_live", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arg_units", b"arg_units", "args", b"args", "conditions", b"conditions", "name", b"name", "request_id", b"request_id", "time_to_live", b"time_to_live", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,21 @@ class TwinServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinResponse.FromString,
                 _registered_method=True)
+        self.CreateTwins = channel.unary_unary(
+                '/twinmesh.statesync.v1.TwinService/CreateTwins',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsResponse.FromString,
+                _registered_method=True)
+        self.UpdateTwin = channel.unary_unary(
+                '/twinmesh.statesync.v1.TwinService/UpdateTwin',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinResponse.FromString,
+                _registered_method=True)
+        self.MigrateTwins = channel.unary_unary(
+                '/twinmesh.statesync.v1.TwinService/MigrateTwins',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsResponse.FromString,
+                _registered_method=True)
         self.GetTwin = channel.unary_unary(
                 '/twinmesh.statesync.v1.TwinService/GetTwin',
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetTwinRequest.SerializeToString,
@@ -77,7 +92,8 @@ class TwinServiceServicer:
     """
 
     def CreateTwinType(self, request, context):
-        """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content.
+        """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content. NOT_FOUND:
+        TWIN_TYPE_NOT_FOUND, the type it extends. INVALID_ARGUMENT: a cycle, or an override that does not narrow; it names both sides.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +115,32 @@ class TwinServiceServicer:
 
     def CreateTwin(self, request, context):
         """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+        FAILED_PRECONDITION: RELATIONSHIP_TARGET.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTwins(self, request, context):
+        """Creates up to 10,000 twins, each with its own verdict, or all or none. Up to 1,000 twins, and any number with all_or_nothing, are one
+        entry of the log and so one offset; more are several entries. A target of a relationship must exist, come earlier in the request, or be
+        in the same thousand. Idempotent by request_id, which also continues a call that was cut off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTwin(self, request, context):
+        """Changes what a twin is (its state has calls of its own). ABORTED: REVISION_CONFLICT, with the current revision and, as JSON, the current
+        values of what the mask names as metadata. NOT_FOUND: TWIN_NOT_FOUND. FAILED_PRECONDITION: RELATIONSHIP_TARGET. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MigrateTwins(self, request, context):
+        """Brings twins to another version of their type, or tells what that would do. Each twin is decided by itself: one that is blocked stays as
+        it is. At most 1,000 twins a call; the answer says where to go on. Idempotent by request_id. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +189,21 @@ def add_TwinServiceServicer_to_server(servicer, server):
                     servicer.CreateTwin,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinResponse.SerializeToString,
+            ),
+            'CreateTwins': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTwins,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsResponse.SerializeToString,
+            ),
+            'UpdateTwin': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTwin,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinResponse.SerializeToString,
+            ),
+            'MigrateTwins': grpc.unary_unary_rpc_method_handler(
+                    servicer.MigrateTwins,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsResponse.SerializeToString,
             ),
             'GetTwin': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTwin,
@@ -273,6 +330,87 @@ class TwinService:
             '/twinmesh.statesync.v1.TwinService/CreateTwin',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTwins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.TwinService/CreateTwins',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateTwinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTwin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.TwinService/UpdateTwin',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UpdateTwinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateTwins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.TwinService/MigrateTwins',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.MigrateTwinsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -717,8 +855,8 @@ class CommandServiceServicer:
     """
 
     def SendCommand(self, request, context):
-        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
-        FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or its arguments do not fit the
+        type's; defaults are filled in. FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,13 +34,30 @@ class TwinServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TwinServiceAsyncStub: ...
     CreateTwinType: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinTypeRequest, _statesync_pb2.CreateTwinTypeResponse]
-    """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content."""
+    """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content. NOT_FOUND:
+    TWIN_TYPE_NOT_FOUND, the type it extends. INVALID_ARGUMENT: a cycle, or an override that does not narrow; it names both sides.
+    """
     GetTwinType: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinTypeRequest, _statesync_pb2.GetTwinTypeResponse]
     """Returns a twin type. NOT_FOUND: TWIN_TYPE_NOT_FOUND. Idempotent."""
     ListTwinTypes: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinTypesRequest, _statesync_pb2.ListTwinTypesResponse]
     """Lists the newest version of each twin type. Idempotent."""
     CreateTwin: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinRequest, _statesync_pb2.CreateTwinResponse]
-    """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND."""
+    """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+    FAILED_PRECONDITION: RELATIONSHIP_TARGET.
+    """
+    CreateTwins: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinsRequest, _statesync_pb2.CreateTwinsResponse]
+    """Creates up to 10,000 twins, each with its own verdict, or all or none. Up to 1,000 twins, and any number with all_or_nothing, are one
+    entry of the log and so one offset; more are several entries. A target of a relationship must exist, come earlier in the request, or be
+    in the same thousand. Idempotent by request_id, which also continues a call that was cut off.
+    """
+    UpdateTwin: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.UpdateTwinRequest, _statesync_pb2.UpdateTwinResponse]
+    """Changes what a twin is (its state has calls of its own). ABORTED: REVISION_CONFLICT, with the current revision and, as JSON, the current
+    values of what the mask names as metadata. NOT_FOUND: TWIN_NOT_FOUND. FAILED_PRECONDITION: RELATIONSHIP_TARGET. Idempotent by request_id.
+    """
+    MigrateTwins: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.MigrateTwinsRequest, _statesync_pb2.MigrateTwinsResponse]
+    """Brings twins to another version of their type, or tells what that would do. Each twin is decided by itself: one that is blocked stays as
+    it is. At most 1,000 twins a call; the answer says where to go on. Idempotent by request_id. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+    """
     GetTwin: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinRequest, _statesync_pb2.GetTwinResponse]
     """Returns a twin. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     ListTwins: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinsRequest, _statesync_pb2.ListTwinsResponse]
@@ -54,13 +71,30 @@ class TwinServiceAsyncStub(TwinServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTwinType: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinTypeRequest, _statesync_pb2.CreateTwinTypeResponse]  # type: ignore[assignment]
-    """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content."""
+    """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content. NOT_FOUND:
+    TWIN_TYPE_NOT_FOUND, the type it extends. INVALID_ARGUMENT: a cycle, or an override that does not narrow; it names both sides.
+    """
     GetTwinType: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinTypeRequest, _statesync_pb2.GetTwinTypeResponse]  # type: ignore[assignment]
     """Returns a twin type. NOT_FOUND: TWIN_TYPE_NOT_FOUND. Idempotent."""
     ListTwinTypes: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinTypesRequest, _statesync_pb2.ListTwinTypesResponse]  # type: ignore[assignment]
     """Lists the newest version of each twin type. Idempotent."""
     CreateTwin: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinRequest, _statesync_pb2.CreateTwinResponse]  # type: ignore[assignment]
-    """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND."""
+    """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+    FAILED_PRECONDITION: RELATIONSHIP_TARGET.
+    """
+    CreateTwins: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CreateTwinsRequest, _statesync_pb2.CreateTwinsResponse]  # type: ignore[assignment]
+    """Creates up to 10,000 twins, each with its own verdict, or all or none. Up to 1,000 twins, and any number with all_or_nothing, are one
+    entry of the log and so one offset; more are several entries. A target of a relationship must exist, come earlier in the request, or be
+    in the same thousand. Idempotent by request_id, which also continues a call that was cut off.
+    """
+    UpdateTwin: _aio.UnaryUnaryMultiCallable[_statesync_pb2.UpdateTwinRequest, _statesync_pb2.UpdateTwinResponse]  # type: ignore[assignment]
+    """Changes what a twin is (its state has calls of its own). ABORTED: REVISION_CONFLICT, with the current revision and, as JSON, the current
+    values of what the mask names as metadata. NOT_FOUND: TWIN_NOT_FOUND. FAILED_PRECONDITION: RELATIONSHIP_TARGET. Idempotent by request_id.
+    """
+    MigrateTwins: _aio.UnaryUnaryMultiCallable[_statesync_pb2.MigrateTwinsRequest, _statesync_pb2.MigrateTwinsResponse]  # type: ignore[assignment]
+    """Brings twins to another version of their type, or tells what that would do. Each twin is decided by itself: one that is blocked stays as
+    it is. At most 1,000 twins a call; the answer says where to go on. Idempotent by request_id. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+    """
     GetTwin: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinRequest, _statesync_pb2.GetTwinResponse]  # type: ignore[assignment]
     """Returns a twin. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     ListTwins: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinsRequest, _statesync_pb2.ListTwinsResponse]  # type: ignore[assignment]
@@ -77,7 +111,9 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.CreateTwinTypeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.CreateTwinTypeResponse, _abc.Awaitable[_statesync_pb2.CreateTwinTypeResponse]]:
-        """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content."""
+        """Creates a version of a twin type. Idempotent for equal content. ALREADY_EXISTS for the same version with other content. NOT_FOUND:
+        TWIN_TYPE_NOT_FOUND, the type it extends. INVALID_ARGUMENT: a cycle, or an override that does not narrow; it names both sides.
+        """
 
     @_abc_1.abstractmethod
     def GetTwinType(
@@ -101,7 +137,40 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.CreateTwinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.CreateTwinResponse, _abc.Awaitable[_statesync_pb2.CreateTwinResponse]]:
-        """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND."""
+        """Creates a twin. ALREADY_EXISTS, unless if_absent accepts an existing twin of the same type. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+        FAILED_PRECONDITION: RELATIONSHIP_TARGET.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTwins(
+        self,
+        request: _statesync_pb2.CreateTwinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.CreateTwinsResponse, _abc.Awaitable[_statesync_pb2.CreateTwinsResponse]]:
+        """Creates up to 10,000 twins, each with its own verdict, or all or none. Up to 1,000 twins, and any number with all_or_nothing, are one
+        entry of the log and so one offset; more are several entries. A target of a relationship must exist, come earlier in the request, or be
+        in the same thousand. Idempotent by request_id, which also continues a call that was cut off.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateTwin(
+        self,
+        request: _statesync_pb2.UpdateTwinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.UpdateTwinResponse, _abc.Awaitable[_statesync_pb2.UpdateTwinResponse]]:
+        """Changes what a twin is (its state has calls of its own). ABORTED: REVISION_CONFLICT, with the current revision and, as JSON, the current
+        values of what the mask names as metadata. NOT_FOUND: TWIN_NOT_FOUND. FAILED_PRECONDITION: RELATIONSHIP_TARGET. Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def MigrateTwins(
+        self,
+        request: _statesync_pb2.MigrateTwinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.MigrateTwinsResponse, _abc.Awaitable[_statesync_pb2.MigrateTwinsResponse]]:
+        """Brings twins to another version of their type, or tells what that would do. Each twin is decided by itself: one that is blocked stays as
+        it is. At most 1,000 twins a call; the answer says where to go on. Idempotent by request_id. NOT_FOUND: TWIN_TYPE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def GetTwin(
@@ -270,8 +339,8 @@ class CommandServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CommandServiceAsyncStub: ...
     SendCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.SendCommandRequest, _statesync_pb2.SendCommandResponse]
-    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
-    FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or its arguments do not fit the
+    type's; defaults are filled in. FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
     """
     GetCommand: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetCommandRequest, _statesync_pb2.GetCommandResponse]
     """Returns a command. NOT_FOUND: COMMAND_NOT_FOUND. Idempotent."""
@@ -297,8 +366,8 @@ class CommandServiceAsyncStub(CommandServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.SendCommandRequest, _statesync_pb2.SendCommandResponse]  # type: ignore[assignment]
-    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
-    FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+    """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or its arguments do not fit the
+    type's; defaults are filled in. FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
     """
     GetCommand: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetCommandRequest, _statesync_pb2.GetCommandResponse]  # type: ignore[assignment]
     """Returns a command. NOT_FOUND: COMMAND_NOT_FOUND. Idempotent."""
@@ -327,8 +396,8 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.SendCommandRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.SendCommandResponse, _abc.Awaitable[_statesync_pb2.SendCommandResponse]]:
-        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or an argument is missing.
-        FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
+        """Queues a command. NOT_FOUND: TWIN_NOT_FOUND. INVALID_ARGUMENT: the twin's type has no such command, or its arguments do not fit the
+        type's; defaults are filled in. FAILED_PRECONDITION: CONDITION_NOT_MET. RESOURCE_EXHAUSTED: COMMAND_QUEUE_FULL. Idempotent by request_id.
         """
 
     @_abc_1.abstractmethod

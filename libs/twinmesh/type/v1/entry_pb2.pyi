@@ -298,12 +298,15 @@ class QueueCommandEntry(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    TYPE_VERSION_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command's id, chosen by the writer."""
     twin_id: _builtins.str
     """The twin."""
     name: _builtins.str
     """The command's name."""
+    type_version: _builtins.int
+    """Condition: the version of the twin's type whose units the arguments are in; 0 = none was converted."""
     @_builtins.property
     def args(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
         """Its arguments."""
@@ -325,10 +328,11 @@ class QueueCommandEntry(_message.Message):
         args: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         conditions: _abc.Iterable[_condition_pb2.StateCondition] | None = ...,
+        type_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command_id", b"command_id", "conditions", b"conditions", "expire_time", b"expire_time", "name", b"name", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command_id", b"command_id", "conditions", b"conditions", "expire_time", b"expire_time", "name", b"name", "twin_id", b"twin_id", "type_version", b"type_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -712,6 +716,168 @@ class DropHistoryEntry(_message.Message):
 Global___DropHistoryEntry: _TypeAlias = DropHistoryEntry  # noqa: Y015
 
 @_typing.final
+class UpdateTwinEntry(_message.Message):
+    """Changes what a twin is, but not its state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    IF_REVISION_FIELD_NUMBER: _builtins.int
+    if_revision: _builtins.int
+    """Condition: the twin's revision. Absent = none."""
+    @_builtins.property
+    def twin(self) -> _twin_pb2.Twin:
+        """The twin: its id, and the new values of what update_mask names."""
+
+    @_builtins.property
+    def update_mask(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What changes: display_name, time_zone, geometry, attributes, properties, relationships, or one of the latter three by name."""
+
+    def __init__(
+        self,
+        *,
+        twin: _twin_pb2.Twin | None = ...,
+        update_mask: _abc.Iterable[_builtins.str] | None = ...,
+        if_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "twin", b"twin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision", "if_revision", b"if_revision", "twin", b"twin", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__if_revision: _TypeAlias = _typing.Literal["if_revision"]  # noqa: Y015
+    _WhichOneofArgType__if_revision: _TypeAlias = _typing.Literal["_if_revision", b"_if_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__if_revision) -> _WhichOneofReturnType__if_revision | None: ...
+
+Global___UpdateTwinEntry: _TypeAlias = UpdateTwinEntry  # noqa: Y015
+
+@_typing.final
+class CreateTwinsEntry(_message.Message):
+    """Creates many twins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWINS_FIELD_NUMBER: _builtins.int
+    IF_ABSENT_FIELD_NUMBER: _builtins.int
+    ALL_OR_NOTHING_FIELD_NUMBER: _builtins.int
+    if_absent: _builtins.bool
+    """Existing twins of the same twin type are accepted and left as they are."""
+    all_or_nothing: _builtins.bool
+    """If one is refused, none is created."""
+    @_builtins.property
+    def twins(self) -> _containers.RepeatedCompositeFieldContainer[_twin_pb2.Twin]:
+        """The twins; one of them may be the target of another's relationship."""
+
+    def __init__(
+        self,
+        *,
+        twins: _abc.Iterable[_twin_pb2.Twin] | None = ...,
+        if_absent: _builtins.bool = ...,
+        all_or_nothing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_or_nothing", b"all_or_nothing", "if_absent", b"if_absent", "twins", b"twins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateTwinsEntry: _TypeAlias = CreateTwinsEntry  # noqa: Y015
+
+@_typing.final
+class UnitChange(_message.Message):
+    """How values of one channel or property change with its unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_UNIT_FIELD_NUMBER: _builtins.int
+    SAME_UNIT_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The channel or property."""
+    from_unit: _builtins.str
+    """The unit of another version, as that version spells it."""
+    same_unit: _builtins.bool
+    """Both spellings mean the same unit."""
+    scale: _builtins.float
+    """value * scale + offset is in the unit of the version migrated to."""
+    offset: _builtins.float
+    """See scale."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        from_unit: _builtins.str = ...,
+        same_unit: _builtins.bool = ...,
+        scale: _builtins.float = ...,
+        offset: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_unit", b"from_unit", "name", b"name", "offset", b"offset", "same_unit", b"same_unit", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitChange: _TypeAlias = UnitChange  # noqa: Y015
+
+@_typing.final
+class MigrateTwinsEntry(_message.Message):
+    """Brings twins of a type to another version of it; each twin is decided by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    TWIN_IDS_FIELD_NUMBER: _builtins.int
+    AFTER_TWIN_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    CHANNEL_UNITS_FIELD_NUMBER: _builtins.int
+    PROPERTY_UNITS_FIELD_NUMBER: _builtins.int
+    twin_type_id: _builtins.str
+    """The type."""
+    to_version: _builtins.int
+    """The version to come to."""
+    after_twin_id: _builtins.str
+    """With empty twin_ids: only ids after this one."""
+    limit: _builtins.int
+    """With empty twin_ids: at most so many twins."""
+    from_version: _builtins.int
+    """Only twins of this version; 0 = of any other."""
+    @_builtins.property
+    def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these twins; empty = those of the type, in order of ids, as after_twin_id and limit say."""
+
+    @_builtins.property
+    def channel_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitChange]:
+        """Changes of unit between the versions, worked out by the writer: a fold knows no library of units."""
+
+    @_builtins.property
+    def property_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitChange]:
+        """The same, of properties."""
+
+    def __init__(
+        self,
+        *,
+        twin_type_id: _builtins.str = ...,
+        to_version: _builtins.int = ...,
+        twin_ids: _abc.Iterable[_builtins.str] | None = ...,
+        after_twin_id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        from_version: _builtins.int = ...,
+        channel_units: _abc.Iterable[Global___UnitChange] | None = ...,
+        property_units: _abc.Iterable[Global___UnitChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_twin_id", b"after_twin_id", "channel_units", b"channel_units", "from_version", b"from_version", "limit", b"limit", "property_units", b"property_units", "to_version", b"to_version", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateTwinsEntry: _TypeAlias = MigrateTwinsEntry  # noqa: Y015
+
+@_typing.final
 class ControlEntry(_message.Message):
     """A control entry of the log. The fold decides its condition at the entry's own offset; a rejected entry has no effect."""
 
@@ -735,6 +901,9 @@ class ControlEntry(_message.Message):
     SET_CONNECTIVITIES_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_DESIRED_FIELD_NUMBER: _builtins.int
     CANCEL_COMMAND_FIELD_NUMBER: _builtins.int
+    UPDATE_TWIN_FIELD_NUMBER: _builtins.int
+    CREATE_TWINS_FIELD_NUMBER: _builtins.int
+    MIGRATE_TWINS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request that wrote it; the same id again has no second effect. Unique within the tenant."""
     principal: _builtins.str
@@ -803,6 +972,18 @@ class ControlEntry(_message.Message):
     def cancel_command(self) -> Global___CancelCommandEntry:
         """Cancels a command, or asks the device to give it up."""
 
+    @_builtins.property
+    def update_twin(self) -> Global___UpdateTwinEntry:
+        """Changes what a twin is."""
+
+    @_builtins.property
+    def create_twins(self) -> Global___CreateTwinsEntry:
+        """Creates many twins."""
+
+    @_builtins.property
+    def migrate_twins(self) -> Global___MigrateTwinsEntry:
+        """Brings twins to another version of their type."""
+
     def __init__(
         self,
         *,
@@ -824,12 +1005,15 @@ class ControlEntry(_message.Message):
         set_connectivities: Global___SetConnectivitiesEntry | None = ...,
         acknowledge_desired: Global___AcknowledgeDesiredEntry | None = ...,
         cancel_command: Global___CancelCommandEntry | None = ...,
+        update_twin: Global___UpdateTwinEntry | None = ...,
+        create_twins: Global___CreateTwinsEntry | None = ...,
+        migrate_twins: Global___MigrateTwinsEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "migrate_twins", b"migrate_twins", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "migrate_twins", b"migrate_twins", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "set_connectivities", "acknowledge_desired", "cancel_command"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "set_connectivities", "acknowledge_desired", "cancel_command", "update_twin", "create_twins", "migrate_twins"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 

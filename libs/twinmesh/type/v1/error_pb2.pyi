@@ -108,6 +108,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
     ERROR_REASON_DATA_ERASED: _ErrorReason.ValueType  # 60
     """FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
+    ERROR_REASON_RELATIONSHIP_TARGET: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -200,4 +202,6 @@ ERROR_REASON_COMMAND_QUEUE_FULL: ErrorReason.ValueType  # 41
 """RESOURCE_EXHAUSTED: as many commands wait for the twin as may; metadata "limit" holds the number."""
 ERROR_REASON_DATA_ERASED: ErrorReason.ValueType  # 60
 """FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
+ERROR_REASON_RELATIONSHIP_TARGET: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -66,6 +66,42 @@ PIPELINE_STAGE_DEADBAND: PipelineStage.ValueType  # 7
 """deadband and deadband_percent."""
 Global___PipelineStage: _TypeAlias = PipelineStage  # noqa: Y015
 
+class _ValueKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ValueKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ValueKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VALUE_KIND_UNSPECIFIED: _ValueKind.ValueType  # 0
+    """A property of this kind is a text that is stated among the twin's attributes; an argument of this kind may hold anything."""
+    VALUE_KIND_NUMBER: _ValueKind.ValueType  # 1
+    """double_value; a whole number is taken as well."""
+    VALUE_KIND_INTEGER: _ValueKind.ValueType  # 2
+    """int64_value."""
+    VALUE_KIND_BOOL: _ValueKind.ValueType  # 3
+    """bool_value."""
+    VALUE_KIND_TEXT: _ValueKind.ValueType  # 4
+    """text_value."""
+    VALUE_KIND_JSON: _ValueKind.ValueType  # 5
+    """json_value."""
+
+class ValueKind(_ValueKind, metaclass=_ValueKindEnumTypeWrapper):
+    """What a property, or an argument of a command, holds."""
+
+VALUE_KIND_UNSPECIFIED: ValueKind.ValueType  # 0
+"""A property of this kind is a text that is stated among the twin's attributes; an argument of this kind may hold anything."""
+VALUE_KIND_NUMBER: ValueKind.ValueType  # 1
+"""double_value; a whole number is taken as well."""
+VALUE_KIND_INTEGER: ValueKind.ValueType  # 2
+"""int64_value."""
+VALUE_KIND_BOOL: ValueKind.ValueType  # 3
+"""bool_value."""
+VALUE_KIND_TEXT: ValueKind.ValueType  # 4
+"""text_value."""
+VALUE_KIND_JSON: ValueKind.ValueType  # 5
+"""json_value."""
+Global___ValueKind: _TypeAlias = ValueKind  # noqa: Y015
+
 @_typing.final
 class ChannelSpec(_message.Message):
     """One named quantity of a twin type."""
@@ -90,6 +126,7 @@ class ChannelSpec(_message.Message):
     DEADBAND_PERCENT_FIELD_NUMBER: _builtins.int
     MAX_SILENCE_FIELD_NUMBER: _builtins.int
     DISABLED_STAGES_FIELD_NUMBER: _builtins.int
+    INHERITED_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name, [a-z][a-z0-9_]{0,62}, unique in the type."""
     kind: _observation_pb2.ChannelKind.ValueType
@@ -120,6 +157,8 @@ class ChannelSpec(_message.Message):
     """
     deadband_percent: _builtins.float
     """Optional, GAUGE, COUNTER and STATE. The same, in percent of max_value - min_value (both required); above 0, at most 100. Absent = off."""
+    inherited_from: _builtins.str
+    """Output only. "id@version" of the type that declares it; empty = the type itself."""
     @_builtins.property
     def expected_interval(self) -> _duration_pb2.Duration:
         """Optional. How often a value is expected; 0 or absent = not known. Storage's block span and connectivity follow it."""
@@ -157,10 +196,11 @@ class ChannelSpec(_message.Message):
         deadband_percent: _builtins.float | None = ...,
         max_silence: _duration_pb2.Duration | None = ...,
         disabled_stages: _abc.Iterable[Global___PipelineStage.ValueType] | None = ...,
+        inherited_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "expected_interval", b"expected_interval", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "upper_limit", b"upper_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "description", b"description", "disabled_stages", b"disabled_stages", "expected_interval", b"expected_interval", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "description", b"description", "disabled_stages", b"disabled_stages", "expected_interval", b"expected_interval", "inherited_from", b"inherited_from", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadband: _TypeAlias = _typing.Literal["deadband"]  # noqa: Y015
     _WhichOneofArgType__deadband: _TypeAlias = _typing.Literal["_deadband", b"_deadband"]  # noqa: Y015
@@ -202,26 +242,130 @@ class PropertySpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    MIN_VALUE_FIELD_NUMBER: _builtins.int
+    MAX_VALUE_FIELD_NUMBER: _builtins.int
+    ALLOWED_VALUES_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    INHERITED_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name, [a-z][a-z0-9_]{0,62}."""
     description: _builtins.str
     """Optional. What it is, for people."""
     required: _builtins.bool
-    """Optional. Whether every twin must state it."""
+    """Optional. Whether every twin must state it, unless there is a default_value."""
+    kind: Global___ValueKind.ValueType
+    """Optional. What it holds; its value is then among the twin's properties. Unspecified: a text among the twin's attributes."""
+    unit: _builtins.str
+    """Optional, NUMBER and INTEGER. Unit of its values: a UCUM code or common alias; empty or "1" = dimensionless."""
+    min_value: _builtins.float
+    """Optional, NUMBER and INTEGER. Lowest valid value. Absent = no bound."""
+    max_value: _builtins.float
+    """Optional, NUMBER and INTEGER. Highest valid value. Absent = no bound."""
+    inherited_from: _builtins.str
+    """Output only. "id@version" of the type that declares it; empty = the type itself."""
+    @_builtins.property
+    def allowed_values(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.Value]:
+        """Optional, at most 256. The only values allowed; empty = any."""
+
+    @_builtins.property
+    def default_value(self) -> _observation_pb2.Value:
+        """Optional. The value of twins that do not state one. Absent = none."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         required: _builtins.bool = ...,
+        kind: Global___ValueKind.ValueType = ...,
+        unit: _builtins.str = ...,
+        min_value: _builtins.float | None = ...,
+        max_value: _builtins.float | None = ...,
+        allowed_values: _abc.Iterable[_observation_pb2.Value] | None = ...,
+        default_value: _observation_pb2.Value | None = ...,
+        inherited_from: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "default_value", b"default_value", "max_value", b"max_value", "min_value", b"min_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "inherited_from", b"inherited_from", "kind", b"kind", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "required", b"required", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_value: _TypeAlias = _typing.Literal["max_value"]  # noqa: Y015
+    _WhichOneofArgType__max_value: _TypeAlias = _typing.Literal["_max_value", b"_max_value"]  # noqa: Y015
+    _WhichOneofReturnType__min_value: _TypeAlias = _typing.Literal["min_value"]  # noqa: Y015
+    _WhichOneofArgType__min_value: _TypeAlias = _typing.Literal["_min_value", b"_min_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_value) -> _WhichOneofReturnType__max_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_value) -> _WhichOneofReturnType__min_value | None: ...
 
 Global___PropertySpec: _TypeAlias = PropertySpec  # noqa: Y015
+
+@_typing.final
+class ArgumentSpec(_message.Message):
+    """One argument of a command."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    MIN_VALUE_FIELD_NUMBER: _builtins.int
+    MAX_VALUE_FIELD_NUMBER: _builtins.int
+    ALLOWED_VALUES_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name, [a-z][a-z0-9_]{0,62}."""
+    description: _builtins.str
+    """Optional. What it is, for people."""
+    required: _builtins.bool
+    """Optional. Whether every call must state it, unless there is a default_value."""
+    kind: Global___ValueKind.ValueType
+    """Optional. What it holds. Unspecified = anything."""
+    unit: _builtins.str
+    """Optional, NUMBER and INTEGER. The unit in which the device gets it: a UCUM code or common alias."""
+    min_value: _builtins.float
+    """Optional, NUMBER and INTEGER. Lowest valid value, in unit. Absent = no bound."""
+    max_value: _builtins.float
+    """Optional, NUMBER and INTEGER. Highest valid value, in unit. Absent = no bound."""
+    @_builtins.property
+    def allowed_values(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.Value]:
+        """Optional, at most 256. The only values allowed; empty = any."""
+
+    @_builtins.property
+    def default_value(self) -> _observation_pb2.Value:
+        """Optional. What the device gets where a call does not state it. Absent = nothing."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        required: _builtins.bool = ...,
+        kind: Global___ValueKind.ValueType = ...,
+        unit: _builtins.str = ...,
+        min_value: _builtins.float | None = ...,
+        max_value: _builtins.float | None = ...,
+        allowed_values: _abc.Iterable[_observation_pb2.Value] | None = ...,
+        default_value: _observation_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "default_value", b"default_value", "max_value", b"max_value", "min_value", b"min_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "kind", b"kind", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "required", b"required", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_value: _TypeAlias = _typing.Literal["max_value"]  # noqa: Y015
+    _WhichOneofArgType__max_value: _TypeAlias = _typing.Literal["_max_value", b"_max_value"]  # noqa: Y015
+    _WhichOneofReturnType__min_value: _TypeAlias = _typing.Literal["min_value"]  # noqa: Y015
+    _WhichOneofArgType__min_value: _TypeAlias = _typing.Literal["_min_value", b"_min_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_value) -> _WhichOneofReturnType__max_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_value) -> _WhichOneofReturnType__min_value | None: ...
+
+Global___ArgumentSpec: _TypeAlias = ArgumentSpec  # noqa: Y015
 
 @_typing.final
 class CommandSpec(_message.Message):
@@ -232,13 +376,21 @@ class CommandSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUIRED_ARGS_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    INHERITED_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name, [a-z][a-z0-9_]{0,62}."""
     description: _builtins.str
     """Optional. What it does, for people."""
+    inherited_from: _builtins.str
+    """Output only. "id@version" of the type that declares it; empty = the type itself."""
     @_builtins.property
     def required_args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Names of the arguments it requires."""
+        """Optional. Names of the arguments it requires; with args, each must be among them."""
+
+    @_builtins.property
+    def args(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArgumentSpec]:
+        """Optional. Its arguments; a call with others is refused. Empty = any arguments are passed on as they are."""
 
     def __init__(
         self,
@@ -246,14 +398,158 @@ class CommandSpec(_message.Message):
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         required_args: _abc.Iterable[_builtins.str] | None = ...,
+        args: _abc.Iterable[Global___ArgumentSpec] | None = ...,
+        inherited_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "required_args", b"required_args"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "description", b"description", "inherited_from", b"inherited_from", "name", b"name", "required_args", b"required_args"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandSpec: _TypeAlias = CommandSpec  # noqa: Y015
+
+@_typing.final
+class RelationshipSpec(_message.Message):
+    """A kind of edge from twins of a type to other twins. A type with none allows any edge; a type with some allows only those."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TARGET_TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_TARGET_FIELD_NUMBER: _builtins.int
+    INHERITED_FROM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name, [a-z][a-z0-9_]{0,62}, e.g. "feeds"."""
+    description: _builtins.str
+    """Optional. What it means, for people."""
+    target_twin_type_id: _builtins.str
+    """Optional. Targets must be of this twin type, or of one that extends it; empty = of any type."""
+    max_count: _builtins.int
+    """Optional. Most edges of this name from one twin; 0 = no bound but that of all edges."""
+    allow_missing_target: _builtins.bool
+    """Optional. Whether an edge may be written before its target exists. Either way an edge outlives its target: deleting a twin does
+    not touch the edges to it.
+    """
+    inherited_from: _builtins.str
+    """Output only. "id@version" of the type that declares it; empty = the type itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        target_twin_type_id: _builtins.str = ...,
+        max_count: _builtins.int = ...,
+        allow_missing_target: _builtins.bool = ...,
+        inherited_from: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing_target", b"allow_missing_target", "description", b"description", "inherited_from", b"inherited_from", "max_count", b"max_count", "name", b"name", "target_twin_type_id", b"target_twin_type_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelationshipSpec: _TypeAlias = RelationshipSpec  # noqa: Y015
+
+@_typing.final
+class Matrix4(_message.Message):
+    """A 4 x 4 homogeneous transformation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Required. 16 finite numbers, row by row, lengths in metres; the last row is 0 0 0 1, and the matrix can be inverted."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Matrix4: _TypeAlias = Matrix4  # noqa: Y015
+
+@_typing.final
+class Pose(_message.Message):
+    """A position and an orientation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSLATION_FIELD_NUMBER: _builtins.int
+    ROTATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def translation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Required. x, y and z in metres."""
+
+    @_builtins.property
+    def rotation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Optional. A unit quaternion: x, y, z, w. Empty = not rotated."""
+
+    def __init__(
+        self,
+        *,
+        translation: _abc.Iterable[_builtins.float] | None = ...,
+        rotation: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotation", b"rotation", "translation", b"translation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pose: _TypeAlias = Pose  # noqa: Y015
+
+@_typing.final
+class Geometry(_message.Message):
+    """Where the shape of an entity is found and how it is placed. The shape itself stays where it is; nothing here is fetched by a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    MATRIX_FIELD_NUMBER: _builtins.int
+    POSE_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """Required. Absolute URI of the shape (glTF, USD, IFC, 3D Tiles, ...), at most 2,048 characters, without user name or password. Schemes:
+    https, http, s3, gs, az, urn.
+    """
+    frame: _builtins.str
+    """Optional. The coordinate frame that the transform leads into, e.g. "EPSG:4978" or the id of a twin, at most 128 characters; empty =
+    the frame of the file.
+    """
+    @_builtins.property
+    def matrix(self) -> Global___Matrix4:
+        """As a matrix."""
+
+    @_builtins.property
+    def pose(self) -> Global___Pose:
+        """As a position and an orientation."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        frame: _builtins.str = ...,
+        matrix: Global___Matrix4 | None = ...,
+        pose: Global___Pose | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["matrix", b"matrix", "pose", b"pose", "transform", b"transform"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "matrix", b"matrix", "pose", b"pose", "transform", b"transform", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_transform: _TypeAlias = _typing.Literal["matrix", "pose"]  # noqa: Y015
+    _WhichOneofArgType_transform: _TypeAlias = _typing.Literal["transform", b"transform"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_transform) -> _WhichOneofReturnType_transform | None: ...
+
+Global___Geometry: _TypeAlias = Geometry  # noqa: Y015
 
 @_typing.final
 class TwinType(_message.Message):
@@ -268,6 +564,11 @@ class TwinType(_message.Message):
     PROPERTIES_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     CREATE_OFFSET_FIELD_NUMBER: _builtins.int
+    EXTENDS_FIELD_NUMBER: _builtins.int
+    RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    GEOMETRY_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Required. Id, [a-z0-9][a-z0-9._-]{0,127}."""
     version: _builtins.int
@@ -276,9 +577,16 @@ class TwinType(_message.Message):
     """Optional. Name for people."""
     create_offset: _builtins.int
     """Output only. The log offset at which it was created."""
+    extends: _builtins.str
+    """Optional. "id@version" of the one type it extends: channels, properties, commands, relationships and geometry are inherited. A member of
+    the same name overrides the inherited one: what it leaves out is inherited, what it states may only narrow it. At most 10 deep, and no
+    type extends itself in any version.
+    """
+    description: _builtins.str
+    """Optional. What it is, for people, at most 4 KiB."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSpec]:
-        """Required. At least one channel."""
+        """Required. At least one channel, inherited ones included."""
 
     @_builtins.property
     def properties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PropertySpec]:
@@ -287,6 +595,18 @@ class TwinType(_message.Message):
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandSpec]:
         """Optional. Commands."""
+
+    @_builtins.property
+    def relationships(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelationshipSpec]:
+        """Optional, at most 256. Kinds of edges."""
+
+    @_builtins.property
+    def geometry(self) -> Global___Geometry:
+        """Optional. The shape of such entities."""
+
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Ids of the types it extends, nearest first: it is one of each."""
 
     def __init__(
         self,
@@ -298,10 +618,15 @@ class TwinType(_message.Message):
         properties: _abc.Iterable[Global___PropertySpec] | None = ...,
         commands: _abc.Iterable[Global___CommandSpec] | None = ...,
         create_offset: _builtins.int = ...,
+        extends: _builtins.str = ...,
+        relationships: _abc.Iterable[Global___RelationshipSpec] | None = ...,
+        geometry: Global___Geometry | None = ...,
+        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "commands", b"commands", "create_offset", b"create_offset", "display_name", b"display_name", "properties", b"properties", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "channels", b"channels", "commands", b"commands", "create_offset", b"create_offset", "description", b"description", "display_name", b"display_name", "extends", b"extends", "geometry", b"geometry", "properties", b"properties", "relationships", b"relationships", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +684,27 @@ class Twin(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PropertiesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _observation_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _observation_pb2.Value | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TWIN_ID_FIELD_NUMBER: _builtins.int
     TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
     TWIN_TYPE_VERSION_FIELD_NUMBER: _builtins.int
@@ -368,6 +714,10 @@ class Twin(_message.Message):
     RELATIONSHIPS_FIELD_NUMBER: _builtins.int
     CREATE_OFFSET_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROPERTIES_FIELD_NUMBER: _builtins.int
+    GEOMETRY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    KEPT_UNITS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. Id, [A-Za-z0-9][A-Za-z0-9._-]{0,127}, chosen by the caller, never reused for another entity."""
     twin_type_id: _builtins.str
@@ -380,6 +730,8 @@ class Twin(_message.Message):
     """Optional. IANA time zone of the entity, for calendar features and local buckets; empty = "UTC"."""
     create_offset: _builtins.int
     """Output only. The log offset at which this life of the twin began."""
+    revision: _builtins.int
+    """Output only. Offset of the entry that last changed what this message holds: the revision for UpdateTwin's if_revision. State moves it not."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Free attributes such as site and serial; at most 64, each value at most 1 KiB."""
@@ -391,6 +743,18 @@ class Twin(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. Commit time of that entry."""
+
+    @_builtins.property
+    def properties(self) -> _containers.MessageMap[_builtins.str, _observation_pb2.Value]:
+        """Optional. Values of the properties that its type gives a kind, in the property's unit. Defaults are filled in."""
+
+    @_builtins.property
+    def geometry(self) -> Global___Geometry:
+        """Optional. Its own shape and place, in place of its type's."""
+
+    @_builtins.property
+    def kept_units(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptUnit]:
+        """Output only. Channels whose history is kept in another unit than the type's version states, since the twin came from another version."""
 
     def __init__(
         self,
@@ -404,11 +768,49 @@ class Twin(_message.Message):
         relationships: _abc.Iterable[Global___Relationship] | None = ...,
         create_offset: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        properties: _abc.Mapping[_builtins.str, _observation_pb2.Value] | None = ...,
+        geometry: Global___Geometry | None = ...,
+        revision: _builtins.int = ...,
+        kept_units: _abc.Iterable[Global___KeptUnit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_offset", b"create_offset", "create_time", b"create_time", "display_name", b"display_name", "relationships", b"relationships", "time_zone", b"time_zone", "twin_id", b"twin_id", "twin_type_id", b"twin_type_id", "twin_type_version", b"twin_type_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_offset", b"create_offset", "create_time", b"create_time", "display_name", b"display_name", "geometry", b"geometry", "kept_units", b"kept_units", "properties", b"properties", "relationships", b"relationships", "revision", b"revision", "time_zone", b"time_zone", "twin_id", b"twin_id", "twin_type_id", b"twin_type_id", "twin_type_version", b"twin_type_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Twin: _TypeAlias = Twin  # noqa: Y015
+
+@_typing.final
+class KeptUnit(_message.Message):
+    """A channel whose history is kept in another unit than its type states."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """The channel."""
+    unit: _builtins.str
+    """The unit of its history, as the version in which it began spells it; reads of history answer in it."""
+    scale: _builtins.float
+    """A value of the history times scale, plus offset, is in the unit that the type states: so the replica has it."""
+    offset: _builtins.float
+    """See scale."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        scale: _builtins.float = ...,
+        offset: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "offset", b"offset", "scale", b"scale", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptUnit: _TypeAlias = KeptUnit  # noqa: Y015

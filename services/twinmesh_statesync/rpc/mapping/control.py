@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import isfinite
 from typing import Any, Final
-
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from twinmesh.type.v1 import command_pb2, entry_pb2, observation_pb2, replica_pb2
 from twinmesh_core.errors import InvalidArgument
-from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_runtime.registry_mapping import (
+    can_be_kept,
     time_from_message,
     time_to_message,
     twin_from_message,
     twin_to_message,
     twin_type_from_message,
     twin_type_to_message,
+    unit_changes_from_message,
+    unit_changes_to_message,
 )
 from twinmesh_statesync.domain.entries import (
     AcknowledgeDesired,
@@ -28,11 +25,13 @@ from twinmesh_statesync.domain.entries import (
     ConnectivityChange,
     ControlEntry,
     CreateTwin,
+    CreateTwins,
     CreateTwinType,
     DeleteTwin,
     DesiredAcknowledgement,
     EraseTwin,
     ExpireDesired,
+    MigrateTwins,
     QueueCommand,
     RecordEvent,
     RecordPrediction,
@@ -40,6 +39,7 @@ from twinmesh_statesync.domain.entries import (
     SetConnectivity,
     SetDesired,
     UpdateCommand,
+    UpdateTwin,
 )
 from twinmesh_statesync.domain.events import Connectivity
 from twinmesh_statesync.domain.replica import DesiredState
@@ -76,40 +76,12 @@ def control_from_message(message: entry_pb2.ControlEntry) -> ControlEntry:
 
 def _action(message: entry_pb2.ControlEntry) -> Action | None:
     field = message.WhichOneof("action")
-    if field not in _DECODERS or not _can_be_kept(message):
+    if field not in _DECODERS or not can_be_kept(message):
         return None
     try:
         return _DECODERS[field](getattr(message, field))
     except InvalidArgument:
         return None  # a value without content: no writer of ours appends one
-
-
-def _can_be_kept(message: Message) -> bool:
-    """Whether a checkpoint can hold all of it: ids without NUL, finite numbers, times within the years 1 to 9999.
-
-    The services refuse the rest at their doors. Whoever may append to the log can go around them, and one entry that
-    no checkpoint can hold would keep every state-sync process from saving, now and after each restart.
-    """
-    if isinstance(message, Timestamp):
-        return MIN_TIME_UNIX_US <= time_from_message(message) <= MAX_TIME_UNIX_US
-    return all(_field_can_be_kept(field, value) for field, value in message.ListFields())
-
-
-def _field_can_be_kept(field: FieldDescriptor, value: Any) -> bool:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        held = field.message_type.fields_by_name["value"]
-        if any("\0" in key for key in value):
-            return False
-        if held.message_type is not None:
-            return all(map(_can_be_kept, value.values()))
-        return held.type != FieldDescriptor.TYPE_DOUBLE or all(map(isfinite, value.values()))
-    parts = value if field.is_repeated else (value,)
-    if field.message_type is not None:
-        return all(map(_can_be_kept, parts))
-    if field.type == FieldDescriptor.TYPE_DOUBLE:
-        return all(map(isfinite, parts))
-    is_id = field.type == FieldDescriptor.TYPE_STRING and field.name.endswith("_id")
-    return not is_id or all("\0" not in part for part in parts)
 
 
 def desired_items(messages: Iterable[replica_pb2.DesiredAcknowledgement]) -> tuple[DesiredAcknowledgement, ...]:
@@ -153,9 +125,29 @@ def _encode_queue(action: QueueCommand) -> tuple[str, entry_pb2.QueueCommandEntr
         args=_values(action.args),
         conditions=conditions_to_messages(action.conditions),
     )
+    message.type_version = action.type_version
     if action.expire_time_unix_us is not None:
         message.expire_time.CopyFrom(time_to_message(action.expire_time_unix_us))
     return "queue_command", message
+
+
+def _encode_update(action: UpdateTwin) -> tuple[str, entry_pb2.UpdateTwinEntry]:
+    return "update_twin", entry_pb2.UpdateTwinEntry(
+        twin=twin_to_message(action.twin), update_mask=action.paths, if_revision=action.if_revision
+    )
+
+
+def _encode_migrate(action: MigrateTwins) -> tuple[str, entry_pb2.MigrateTwinsEntry]:
+    message = entry_pb2.MigrateTwinsEntry(
+        twin_type_id=action.twin_type_id,
+        to_version=action.to_version,
+        twin_ids=action.twin_ids,
+        after_twin_id=action.after_twin_id,
+        limit=action.limit,
+        from_version=action.from_version,
+    )
+    unit_changes_to_message(action.units, message)
+    return "migrate_twins", message
 
 
 _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
@@ -167,6 +159,14 @@ _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
         "create_twin",
         entry_pb2.CreateTwinEntry(twin=twin_to_message(a.twin), if_absent=a.if_absent),
     ),
+    CreateTwins: lambda a: (
+        "create_twins",
+        entry_pb2.CreateTwinsEntry(
+            twins=map(twin_to_message, a.twins), if_absent=a.if_absent, all_or_nothing=a.all_or_nothing
+        ),
+    ),
+    UpdateTwin: _encode_update,
+    MigrateTwins: _encode_migrate,
     DeleteTwin: lambda a: ("delete_twin", entry_pb2.DeleteTwinEntry(twin_id=a.twin_id)),
     SetDesired: _encode_desired,
     RecordPrediction: lambda a: (
@@ -242,6 +242,23 @@ _ENCODERS[SetConnectivities] = lambda a: (
 _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
     "create_twin_type": lambda m: CreateTwinType(twin_type=twin_type_from_message(m.twin_type)),
     "create_twin": lambda m: CreateTwin(twin=twin_from_message(m.twin), if_absent=m.if_absent),
+    "create_twins": lambda m: CreateTwins(
+        twins=tuple(map(twin_from_message, m.twins)), if_absent=m.if_absent, all_or_nothing=m.all_or_nothing
+    ),
+    "update_twin": lambda m: UpdateTwin(
+        twin=twin_from_message(m.twin),
+        paths=tuple(m.update_mask),
+        if_revision=m.if_revision if m.HasField("if_revision") else None,
+    ),
+    "migrate_twins": lambda m: MigrateTwins(
+        twin_type_id=m.twin_type_id,
+        to_version=m.to_version,
+        twin_ids=tuple(m.twin_ids),
+        after_twin_id=m.after_twin_id,
+        limit=m.limit,
+        from_version=m.from_version,
+        units=unit_changes_from_message(m),
+    ),
     "delete_twin": lambda m: DeleteTwin(twin_id=m.twin_id),
     "set_desired": lambda m: SetDesired(
         twin_id=m.twin_id,
@@ -266,6 +283,7 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
         args=values_from_messages(m.args, "args"),
         expire_time_unix_us=time_from_message(m.expire_time) if m.HasField("expire_time") else None,
         conditions=conditions_from_messages(m.conditions),
+        type_version=m.type_version,
     ),
     "update_command": lambda m: UpdateCommand(
         command_id=m.command_id,

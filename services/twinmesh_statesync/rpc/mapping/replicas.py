@@ -93,6 +93,8 @@ def change_to_message(change: Change) -> statesync_pb2.WatchEvent:
     )
     if change.replica is not None:
         event.replica.CopyFrom(replica_to_message(change.twin, change.replica))
+    if change.identity:
+        event.twin.CopyFrom(twin_to_message(change.twin))
     if change.reported:
         reported = event.reported
         reported.revision = change.reported_revision

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any, Final
+from typing import Final
 
-from twinmesh.type.v1 import command_pb2, event_pb2, observation_pb2, position_pb2, prediction_pb2
-from twinmesh_core.errors import invalid_field
-from twinmesh_runtime.registry_mapping import time_from_message, time_to_message
+from twinmesh.type.v1 import command_pb2, event_pb2, position_pb2, prediction_pb2
+from twinmesh_runtime.registry_mapping import (
+    time_from_message,
+    time_to_message,
+    value_from_message,
+    value_to_message,
+    values_from_messages,
+)
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.commands import Command, CommandState
 from twinmesh_statesync.domain.events import Event, EventKind, Prediction
-from twinmesh_statesync.domain.values import Json, Value
+
+__all__ = [
+    "command_state_from_message",
+    "command_to_message",
+    "event_from_message",
+    "event_kind_from_message",
+    "event_to_message",
+    "position_to_message",
+    "prediction_from_message",
+    "prediction_to_message",
+    "value_from_message",
+    "value_to_message",
+    "values_from_messages",
+]
 
 _COMMAND_STATES: Final = {int(state): state for state in CommandState}
 _EVENT_KINDS: Final = {int(kind): kind for kind in EventKind}
-
-
-def value_to_message(value: Value) -> observation_pb2.Value:
-    """Return a value as its message; the Python type decides which field is set."""
-    if isinstance(value, bool):
-        return observation_pb2.Value(bool_value=value)
-    if isinstance(value, float):
-        return observation_pb2.Value(double_value=value)
-    if isinstance(value, int):
-        return observation_pb2.Value(int64_value=value)
-    if isinstance(value, Json):
-        return observation_pb2.Value(json_value=value)
-    return observation_pb2.Value(text_value=value)
-
-
-def value_from_message(message: observation_pb2.Value, field: str) -> Value:
-    """Return the value that a message holds; raises `InvalidArgument` naming `field` if it holds none or NaN."""
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise invalid_field(field, "holds no value; set one of double_value, int64_value, bool_value, text_value")
-    found: Any = getattr(message, kind)
-    if isinstance(found, float) and not isfinite(found):
-        raise invalid_field(field, "must be a finite number")
-    return Json(found) if kind == "json_value" else found
-
-
-def values_from_messages(messages: Mapping[str, observation_pb2.Value], field: str) -> dict[str, Value]:
-    """Return values by name."""
-    return {name: value_from_message(message, f"{field}[{name}]") for name, message in messages.items()}
 
 
 def position_to_message(position: Position) -> position_pb2.LogPosition:
