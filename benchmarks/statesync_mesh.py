@@ -7,7 +7,7 @@ import multiprocessing
 import queue
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -72,8 +72,13 @@ class Mesh:
 
 
 @asynccontextmanager
-async def mesh(twins: int = TWINS) -> AsyncIterator[Mesh]:
-    """Run the processes on an empty database, with one type and so many twins (t0, t1, ...)."""
+async def mesh(twins: int = TWINS, settings: Mapping[str, str] | None = None) -> AsyncIterator[Mesh]:
+    """Run the processes on an empty database, with one type and so many twins (t0, t1, ...).
+
+    Args:
+        twins: how many.
+        settings: of state-sync, by name.
+    """
     with server() as postgres:
         async with storage(postgres.url()) as store, AsyncExitStack() as stack:
             await _create(store, twins)
@@ -81,7 +86,7 @@ async def mesh(twins: int = TWINS) -> AsyncIterator[Mesh]:
             processes = {
                 "ingestion": start_service("ingestion", ports["ingestion"], mesh=store.target),
                 "statesync": start_service(
-                    "statesync", ports["statesync"], mesh=store.target, DATABASE_URL=postgres.url()
+                    "statesync", ports["statesync"], mesh=store.target, DATABASE_URL=postgres.url(), **(settings or {})
                 ),
             }
             for process in processes.values():

@@ -25,6 +25,8 @@ TWIN: Final = "twin"
 EVENT: Final = "event"
 VERDICT: Final = "verdict"
 CHANGES: Final = "changes"
+UNREADABLE: Final = (KeyError, TypeError, ValueError)
+"""What `restore` raises for records that are not of this release's making."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -337,6 +337,7 @@ class Fold:
             connectivity=type(replica.connectivity).UNSPECIFIED,
             residuals=NO_RESIDUALS,
         )
+        state.tracks = {}
         state.alive = False
         state.tracks = {}
         state.delete_offset = entry.offset

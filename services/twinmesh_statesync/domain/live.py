@@ -14,6 +14,7 @@ from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, T
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import (
+    UNREADABLE,
     Checkpoint,
     Position,
     RecentChanges,
@@ -262,7 +263,7 @@ class LiveFold:
         if checkpoint is not None and comparable and checkpoint.position.offset > beyond:
             try:
                 fold, recent = await asyncio.to_thread(lambda: (restore(checkpoint), recent_changes(checkpoint)))
-            except (KeyError, TypeError, ValueError) as error:
+            except UNREADABLE as error:
                 # The log has everything: fold it from the beginning, and replace what cannot be read.
                 self._report(
                     "checkpoint_unreadable", {"offset": checkpoint.position.offset, "kind": type(error).__name__}

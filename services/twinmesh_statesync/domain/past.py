@@ -12,7 +12,7 @@ from typing import Final
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, OutOfRange, Reason
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_statesync.domain.changes import Change
-from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, restore
+from twinmesh_statesync.domain.checkpoint import UNREADABLE, Checkpoint, Position, restore
 from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, newest_at, newest_before
@@ -125,7 +125,10 @@ class Past:
             raise self._compacted(f"offset {offset}")
         if found.position.incarnation != self._live.incarnation:
             raise rewound()
-        return await asyncio.to_thread(restore, found)
+        try:
+            return await asyncio.to_thread(restore, found)
+        except UNREADABLE:
+            raise self._compacted(f"offset {offset}") from None
 
     async def _fold_on(
         self, fold: Fold, tenant: str, twin_ids: Collection[str], *, until: int, until_unix_us: int | None = None

@@ -16,7 +16,7 @@ from typing import Final
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, OutOfRange, Reason, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
-from twinmesh_statesync.domain.checkpoint import Checkpoint, Position, restore
+from twinmesh_statesync.domain.checkpoint import UNREADABLE, Checkpoint, Position, restore
 from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import newest_at
@@ -166,7 +166,11 @@ class Replay:
             raise compacted(after, after)
         if found.position.incarnation != self._incarnation:
             raise _began_anew()
-        self._fold = await asyncio.to_thread(restore, found)
+        try:
+            self._fold = await asyncio.to_thread(restore, found)
+        except UNREADABLE:
+            # As the live fold does with a checkpoint that it cannot read: there is no way back to before memory.
+            raise compacted(after, self._live.ring(self.tenant).floor) from None
         self.ring = Ring(floor=found.position.offset, max_changes=WINDOW_CHANGES, max_bytes=WINDOW_BYTES)
         self.began = True
 

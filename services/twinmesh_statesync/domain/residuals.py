@@ -269,8 +269,9 @@ def _within(prediction: Prediction, fact: StepFact) -> bool:
 def tracks_of(
     records: Iterable[TrackRecord], predictions: dict[tuple[str, str], Prediction]
 ) -> dict[tuple[str, str], Track]:
-    """Return the tracks that a checkpoint keeps, by channel and model."""
+    """Return the tracks that a checkpoint keeps, by channel and model; without its prediction a track means nothing."""
     return {
-        (record.channel, record.model_id): Track.from_record(record, predictions[record.channel, record.model_id])
+        key: Track.from_record(record, predictions[key])
         for record in records
+        if (key := (record.channel, record.model_id)) in predictions
     }

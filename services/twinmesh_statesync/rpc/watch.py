@@ -256,6 +256,8 @@ class Watches:
                     continue
                 place.through = max(place.through, replay.position.offset if index is not None else 0)
                 if self._is_bookmark_due(place, terms):
+                    # It may not be read for long: meanwhile nobody waits for more.
+                    replay.moved(reader, place.through)
                     yield self._told(place)
                     continue
                 replay.wants(reader)

@@ -27,7 +27,7 @@ from twinmesh.type.v1 import position_pb2
 from twinmesh_core.errors import FailedPrecondition, OutOfRange
 from twinmesh_statesync.adapters.memory import MemoryCheckpoints
 from twinmesh_statesync.domain import replay
-from twinmesh_statesync.domain.checkpoint import Checkpoint
+from twinmesh_statesync.domain.checkpoint import Checkpoint, Record
 from twinmesh_statesync.domain.entries import EraseTwin
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Spacing
@@ -275,6 +275,18 @@ async def test_a_rewound_log_ends_in_an_error_or_in_a_reset_with_a_snapshot() ->
         assert_reset(await first_frames(stage.watch(resume_after=other, when_lost=RESNAPSHOT)), "LOG_REWOUND", stage)
         future = await refused(stage.resume(10_000, when_lost=RESNAPSHOT))
         assert future.reason == "FUTURE_OFFSET"
+
+
+async def test_a_generation_that_cannot_be_read_refuses_and_harms_nobody() -> None:
+    world = long_world(30)
+    async with saved_at(world, [10], ring_bytes=NO_RING) as stage:
+        store: Any = stage.replays._store
+        _, records = store._generations[10]
+        broken = Record(tenant=TENANT, kind="twin", key="a", offset=1, body='{"not": "ours"}')
+        records[TENANT, "twin", "a"] = broken
+        error = await refused(stage.resume(12))
+        assert error.reason == "COMPACTED"
+        assert_reset(await first_frames(stage.resume(12, when_lost=RESNAPSHOT)), "COMPACTED", stage)
 
 
 async def test_an_erasure_ends_what_was_folded_from_before_it() -> None:
