@@ -31,7 +31,7 @@ from twinmesh_statesync.domain.targets import not_converged_id
 from twinmesh_statesync.domain.twin_state import TwinState
 
 PRINCIPAL: Final = "statesync"
-MOST_AT_ONCE: Final = 2_000
+MOST_AT_ONCE: Final = 1_000
 """Twins in one entry about connectivity."""
 
 _NOT_MINE_S: Final = 1.0

@@ -74,13 +74,43 @@ class Silence:
                 self._arm((change.tenant, change.twin.twin_id), self._listened_s + STALE_AT_LEAST_S)
 
     def look(self, fold: Fold, *, monotonic_s: float, mine: Mine = everybodys) -> dict[str, list[ConnectivityChange]]:
-        """Listen until now, and return by tenant which twins are silent for too long; call it about every second.
+        """Listen until now, and return all that `judge` finds."""
+        self.listen(fold.offset, monotonic_s)
+        return self.judge(fold, mine=mine)
+
+    def listen(self, offset: int, monotonic_s: float) -> None:
+        """Note that everything up to an offset was heard by now; call it about every second."""
+        step_s = None if self._looked_s is None else monotonic_s - self._looked_s
+        self._looked_s = monotonic_s
+        if step_s is None or not 0 <= step_s <= _LONGEST_STEP_S:
+            self._streak_s = self._listened_s
+        else:
+            self._listened_s += step_s
+        if self._offsets and self._offsets[-1] == offset:
+            return
+        self._offsets.append(offset)
+        self._times_s.append(self._listened_s)
+        if len(self._offsets) > _SAMPLES:
+            # The older half gets coarser: a silence is known to about a thousandth of its length.
+            half = _SAMPLES // 2
+            self._offsets[:half] = self._offsets[1:half:2]
+            self._times_s[:half] = self._times_s[1:half:2]
+
+    @property
+    def due(self) -> bool:
+        """Whether there are twins to be judged now."""
+        return bool(self._timers) and self._timers[0][0] <= self._listened_s
+
+    def judge(
+        self, fold: Fold, *, mine: Mine = everybodys, most: int | None = None
+    ) -> dict[str, list[ConnectivityChange]]:
+        """Return by tenant which twins are silent for too long, looking at `most` of those that are `due`.
 
         All twins are listened to, so that those that become `mine` are known; only of mine it is told.
         """
-        self._listen(fold.offset, monotonic_s)
         found: dict[str, list[ConnectivityChange]] = {}
-        while self._timers and self._timers[0][0] <= self._listened_s:
+        while self.due and most != 0:
+            most = None if most is None else most - 1
             due_s, tenant, twin_id = heapq.heappop(self._timers)
             if self._armed.get((tenant, twin_id)) != due_s:
                 continue  # there is an earlier one
@@ -100,23 +130,6 @@ class Silence:
             if again_s is not None:
                 self._arm((tenant, twin_id), again_s)
         return found
-
-    def _listen(self, offset: int, monotonic_s: float) -> None:
-        step_s = None if self._looked_s is None else monotonic_s - self._looked_s
-        self._looked_s = monotonic_s
-        if step_s is None or not 0 <= step_s <= _LONGEST_STEP_S:
-            self._streak_s = self._listened_s
-        else:
-            self._listened_s += step_s
-        if self._offsets and self._offsets[-1] == offset:
-            return
-        self._offsets.append(offset)
-        self._times_s.append(self._listened_s)
-        if len(self._offsets) > _SAMPLES:
-            # The older half gets coarser: a silence is known to about a thousandth of its length.
-            half = _SAMPLES // 2
-            self._offsets[:half] = self._offsets[1:half:2]
-            self._times_s[:half] = self._times_s[1:half:2]
 
     def _judge(self, tenant: str, state: TwinState) -> tuple[Connectivity | None, float | None]:
         """Return what the twin has become, if anything, and when to look again; None = only an arrival changes it."""

@@ -12,6 +12,7 @@ from twinmesh_core.shards import shard_of
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.clockwork import Clockwork, Due, silences
+from twinmesh_statesync.domain.entries import ConnectivityChange
 from twinmesh_statesync.domain.keeping import Report
 from twinmesh_statesync.domain.leases import Everything, Holding
 from twinmesh_statesync.domain.live import LiveFold
@@ -21,6 +22,8 @@ from twinmesh_statesync.domain.silence import Silence
 _LOOK_S: Final = 0.2
 _LISTEN_S: Final = 1.0
 _AGAIN_S: Final = 1.0
+_JUDGED_AT_ONCE: Final = 200
+"""About two milliseconds; a fleet whose arrivals come together is due together."""
 _AT_ONCE: Final = 16
 """Entries written at the same time."""
 
@@ -68,9 +71,7 @@ class Timekeeper:
                 due = self._clockwork.due(self._live.fold, monotonic_s=now_s, mine=self._mine)
                 if now_s - listened_s >= _LISTEN_S:
                     listened_s = now_s
-                    found = self._silence.look(self._live.fold, monotonic_s=now_s, mine=self._mine)
-                    for tenant, items in found.items():
-                        due += silences(tenant, items)
+                    due += await self._listen(now_s)
                 await self._write(due)
         finally:
             # Nothing is noticed while it does not run: the next run winds it up.
@@ -89,6 +90,19 @@ class Timekeeper:
         now_s = self._clock.monotonic_s()
         self._clockwork.wind_up(self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s)
         self._silence = Silence(self._live.fold)
+
+    async def _listen(self, now_s: float) -> list[Due]:
+        """Return the entries about who fell silent by now, handing the event loop back between small portions."""
+        silence, fold = self._silence, self._live.fold
+        silence.listen(fold.offset, now_s)
+        found: dict[str, list[ConnectivityChange]] = {}
+        while silence.due:
+            for tenant, items in silence.judge(fold, mine=self._mine, most=_JUDGED_AT_ONCE).items():
+                found.setdefault(tenant, []).extend(items)
+            await asyncio.sleep(0)
+        if fold is not self._live.fold:
+            return []  # the log began anew meanwhile
+        return [entry for tenant, items in found.items() for entry in silences(tenant, items)]
 
     async def _write(self, due: Sequence[Due]) -> None:
         for start in range(0, len(due), _AT_ONCE):

@@ -197,7 +197,21 @@ def test_a_thousand_twins_that_vanish_at_once_cost_one_entry_each_time() -> None
     assert listener.entries == 2
     assert {listener.of(twin) for twin in twins} == {OFFLINE}
     many = [ConnectivityChange(twin_id=f"t{i}", connectivity=STALE, last_arrival_offset=1) for i in range(10_000)]
-    assert len(list(silences(TENANT, many))) == 10_000 / MOST_AT_ONCE == 5
+    assert len(list(silences(TENANT, many))) == 10_000 / MOST_AT_ONCE == 10
+
+
+def test_a_fleet_is_judged_in_portions_without_leaving_anybody_out() -> None:
+    twins = [f"t{i}" for i in range(25)]
+    listener = Listener(*twins)
+    listener.arrives(*twins)
+    fold, found = listener.world.fold, []
+    for second in range(10):
+        listener.silence.listen(fold.offset, second)
+        while listener.silence.due:
+            portion = listener.silence.judge(fold, most=10).get(TENANT, [])
+            assert len(portion) <= 10
+            found += [item.twin_id for item in portion]
+    assert sorted(set(found)) == sorted(twins)
 
 
 def test_an_arrival_on_the_way_makes_the_verdict_void() -> None:

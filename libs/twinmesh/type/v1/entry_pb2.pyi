@@ -600,7 +600,7 @@ class SetConnectivitiesEntry(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectivityChange]:
-        """At most 2,000."""
+        """At most 1,000."""
 
     def __init__(
         self,
