@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import grpc.aio
 import psutil
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from tests.faults.report import Outcome
 from tests.faults.test_watch_kills import TWINS, watched
 from tests.faults.watchers import Load, answers
@@ -49,7 +50,8 @@ class Follower:
         """Watch for ever, coming back with jitter as the SDK does."""
         pause_s = 0.05
         while True:
-            request = statesync_pb2.WatchRequest(twin_ids=[self._twin_id])
+            # Ten thousand signs of life a second would be more than this test's own process can read.
+            request = statesync_pb2.WatchRequest(twin_ids=[self._twin_id], bookmark_interval=Duration(seconds=5))
             if self.through >= 0:
                 request.resume_after.CopyFrom(position_pb2.LogPosition(offset=self.through))
             try:

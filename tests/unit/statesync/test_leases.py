@@ -139,7 +139,11 @@ class Flaky(MemoryCheckpoints):
 
 
 moves = st.lists(
-    st.tuples(st.sampled_from(["save", "save", "take", "fail", "grow", "grow", "restart"]), st.integers(0, 2)),
+    st.tuples(
+        st.sampled_from(["save", "save", "take", "fail", "grow", "grow", "restart"]),
+        st.integers(0, 2),
+        st.integers(1, 9),
+    ),
     max_size=30,
 )
 
@@ -147,7 +151,7 @@ moves = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(steps=bodies, moves=moves)
 def test_whoever_saves_when_the_kept_checkpoint_is_the_fold_of_its_position(
-    steps: list[Any], moves: list[tuple[str, int]]
+    steps: list[Any], moves: list[tuple[str, int, int]]
 ) -> None:
     """Three processes, one of them behind; the duty is taken by anybody at any time, zombies go on saving."""
     world = grown(steps)
@@ -161,14 +165,16 @@ def test_whoever_saves_when_the_kept_checkpoint_is_the_fold_of_its_position(
         for live in lives:
             live.incarnation = "memory-1"
         newest = 0
-        for move, who in [*moves, ("take", 0), ("grow", 0), ("save", 0)]:
+        for move, who, amount in [*moves, ("mend", 0, 0), ("take", 0, 0), ("grow", 0, 99), ("save", 0, 0)]:
             if move == "take":
                 await duties[who].take()
             elif move == "fail":
                 checkpoints.fails = not checkpoints.fails
+            elif move == "mend":
+                checkpoints.fails = False
             elif move == "grow":
                 live = lives[who]
-                for entry in world.entries[live.fold.offset : live.fold.offset + 7]:
+                for entry in world.entries[live.fold.offset : live.fold.offset + amount]:
                     live._apply(entry)
             elif move == "restart":
                 lives[who] = LiveFold(log=log, checkpoints=checkpoints, clock=SystemClock(), leases=duties[who])
@@ -186,5 +192,6 @@ def test_whoever_saves_when_the_kept_checkpoint_is_the_fold_of_its_position(
             for entry in world.entries[:newest]:
                 truth.apply(entry)
             assert digest(restore(kept)) == digest(truth)
+        assert newest == len(world.entries)
 
     asyncio.run(scene())
