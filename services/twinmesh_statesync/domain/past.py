@@ -17,6 +17,7 @@ from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, newest_at, newest_before
 from twinmesh_statesync.domain.live import LiveFold, rewound
+from twinmesh_statesync.domain.narrow import NeedsOthers, check_alone
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 from twinmesh_statesync.domain.reduce import newest_facts
 from twinmesh_statesync.domain.replica import Desired, DesiredValue, Replica, Reported, delta_of
@@ -69,8 +70,7 @@ class Past:
             self._kept.move_to_end(key)
             return self._kept[key]
         async with self._place(timeout_s):
-            fold = await self._begun(tenant, offset, twin_ids)
-            await self._fold_on(fold, tenant, twin_ids, until=offset)
+            fold = await self._folded(tenant, offset, twin_ids, until=offset)
         if not twin_ids:
             self._kept[key] = fold
             while len(self._kept) > _KEPT:
@@ -93,9 +93,7 @@ class Past:
         # Beyond the next generation everything was committed later; of few twins the log would not tell so by itself.
         until = min([limit, *(g.offset for g in within if g.offset > generation.offset)])
         async with self._place(timeout_s):
-            fold = await self._begun(tenant, generation.offset, twin_ids)
-            await self._fold_on(fold, tenant, twin_ids, until=until, until_unix_us=time_unix_us)
-        return fold
+            return await self._folded(tenant, generation.offset, twin_ids, until=until, until_unix_us=time_unix_us)
 
     async def facts_at(
         self, tenant: str, twin_ids: Collection[str], time_unix_us: int, as_of_offset: int
@@ -118,6 +116,17 @@ class Past:
                 yield
         except TimeoutError:
             raise DeadlineExceeded("Folding the past took longer than the call may; ask for newer state.") from None
+
+    async def _folded(
+        self, tenant: str, offset: int, twin_ids: Collection[str], *, until: int, until_unix_us: int | None = None
+    ) -> Fold:
+        try:
+            fold = await self._begun(tenant, offset, twin_ids)
+            await self._fold_on(fold, tenant, twin_ids, until=until, until_unix_us=until_unix_us)
+        except NeedsOthers:
+            fold = await self._begun(tenant, offset, ())
+            await self._fold_on(fold, tenant, (), until=until, until_unix_us=until_unix_us)
+        return fold
 
     async def _begun(self, tenant: str, offset: int, twin_ids: Collection[str]) -> Fold:
         found: Checkpoint | None = await self._store.load_at(offset, tenant, twin_ids)
@@ -144,6 +153,8 @@ class Past:
                     late = until_unix_us is not None and entry.commit_time_unix_us > until_unix_us
                     if entry.offset > until or late:
                         return
+                    if twin_ids:
+                        check_alone(entry)
                     fold.apply(entry)
                     if number % _SLICE_ENTRIES == 0:
                         await asyncio.sleep(0)

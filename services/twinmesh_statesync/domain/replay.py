@@ -21,6 +21,7 @@ from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import newest_at
 from twinmesh_statesync.domain.live import LiveFold
+from twinmesh_statesync.domain.narrow import NeedsOthers, check_alone
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
 from twinmesh_statesync.domain.ring import Ring
 
@@ -78,6 +79,7 @@ class Replay:
         ring: the window of changes.
         failed: why it ended, if not for lack of readers.
         ended: it goes no further.
+        entangled: it ended since its twins cannot be folded without others.
         readers: who reads it.
         began: the fold is restored; before, it is only known to begin at or before its readers' places.
     """
@@ -99,6 +101,7 @@ class Replay:
         self.ring = Ring(floor=start.offset, max_changes=WINDOW_CHANGES, max_bytes=WINDOW_BYTES)
         self.failed: TwinmeshError | None = None
         self.ended = False
+        self.entangled = False
         self.began = False
         self.readers: set[Reader] = set()
         self._incarnation = start.incarnation
@@ -155,6 +158,8 @@ class Replay:
                     await self._follow()
         except TwinmeshError as error:
             self.failed = error
+        except NeedsOthers:
+            self.entangled = True
         finally:
             self.ended = True
             self._tell()
@@ -201,6 +206,8 @@ class Replay:
                 await self._live.wait_for(frame.through.offset, timeout_s=PATIENCE_S)
         resumed = self._clock.monotonic_s()
         for entry in frame.entries:
+            if self.twin_ids:
+                check_alone(entry)
             folded = self._fold.apply(entry)
             if folded.changes:
                 self.ring.append(folded.changes)
@@ -261,6 +268,7 @@ class Replays:
         self._open: set[Replay] = set()
         self._begun = asyncio.Queue[Replay]()
         self._tasks: dict[Replay, asyncio.Task[None]] = {}
+        self._entangled: set[str] = set()
         live.on_changes(self._notice)
 
     @property
@@ -307,7 +315,7 @@ class Replays:
             # One that is further back than a new one would begin is not worth waiting for.
             if fits and replay.reaches(after) and replay.position.offset >= generation.offset:
                 return replay
-        narrow = 0 < len(twin_ids) <= NARROW_TWINS and len(others) < NARROW_REPLAYS
+        narrow = 0 < len(twin_ids) <= NARROW_TWINS and len(others) < NARROW_REPLAYS and tenant not in self._entangled
         begun = Replay(
             tenant=tenant,
             twin_ids=twin_ids if narrow else frozenset(),
@@ -334,6 +342,8 @@ class Replays:
         try:
             await replay.run()
         finally:
+            if replay.entangled:
+                self._entangled.add(replay.tenant)
             self._open.discard(replay)
             self._tasks.pop(replay, None)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.statesync.checker import normal
-from tests.unit.statesync.test_replay import saved_at
+from tests.unit.statesync.test_replay import linked, saved_at
 from tests.unit.statesync.test_watch import Stage
 from tests.unit.statesync.worlds import T0, TENANT, S, World, bodies, grown, prediction
 
@@ -68,6 +68,14 @@ def test_a_replica_at_an_offset_is_exactly_what_it_was(steps: list[Any], saves: 
             assert {t: s.replica for t, s in listed.items() if s.alive} == alive
 
     asyncio.run(scene())
+
+
+async def test_a_twin_that_cannot_be_folded_without_another_is_found_as_it_was() -> None:
+    world = linked()
+    async with reads(world, {3}) as (_, past):
+        # As of before its last change, so that the past has to be folded.
+        replica = await get(past, "z", at_offset=len(world.entries) - 1)
+        assert (replica.revision, len(replica.reported.values)) == (1, 0)
 
 
 def plant() -> World:

@@ -25,10 +25,12 @@ from tests.unit.statesync.worlds import T0, TENANT, S, World, bodies, grown
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import position_pb2
 from twinmesh_core.errors import FailedPrecondition, OutOfRange
+from twinmesh_core.kinds import ChannelKind
+from twinmesh_core.registry import ChannelSpec, Relationship, RelationshipSpec, Twin, TwinType
 from twinmesh_statesync.adapters.memory import MemoryCheckpoints
 from twinmesh_statesync.domain import replay
 from twinmesh_statesync.domain.checkpoint import Checkpoint, Record
-from twinmesh_statesync.domain.entries import EraseTwin
+from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, EraseTwin
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.ring import Ring
@@ -138,6 +140,29 @@ def test_a_replay_of_one_twin_tells_what_the_whole_one_does(steps: list[Any], sa
             assert events_of(frames) == wanted
 
     asyncio.run(scene())
+
+
+def linked() -> World:
+    """Return a world in which a twin comes to be only since its edge leads to another that exists."""
+    world = World("a")
+    gauge = ChannelSpec(name="temperature", kind=ChannelKind.GAUGE)
+    feeds = RelationshipSpec(name="feeds")
+    kind = TwinType(twin_type_id="linked", version=1, channels=(gauge,), relationships=(feeds,))
+    world.do(CreateTwinType(twin_type=kind))
+    edge = Relationship(name="feeds", target_twin_id="a")
+    world.do(CreateTwin(twin=Twin(twin_id="z", twin_type_id="linked", relationships=(edge,))))
+    world.report("z", "temperature", T0, 1.0)
+    return world
+
+
+async def test_a_twin_that_cannot_be_folded_without_another_is_told_as_it_is() -> None:
+    world = linked()
+    end = len(world.entries)
+    async with saved_at(world, [3], ring_bytes=NO_RING) as stage:
+        checker = checker_at(world, 3)
+        frames = await follow(stage.resume(3, twin_ids=["z"]), checker, end)
+        assert events_of(frames) == told_after(world, 3)
+        assert len(events_of(frames)) == 2
 
 
 class CountingCheckpoints(MemoryCheckpoints):
