@@ -17,9 +17,10 @@ from twinmesh_statesync.domain.checkpoint import (
     digest,
     restore,
 )
+from twinmesh_statesync.domain.entries import SetDesired
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.plain import from_text, to_text
-from twinmesh_statesync.domain.replica import DesiredState
+from twinmesh_statesync.domain.replica import DesiredState, delta_of
 
 
 def facts(world: World) -> dict[str, Any]:
@@ -43,9 +44,10 @@ distinct_rows = st.lists(
 def test_order_batching_and_repetition_of_inputs_do_not_matter(
     rows: list[tuple[str, str, int, float, int]], seed: random.Random
 ) -> None:
-    straight = World("a", "b")
+    straight, shuffled = World("a", "b"), World("a", "b")
+    for world in (straight, shuffled):
+        world.do(SetDesired(twin_id="a", values={"speed": 10.0}, tolerances={"speed": 20.0}))
     straight.see(doubles(rows))
-    shuffled = World("a", "b")
     again = rows + seed.sample(rows, len(rows) // 2)
     seed.shuffle(again)
     while again:
@@ -53,6 +55,9 @@ def test_order_batching_and_repetition_of_inputs_do_not_matter(
         shuffled.see(doubles(again[:size]))
         again = again[size:]
     assert facts(straight) == facts(shuffled)
+    one, other = straight.replica("a"), shuffled.replica("a")
+    assert one.delta == other.delta
+    assert one.desired.values["speed"].state == other.desired.values["speed"].state
 
 
 @given(steps=bodies)
@@ -99,6 +104,39 @@ def test_the_delta_is_what_desired_asks_and_reported_does_not_meet(steps: list[A
             assert {item.channel for item in replica.delta} == expected
             applied = {c for c, t in replica.desired.values.items() if t.state is DesiredState.APPLIED}
             assert applied == set(replica.desired.values) - expected
+
+
+@settings(max_examples=50)
+@given(steps=bodies, start=st.integers(0, 20))
+def test_a_watcher_that_recomputes_the_delta_from_any_snapshot_agrees_with_every_event(
+    steps: list[Any], start: int
+) -> None:
+    world = grown(steps)
+    fold = Fold()
+    for entry in world.entries[:start]:
+        fold.apply(entry)
+    reported: dict[str, dict[str, Any]] = {twin: {} for twin in TWINS}
+    desired: dict[str, dict[str, Any]] = {twin: {} for twin in TWINS}
+    told: dict[str, Any] = dict.fromkeys(TWINS, ())
+
+    def take(twin: str, replica: Any) -> None:
+        reported[twin], desired[twin] = dict(replica.reported.values), dict(replica.desired.values)
+        told[twin] = replica.delta
+
+    for twin, state in fold.states(TENANT).items():
+        take(twin, state.replica)
+    for entry in world.entries[start:]:
+        for change in fold.apply(entry).changes:
+            twin = change.twin.twin_id
+            if change.replica is not None or change.kind is ChangeKind.DELETED:
+                take(twin, fold.states(TENANT)[twin].replica)
+                continue
+            reported[twin] |= {value.channel: value for value in change.reported}
+            desired[twin] |= {value.channel: value for value in change.desired}
+            for channel in change.removed:
+                del desired[twin][channel]
+            told[twin] = told[twin] if change.delta is None else change.delta
+            assert told[twin] == delta_of(desired[twin], reported[twin]), "in the same event as the change"
 
 
 @given(steps=bodies)
