@@ -148,16 +148,16 @@ class Keeper:
             self._ended = last
             if position == self._saved and not self._backlog:
                 return
+            # All of it belongs to this position: the fold goes on at the first wait.
             self._backlog.add(position, capture(kept.fold, kept.fold.take_unsaved()))
-            recent = kept.recent()
+            recent, newest, forget_before = kept.recent(), self._newest, self._forget_before
             await self._look_at_kept(position)
             fence = self._leases.fence(CHECKPOINT)
             if fence is None or not self._backlog:
                 return
             captured = self._backlog.whole()
             complete = not self._on_checkpoint
-            forget_before = self._forget_before
-            due = self._due(position.offset, complete)
+            due = self._due(newest, position.offset, complete, forget_before)
             records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
             if position.incarnation != kept.position.incarnation:
                 return
@@ -187,18 +187,18 @@ class Keeper:
                 # It holds what this process captured before, and the backlog what came since.
                 self._on_checkpoint = True
 
-    def _due(self, offset: int, complete: bool) -> tuple[Generation, ...]:
-        """Return what the save that begins now adds to the generations; a complete one begins them anew."""
-        newest = self._newest
+    def _due(
+        self, newest: Generation | None, offset: int, complete: bool, forget_before: int
+    ) -> tuple[Generation, ...]:
+        """Return what a save at an offset adds to the generations; a complete one begins them anew."""
         if newest is None or newest.offset != offset:
             return ()
         if complete or not self.generations:
-            whole = self._origin is not None and not self._forget_before
+            whole = self._origin is not None and not forget_before
             return (self._origin, newest) if whole and self._origin is not None else (newest,)
-        last = self.generations[-1] if self.generations else None
-        if last is not None and last.offset < self._forget_before:
-            last = None
-        return (newest,) if self._spacing.due(last, newest.commit_time_unix_us) else ()
+        last = self.generations[-1]
+        known = last if last.offset >= forget_before else None
+        return (newest,) if self._spacing.due(known, newest.commit_time_unix_us) else ()
 
     async def _keep_generations(self) -> None:
         """Drop generations that lie too close or too far back; other processes add to them as well."""

@@ -196,6 +196,27 @@ async def test_a_writer_stores_everything_once_through_a_kill(running_mesh, mesh
     await asyncio.to_thread(running_mesh.until_restarted, victim, restarts + 1)
 
 
+async def test_what_was_is_told_at_an_offset_and_at_a_time(mesh, pump):
+    first = await pump.write_values({"flow": 1.0})
+    await pump.get(min_offset=first.offset)
+    between = datetime.now(UTC)
+    second = await pump.write_values({"flow": 2.0})
+    now = await pump.get(min_offset=second.offset)
+    assert now.reported["flow"].value == 2.0
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                then = await pump.get(at_offset=first.offset)
+                break
+            except tm.OutOfRange:  # nothing of the past is kept before the first checkpoint of this mesh
+                await asyncio.sleep(0.5)
+    assert (then.reported["flow"].value, then.revision < now.revision) == (1.0, True)
+    assert then.as_of.offset == first.offset
+    assert (await pump.get(at=between)).reported["flow"].value == 1.0
+    twins = await mesh.twins.list(at_offset=first.offset)
+    assert pump.twin_id in {t.twin_id for t in twins}
+
+
 @pytest.mark.faults
 async def test_a_watch_goes_on_through_a_kill_without_gap_or_repetition(running_mesh, mesh, pump):
     seen = []

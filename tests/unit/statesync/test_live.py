@@ -1,7 +1,7 @@
 """The fold kept up with the log: checkpoints that fail, cannot be read, or belong to another log."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -233,3 +233,38 @@ async def test_a_process_left_behind_a_trimmed_log_goes_on_from_the_checkpoint_o
     assert await behind._begin_further_on()
     assert digest(behind.fold) == digest(world.fold)
     assert not await behind._begin_further_on()
+
+
+class Busy(MemoryCheckpoints):
+    """Lets the log grow, and the fold with it, while a save looks at what is kept."""
+
+    def __init__(self, grow: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.grow = grow
+
+    async def position(self) -> Position | None:
+        await self.grow()
+        return await super().position()
+
+
+async def test_generations_are_made_while_the_fold_goes_on() -> None:
+    world = history()
+    log = log_of(world)
+    lives: list[LiveFold] = []
+
+    async def grow() -> None:
+        if lives:
+            world.report("a", "temperature", world.now, 1.0)
+            log.entries.append(world.entries[-1])
+            log._wake()
+            await lives[0].wait_for(len(log.entries), timeout_s=5)
+
+    store = Busy(grow)
+    async with running(log, store, spacing=Spacing(interval_s=0.0)) as live:
+        lives.append(live)
+        saved = []
+        for _ in range(3):
+            saved.append(live.fold.offset)
+            await live.save()
+            assert live.fold.offset > saved[-1]
+    assert [g.offset for g in await store.generations()] == [0, *saved]
