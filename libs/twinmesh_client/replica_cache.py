@@ -9,7 +9,7 @@ from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import replica_pb2
 from twinmesh_client.replicas import Position, Replica, replica
 
-_GONE = frozenset({statesync_pb2.WATCH_EVENT_KIND_DELETED})
+_GONE = frozenset({statesync_pb2.WATCH_EVENT_KIND_DELETED, statesync_pb2.WATCH_EVENT_KIND_LEFT})
 
 
 class _OfChannel(Protocol):

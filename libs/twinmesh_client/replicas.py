@@ -139,7 +139,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinSummary:
-    """One twin of a list."""
+    """One twin of a list; `replica` where the list was asked for it."""
 
     twin_id: str
     twin_type: str
@@ -148,6 +148,8 @@ class TwinSummary:
     connectivity: str
     last_event_time: datetime | None
     delta_count: int
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    replica: Replica | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +179,10 @@ class WatchEvent:
     """One change of one twin at one offset; what did not change is empty, or None for `delta`.
 
     Attributes:
-        kind: SNAPSHOT, CREATED, CHANGED, DELETED, or ERASED (forget what was told of the twin); SYNCED marks the end of
-            the snapshot, RESET that the log was rewound or compacted and a new snapshot follows (neither belongs to a
-            twin).
+        kind: SNAPSHOT, CREATED, CHANGED, DELETED, or ERASED (forget what was told of the twin); with a filter also
+            ENTERED and LEFT, of a twin that comes to match and ceases to; SYNCED marks the end of the snapshot, RESET
+            that the log was rewound or compacted and a new snapshot follows (neither belongs to a twin).
+        previous_offset: with a filter or a mask: no change of the twin between it and this one is told.
         through: resume after this to continue with what follows.
     """
 
@@ -198,6 +201,7 @@ class WatchEvent:
     residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
     replica: Replica | None = None
     merged_count: int = 0
+    previous_offset: int = 0
     through: Position
 
     def converged(self, want: DesiredWrite) -> bool:
@@ -342,6 +346,7 @@ def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEv
         residuals=whole.residuals if whole else residuals(message.residuals),
         replica=whole,
         merged_count=message.merged_count,
+        previous_offset=message.previous_offset,
         through=through,
     )
 
@@ -350,7 +355,7 @@ def _changed_connectivity(message: statesync_pb2.WatchEvent) -> str:
     return connectivity_name(message.connectivity) if message.connectivity else ""
 
 
-def twin_summary(message: statesync_pb2.TwinSummary) -> TwinSummary:
+def twin_summary(message: statesync_pb2.TwinSummary, as_of: Position) -> TwinSummary:
     """Return one twin of a list."""
     return TwinSummary(
         twin_id=message.twin.twin_id,
@@ -360,4 +365,6 @@ def twin_summary(message: statesync_pb2.TwinSummary) -> TwinSummary:
         connectivity=connectivity_name(message.connectivity),
         last_event_time=moment(message.last_event_time) if message.HasField("last_event_time") else None,
         delta_count=message.delta_count,
+        attributes=dict(message.twin.attributes),
+        replica=replica(message.replica, as_of) if message.HasField("replica") else None,
     )

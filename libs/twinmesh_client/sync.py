@@ -316,10 +316,12 @@ class Twin:
         policy: str = "reliable",
         resync: bool | None = None,
         keep_replicas: bool = False,
+        mask: Sequence[str] = (),
     ) -> Watcher:
         """Watch this twin's changes: an iterator that never ends, reconnects and resumes by itself.
 
         Args:
+            mask: only changes of these parts, e.g. ``["reported.temperature", "delta"]``; empty = all.
             resume_after: continue after this position; None = begin with a snapshot.
             policy: when you are slow: ``reliable`` (every change), ``latest`` (merged), ``close`` (an error).
             resync: RESET and a snapshot instead of an error; None = unless `resume_after` is given.
@@ -332,7 +334,9 @@ class Twin:
 
         return Watcher(
             self._portal,
-            self._source.watch(resume_after=resume_after, policy=policy, resync=resync, keep_replicas=keep_replicas),
+            self._source.watch(
+                resume_after=resume_after, policy=policy, resync=resync, keep_replicas=keep_replicas, mask=mask
+            ),
         )
 
     def set_desired(
@@ -528,10 +532,43 @@ class Twins:
 
         return self._portal.run(self._source.erase(twin_id, request_id=request_id))
 
-    def list(self, *, type: str = "", at_offset: int | None = None, at: Moment | None = None) -> list[TwinSummary]:
-        """Return all twins, or those of one type, by id; as they are, or as they were (see `Twin.get`)."""
+    def list(
+        self,
+        *,
+        type: str = "",
+        filter: str = "",
+        order_by: str = "",
+        replicas: bool = False,
+        mask: Sequence[str] = (),
+        at_offset: int | None = None,
+        at: Moment | None = None,
+    ) -> list[TwinSummary]:
+        """Return all twins that match, as they are at one offset of the log, or as they were.
 
-        return self._portal.run(self._source.list(type=type, at_offset=at_offset, at=at))
+        Args:
+            type: only twins of this type.
+            filter: only twins that match, e.g. ``attributes.site = "north" AND reported.temperature > 50 degC``.
+            order_by: e.g. ``reported.load desc, twin_id``; "" = by id.
+            replicas: each twin with its replica.
+            mask: with its replica, but only these parts, e.g. ``["reported.temperature", "delta"]``.
+            at_offset: see `Twin.get`; without filter, order and replicas.
+            at: likewise.
+
+        Raises:
+            InvalidArgument: of a filter it names the column and the remedy.
+            OutOfRange: PAGE_EXPIRED, so many changes came between two pages that the first one's offset is gone.
+        """
+
+        return self._portal.run(
+            self._source.list(
+                type=type, filter=filter, order_by=order_by, replicas=replicas, mask=mask, at_offset=at_offset, at=at
+            )
+        )
+
+    def count(self, *, type: str = "", filter: str = "") -> int:
+        """Return how many twins match; see `list`."""
+
+        return self._portal.run(self._source.count(type=type, filter=filter))
 
     def watch(
         self,
@@ -542,8 +579,21 @@ class Twins:
         policy: str = "reliable",
         resync: bool | None = None,
         keep_replicas: bool = False,
+        filter: str = "",
+        mask: Sequence[str] = (),
     ) -> Watcher:
-        """Watch the changes of many twins; see `Twin.watch`."""
+        """Watch the changes of many twins; see `Twin.watch`.
+
+        Args:
+            twin_ids: only these.
+            type: only twins of this type.
+            resume_after: see `Twin.watch`, as what follows it.
+            policy: when you are slow.
+            resync: RESET and a snapshot instead of an error.
+            keep_replicas: see `Watcher.replicas`.
+            filter: only twins that match; ENTERED, LEFT and DELETED tell of those that come and go.
+            mask: only changes of these parts, e.g. ``["reported.temperature", "delta", "commands"]``.
+        """
 
         return Watcher(
             self._portal,
@@ -554,6 +604,8 @@ class Twins:
                 policy=policy,
                 resync=resync,
                 keep_replicas=keep_replicas,
+                filter=filter,
+                mask=mask,
             ),
         )
 

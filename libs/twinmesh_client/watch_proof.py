@@ -40,11 +40,16 @@ class WatchProof:
 class RevisionProof:
     """Checks that the dense revisions of each twin follow on one another, and that offsets increase.
 
+    Where a filter or a mask leaves changes out, each event names the offset since which none was, and that must not lie
+    beyond what is known of the twin.
+
     Args:
         after: where the watch begins; None = with a snapshot.
+        chosen: whether the watch has a filter or a mask.
     """
 
-    def __init__(self, after: Position | None = None) -> None:
+    def __init__(self, after: Position | None = None, *, chosen: bool = False) -> None:
+        self._chosen = chosen
         self._revisions: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
         self._alive: set[str] = set()
@@ -82,11 +87,14 @@ class RevisionProof:
         last = self._revisions.get(event.twin_id)
         whole = event.kind in _WHOLE
         follows = last is None or whole or event.previous_revision == last
+        if self._chosen:
+            follows = event.kind == "SNAPSHOT" or event.previous_offset <= self._known(event.twin_id)
         if not follows or event.revision < event.previous_revision:
             raise self._gap(
                 event,
                 f"{event.twin_id}: revision {event.revision} (after {event.previous_revision}) arrived at offset "
-                f"{event.offset}, but the last one seen was {last}.",
+                f"{event.offset}, but the last one seen was {last}"
+                + (f", and nothing says what came after offset {self._known(event.twin_id)}." if self._chosen else "."),
             )
         if event.kind != "SNAPSHOT":
             if event.offset < self._last_offset or (not whole and event.offset <= self._offsets.get(event.twin_id, -1)):
@@ -102,6 +110,11 @@ class RevisionProof:
         else:
             self._alive.add(event.twin_id)
         self._proof = replace(self._proof, events=self._proof.events + 1)
+
+    def _known(self, twin_id: str) -> int:
+        """Return the offset up to which everything of a twin was told."""
+        reached = self._proof.position
+        return max(self._offsets.get(twin_id, 0), reached.offset if reached is not None else 0)
 
     def _gap(self, event: WatchEvent, text: str) -> GapDetected:
         self._proof = replace(self._proof, gaps=self._proof.gaps + 1)

@@ -4,7 +4,7 @@
 
     TwinmeshError                gRPC status          typical reasons
     ├── InvalidArgument          INVALID_ARGUMENT     INVALID_FIELD, INCOMPATIBLE_UNIT, MALFORMED_MESSAGE
-    ├── OutOfRange               OUT_OF_RANGE         COMPACTED, FUTURE_OFFSET, AS_OF_PRUNED
+    ├── OutOfRange               OUT_OF_RANGE         COMPACTED, FUTURE_OFFSET, AS_OF_PRUNED, PAGE_EXPIRED
     ├── Unauthenticated          UNAUTHENTICATED      UNAUTHENTICATED
     ├── PermissionDenied         PERMISSION_DENIED    PERMISSION_DENIED
     ├── NotFound                 NOT_FOUND            TWIN_NOT_FOUND, CHANNEL_NOT_FOUND, MODEL_NOT_FOUND
@@ -85,6 +85,7 @@ class Reason(StrEnum):
     COMMAND_QUEUE_FULL = "COMMAND_QUEUE_FULL"
     DATA_ERASED = "DATA_ERASED"
     RELATIONSHIP_TARGET = "RELATIONSHIP_TARGET"
+    PAGE_EXPIRED = "PAGE_EXPIRED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

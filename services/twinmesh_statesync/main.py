@@ -27,6 +27,7 @@ from twinmesh_runtime.unit_library import UcumLibrary
 from twinmesh_statesync.adapters.leases import PostgresLeases
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
+from twinmesh_statesync.domain.catalogue import Catalogue
 from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Leases, LeaseStore
 from twinmesh_statesync.domain.live import LiveFold
@@ -38,6 +39,7 @@ from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer
 from twinmesh_statesync.rpc.commands import CommandServicer
 from twinmesh_statesync.rpc.events import EventServicer
+from twinmesh_statesync.rpc.listing import Listing
 from twinmesh_statesync.rpc.mapping.control import control_from_message, control_to_message
 from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import Reading
@@ -123,7 +125,8 @@ def assemble(
     )
     reading, writer = Reading(live), Writer(source, live)
     replays = Replays(live=live, log=source, store=checkpoints, clock=clock)
-    watches = Watches(reading, replays, clock, close_after=settings.close_after_changes)
+    catalogue = Catalogue(live, clock)
+    watches = Watches(reading, catalogue, replays, clock, close_after=settings.close_after_changes)
     timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
     verifier = Verifier(log=source, live=live, checkpoints=checkpoints, clock=clock)
     units = Units(UcumLibrary())
@@ -132,7 +135,9 @@ def assemble(
     replicas = ReplicaServicer(reading, writer, watches, past, clock, verifier, conversions)
 
     def register(server: grpc.aio.Server) -> None:
-        add_TwinServiceServicer_to_server(TwinServicer(reading, writer, past, units), server)
+        add_TwinServiceServicer_to_server(
+            TwinServicer(reading, writer, Listing(reading, catalogue), past, units), server
+        )
         add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock, conversions), server)
         add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
         server.add_generic_rpc_handlers((replicas.handler(),))

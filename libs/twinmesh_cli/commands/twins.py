@@ -1,4 +1,4 @@
-"""Twins: `twins list`, `show`, `create`, `delete`."""
+"""Twins: `twins list`, `count`, `show`, `create`, `delete`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the commands."""
     group = commands.add_parser("twins", help="twins: create, list, look at one, delete")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    listing = actions.add_parser("list", parents=[common], help="all twins")
-    listing.add_argument("--type", default="", metavar="TYPE", help="only those of this type")
+    listing = actions.add_parser("list", parents=[common], help="all twins, or those that match a filter")
+    _add_filter(listing)
+    listing.add_argument("--order-by", default="", metavar="FIELDS", help="e.g. 'reported.load desc, twin_id'")
     _add_past(listing)
     listing.set_defaults(run=on_mesh(_list))
+    count = actions.add_parser("count", parents=[common], help="how many twins there are, or match a filter")
+    _add_filter(count)
+    count.set_defaults(run=on_mesh(_count))
     show = actions.add_parser(
         "show", parents=[common], help="a twin's whole state: reported, desired, predicted, delta"
     )
@@ -43,13 +47,36 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     delete.set_defaults(run=on_mesh(_delete))
 
 
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--type", default="", metavar="TYPE", help="only those of this type")
+    parser.add_argument(
+        "--filter",
+        default="",
+        metavar="FILTER",
+        help="only those that match, e.g. 'attributes.site = north AND delta:*'",
+    )
+
+
 def _add_past(command: argparse.ArgumentParser) -> None:
     command.add_argument("--at-offset", type=int, metavar="OFFSET", help="as it was at this offset of the log")
     command.add_argument("--at-time", metavar="TIME", help="the facts of this time, e.g. 2026-03-01T12:00:00Z")
 
 
+async def _count(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    count = await mesh.twins.count(type=arguments.type, filter=arguments.filter)
+    out.line(f"{count:,}")
+    out.document({"count": count})
+    return 0
+
+
 async def _list(mesh: Mesh, arguments: Namespace, out: Output) -> int:
-    found = await mesh.twins.list(type=arguments.type, at_offset=arguments.at_offset, at=arguments.at_time)
+    found = await mesh.twins.list(
+        type=arguments.type,
+        filter=arguments.filter,
+        order_by=arguments.order_by,
+        at_offset=arguments.at_offset,
+        at=arguments.at_time,
+    )
     out.table(
         ("twin", "type", "state", "last event", "open targets", "zone", "name"),
         (
@@ -64,7 +91,9 @@ async def _list(mesh: Mesh, arguments: Namespace, out: Output) -> int:
             )
             for t in found
         ),
-        empty="no twin yet; create one: twinmesh twins create NAME --type TYPE",
+        empty="no twin matches"
+        if arguments.type or arguments.filter
+        else "no twin yet; create one: twinmesh twins create NAME --type TYPE",
     )
     out.document(found)
     return 0

@@ -20,6 +20,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     watch = commands.add_parser("watch", parents=[common], help="changes as they happen, until Ctrl-C")
     watch.add_argument("twins", nargs="*", metavar="TWIN", help="which (default: all)")
     watch.add_argument("--type", default="", metavar="TYPE", help="all twins of this type")
+    watch.add_argument("--filter", default="", metavar="FILTER", help="all twins that match, e.g. 'delta:*'")
+    watch.add_argument("--mask", default="", metavar="PARTS", help="only these, e.g. reported.temperature,delta")
     watch.add_argument("--from", dest="start", type=int, metavar="OFFSET", help="what followed this offset of the log")
     watch.add_argument("--new", action="store_true", help="only what happens from now on, without what is")
     watch.add_argument("--latest", action="store_true", help="merge changes that come faster than they are shown")
@@ -38,6 +40,8 @@ async def _watch(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     changes = mesh.twins.watch(
         arguments.twins,
         type=arguments.type,
+        filter=arguments.filter,
+        mask=[part.strip() for part in arguments.mask.split(",") if part.strip()],
         resume_after=after,
         policy="latest" if arguments.latest else "reliable",
     )

@@ -289,10 +289,12 @@ class Twin(Direction):
         policy: str = "reliable",
         resync: bool | None = None,
         keep_replicas: bool = False,
+        mask: Sequence[str] = (),
     ) -> Watcher:
         """Watch this twin's changes: an iterator that never ends, reconnects and resumes by itself.
 
         Args:
+            mask: only changes of these parts, e.g. ``["reported.temperature", "delta"]``; empty = all.
             resume_after: continue after this position; None = begin with a snapshot.
             policy: when you are slow: ``reliable`` (every change), ``latest`` (merged), ``close`` (an error).
             resync: RESET and a snapshot instead of an error; None = unless `resume_after` is given.
@@ -302,7 +304,7 @@ class Twin(Direction):
             GapDetected: the revisions prove that something was missed; never passes silently.
             OutOfRange: `resume_after` is too old to resume from (without `resync`).
         """
-        return Watcher(self._connection, (self.twin_id,), "", resume_after, policy, resync, keep_replicas)
+        return Watcher(self._connection, (self.twin_id,), "", resume_after, policy, resync, keep_replicas, mask=mask)
 
     async def _heard(self, min_offset: int) -> tuple[str, ...]:
         newest = await self.latest(min_offset=min_offset)

@@ -19,6 +19,8 @@ from twinmesh_core import registry
 from twinmesh_core.errors import invalid_field
 
 PAGE = 1_000
+REPLICA_PAGE = 200
+"""Whole replicas are large, and a page is one message."""
 
 
 class TwinTypes:
@@ -171,20 +173,57 @@ class Twins:
         self,
         *,
         type: str = "",  # noqa: A002  as in `create`
+        filter: str = "",  # noqa: A002  the word of the field, and of `twinmesh twins list --filter`
+        order_by: str = "",
+        replicas: bool = False,
+        mask: Sequence[str] = (),
         at_offset: int | None = None,
         at: Moment | None = None,
     ) -> list[TwinSummary]:
-        """Return all twins, or those of one type, by id; as they are, or as they were (see `Twin.get`)."""
+        """Return all twins that match, as they are at one offset of the log, or as they were.
+
+        Args:
+            type: only twins of this type.
+            filter: only twins that match, e.g. ``attributes.site = "north" AND reported.temperature > 50 degC``.
+            order_by: e.g. ``reported.load desc, twin_id``; "" = by id.
+            replicas: each twin with its replica.
+            mask: with its replica, but only these parts, e.g. ``["reported.temperature", "delta"]``.
+            at_offset: see `Twin.get`; without filter, order and replicas.
+            at: likewise.
+
+        Raises:
+            InvalidArgument: of a filter it names the column and the remedy.
+            OutOfRange: PAGE_EXPIRED, so many changes came between two pages that the first one's offset is gone.
+        """
         found: list[TwinSummary] = []
-        token = ""
+        whole = replicas or bool(mask)
+        request = statesync_pb2.ListTwinsRequest(
+            twin_type_id=type,
+            filter=filter,
+            order_by=order_by,
+            include_replica=whole,
+            page_size=REPLICA_PAGE if whole else PAGE,
+        )
+        request.read_mask.paths.extend(mask)
+        ask_past(request, 0, at_offset, at)
         while True:
-            request = statesync_pb2.ListTwinsRequest(twin_type_id=type, page_size=PAGE, page_token=token)
-            ask_past(request, 0, at_offset, at)
             answer = await call(self._connection.twins.ListTwins, request, timeout_s=self._connection.timeout_s)
-            found.extend(twin_summary(t) for t in answer.twins)
-            token = answer.next_page_token
-            if not token:
+            as_of = position(answer.as_of)
+            found.extend(twin_summary(t, as_of) for t in answer.twins)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
                 return found
+
+    async def count(
+        self,
+        *,
+        type: str = "",  # noqa: A002  as in `create`
+        filter: str = "",  # noqa: A002  as in `list`
+    ) -> int:
+        """Return how many twins match; see `list`."""
+        request = statesync_pb2.CountTwinsRequest(twin_type_id=type, filter=filter)
+        answer = await call(self._connection.twins.CountTwins, request, timeout_s=self._connection.timeout_s)
+        return answer.count
 
     def watch(
         self,
@@ -195,9 +234,24 @@ class Twins:
         policy: str = "reliable",
         resync: bool | None = None,
         keep_replicas: bool = False,
+        filter: str = "",  # noqa: A002  as in `list`
+        mask: Sequence[str] = (),
     ) -> Watcher:
-        """Watch the changes of many twins; see `Twin.watch`."""
-        return Watcher(self._connection, twin_ids, type, resume_after, policy, resync, keep_replicas)
+        """Watch the changes of many twins; see `Twin.watch`.
+
+        Args:
+            twin_ids: only these.
+            type: only twins of this type.
+            resume_after: see `Twin.watch`, as what follows it.
+            policy: when you are slow.
+            resync: RESET and a snapshot instead of an error.
+            keep_replicas: see `Watcher.replicas`.
+            filter: only twins that match; ENTERED, LEFT and DELETED tell of those that come and go.
+            mask: only changes of these parts, e.g. ``["reported.temperature", "delta", "commands"]``.
+        """
+        return Watcher(
+            self._connection, twin_ids, type, resume_after, policy, resync, keep_replicas, filter=filter, mask=mask
+        )
 
 
 def split_reference(reference: str) -> tuple[str, int]:

@@ -61,6 +61,8 @@ class Watcher(AsyncGenerator[WatchEvent, None]):
         policy: str = "reliable",
         resync: bool | None = None,
         keep_replicas: bool = False,
+        filter: str = "",  # noqa: A002  the word of the field
+        mask: Sequence[str] = (),
     ) -> None:
         if policy not in POLICIES:
             raise invalid_field("policy", f"{policy!r} is unknown; choose from {', '.join(POLICIES)}")
@@ -70,11 +72,13 @@ class Watcher(AsyncGenerator[WatchEvent, None]):
         self._request = statesync_pb2.WatchRequest(
             twin_ids=twin_ids,
             twin_type_id=twin_type,
+            filter=filter,
             policy=POLICIES[policy],
             when_lost=statesync_pb2.WATCH_LOSS_RESNAPSHOT if self._resync else statesync_pb2.WATCH_LOSS_FAIL,
         )
+        self._request.read_mask.paths.extend(mask)
         self._after = resume_after
-        self._checked = RevisionProof(resume_after)
+        self._checked = RevisionProof(resume_after, chosen=bool(filter or mask))
         self._cache = ReplicaCache() if keep_replicas else None
         self._gone: dict[str, int] = {}
         self._events = self._watched()

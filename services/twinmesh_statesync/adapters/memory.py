@@ -94,8 +94,10 @@ class MemoryLog:
                 head_offset=len(self.entries),
             )
             if at == len(self.entries):
+                # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes with what it waits for.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(grown.wait(), 1.0)
+                    async with asyncio.timeout(1.0):
+                        await grown.wait()
 
     async def replay(
         self, after: Position, tenant: str, twin_ids: Collection[str] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from twinmesh_core.registry import Twin
@@ -11,6 +11,7 @@ from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
 from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue
+from twinmesh_statesync.domain.version import TwinVersion
 
 
 class ChangeKind(IntEnum):
@@ -20,6 +21,8 @@ class ChangeKind(IntEnum):
     CREATED = 2
     CHANGED = 3
     DELETED = 4
+    ENTERED = 5
+    LEFT = 6
     ERASED = 9
 
 
@@ -34,7 +37,8 @@ class Change:
         offset: the entry that made it.
         revision: the twin's dense revision after it.
         previous_revision: the one before.
-        replica: the whole replica, for SNAPSHOT, CREATED and ERASED, and for a CHANGED that replaces what was known.
+        replica: the whole replica, for SNAPSHOT, CREATED, ENTERED and ERASED, and for a CHANGED that replaces what was
+            known.
         reported: facts that changed.
         reported_revision: revision of that facet, when `reported` is not empty.
         desired: targets that changed, their progress included.
@@ -49,6 +53,8 @@ class Change:
         merged_count: changes folded into this one beyond itself.
         residuals: those that changed.
         identity: what the twin is changed too.
+        before: the twin before it; None = it did not live, or (read from a checkpoint) not kept.
+        after: the twin after it; None likewise. With both, any filter can tell whether the twin came, stayed or went.
     """
 
     tenant: str
@@ -72,6 +78,8 @@ class Change:
     merged_count: int = 0
     residuals: tuple[Residual, ...] = ()
     identity: bool = False
+    before: TwinVersion | None = field(default=None, compare=False, repr=False)
+    after: TwinVersion | None = field(default=None, compare=False, repr=False)
 
 
 def merge(earlier: Change, later: Change) -> Change:
@@ -91,6 +99,7 @@ def merge(earlier: Change, later: Change) -> Change:
             commands=_latest_commands(earlier, later),
             events=earlier.events + later.events,
             merged_count=merged,
+            before=earlier.before,
         )
     desired = {value.channel: value for value in earlier.desired} | {value.channel: value for value in later.desired}
     removed = tuple(dict.fromkeys((*earlier.removed, *later.removed)))
@@ -116,6 +125,23 @@ def merge(earlier: Change, later: Change) -> Change:
         merged_count=merged,
         residuals=tuple(residuals.values()),
         identity=earlier.identity or later.identity,
+        after=later.after,
+    )
+
+
+def without_facets(change: Change) -> Change:
+    """Return a change without what it did to the facets, for when the whole replica, or none, tells it better."""
+    return replace(
+        change,
+        replica=None,
+        reported=(),
+        desired=(),
+        removed=(),
+        predicted=(),
+        residuals=(),
+        delta=None,
+        connectivity=None,
+        identity=False,
     )
 
 

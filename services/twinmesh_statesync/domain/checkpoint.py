@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
 
@@ -83,8 +83,11 @@ class RecentChanges:
     changes: tuple[Change, ...]
 
     def record(self, tenant: str, offset: int) -> Record:
-        """Return the record that replaces the tenant's former one."""
-        return Record(tenant=tenant, kind=CHANGES, key="recent", offset=offset, body=to_text(self))
+        """Return the record that replaces the tenant's former one; whole twins before and after do not travel."""
+        bare = RecentChanges(
+            floor=self.floor, changes=tuple(replace(change, before=None, after=None) for change in self.changes)
+        )
+        return Record(tenant=tenant, kind=CHANGES, key="recent", offset=offset, body=to_text(bare))
 
 
 def recent_changes(checkpoint: Checkpoint) -> dict[str, RecentChanges]:
@@ -290,4 +293,6 @@ def _read_twin(record: Record, registry: RegistryFold) -> TwinState:
     state.previous_create_offset = kept.previous_create_offset
     state.last_arrival_offset = kept.last_arrival_offset
     state.erase_offset = kept.erase_offset
+    if state.alive:
+        state.renew_version()
     return state

@@ -45,7 +45,7 @@ def erase(state: TwinState, offset: int) -> Change:
 
     Of a twin that is deleted watchers are told DELETED again: they know that it has nothing, and learn the revision.
     """
-    before = state.replica
+    version, before = state.version, state.replica
     after = Replica(
         revision=offset,
         offset=offset,
@@ -69,7 +69,14 @@ def erase(state: TwinState, offset: int) -> Change:
         revision=offset,
         previous_revision=before.revision,
         replica=after if state.alive else None,
+        before=version,
+        after=state.renew_version() if state.alive else None,
     )
+
+
+def without_values(change: Change) -> Change:
+    """Return a change of a twin that is erased, or its erasure, with nothing of what was erased."""
+    return replace(change, before=None) if change.kind is ChangeKind.ERASED else stripped(change)
 
 
 def emptied(verdict: Verdict) -> Verdict:

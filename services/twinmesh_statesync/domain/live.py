@@ -83,6 +83,7 @@ class LiveFold:
         self.fold = Fold()
         self.incarnation = ""
         self.generation = 0
+        self.seeded = 0
         self.pulse = Pulse(tick_s)
         self.holds = Holds()
         self._log = log
@@ -127,9 +128,9 @@ class LiveFold:
         """Positions from which the log can be folded again, in order."""
         return self._keeper.generations
 
-    def compacted_to(self, tenant: str) -> int:
-        """Return the smallest offset after which a watch can be continued, from memory or from the log."""
-        floor = self.ring(tenant).floor
+    def compacted_to(self, tenant: str, *, judged: bool = False) -> int:
+        """Return the smallest offset after which a watch (`judged`: with a filter or a mask) can be continued."""
+        floor = self.ring(tenant).versions_floor if judged else self.ring(tenant).floor
         generations = self._keeper.generations
         return min(floor, generations[0].offset) if generations else floor
 
@@ -297,6 +298,7 @@ class LiveFold:
             for at in range(0, len(twins), _SEED_TWINS):
                 batch = await self._log.latest(tenant, twins[at : at + _SEED_TWINS])
                 self.fold.seed(tenant, batch)
+        self.seeded += 1
 
     async def _follow(self) -> None:
         if self.fold.offset < self._control_until:
@@ -351,12 +353,12 @@ class LiveFold:
     def _apply(self, entry: LogEntry) -> None:
         self._keeper.note(entry)
         folded = self.fold.apply(entry)
-        if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
-            self.ring(entry.tenant).forget(entry.body.action.twin_id)
         if folded.changes:
             self.ring(entry.tenant).append(folded.changes)
             for listener in self._listeners:
                 listener(folded.changes)
+        if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
+            self.ring(entry.tenant).forget(entry.body.action.twin_id)
 
     def _wake(self) -> None:
         self.pulse.touch()

@@ -48,7 +48,7 @@ class StatePlan:
 
     def carry_out(self, state: TwinState, twin: Twin, twin_type: TwinType) -> Change:
         """Write the plan to the state, and return the change that tells it whole."""
-        before = state.replica.revision
+        version, before = state.version, state.replica.revision
         state.take_identity(twin, twin_type)
         state.replica = self.replica
         state.tracks = {key: track for key, track in state.tracks.items() if key in self.replica.predicted.predictions}
@@ -66,6 +66,8 @@ class StatePlan:
             commands=self.commands,
             events=self.events,
             identity=True,
+            before=version,
+            after=state.renew_version(),
         )
 
 

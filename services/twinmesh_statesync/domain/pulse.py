@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -30,11 +30,16 @@ class Pulse:
         self._event = asyncio.Event()
         self._last_s = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def tick_s(self) -> float:
         """Least time between two wake-ups, for the crowd as it is."""
         return min(self._longest_s, max(_SHORTEST_S, self.crowd * _PER_WATCHER_S))
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called at each wake-up: for crowds of whom only some are concerned."""
+        self._listeners.append(listener)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -65,3 +70,5 @@ class Pulse:
         self._last_s = asyncio.get_running_loop().time()
         fired, self._event = self._event, asyncio.Event()
         fired.set()
+        for listener in self._listeners:
+            listener()

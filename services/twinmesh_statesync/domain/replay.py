@@ -285,13 +285,15 @@ class Replays:
                     self._tasks[replay] = group.create_task(self._whole_life(replay))
 
     @contextmanager
-    def joined(self, tenant: str, after: int, twin_ids: Collection[str]) -> Iterator[tuple[Replay, Reader]]:
+    def joined(
+        self, tenant: str, after: int, twin_ids: Collection[str], *, judged: bool = False
+    ) -> Iterator[tuple[Replay, Reader]]:
         """Read a replay that reaches back to `after`, begun if there is none, for as long as the block lasts.
 
         Raises:
             OutOfRange: COMPACTED, no generation lies at or before `after`.
         """
-        replay = self._found(tenant, after, frozenset(twin_ids))
+        replay = self._found(tenant, after, frozenset(twin_ids), judged)
         reader = Reader(after, self._clock.monotonic_s())
         replay.readers.add(reader)
         try:
@@ -304,10 +306,10 @@ class Replays:
                 if task is not None:
                     task.cancel()
 
-    def _found(self, tenant: str, after: int, twin_ids: frozenset[str]) -> Replay:
+    def _found(self, tenant: str, after: int, twin_ids: frozenset[str], judged: bool) -> Replay:
         generation = newest_at(self._live.generations, after)
         if generation is None:
-            raise compacted(after, self._live.compacted_to(tenant))
+            raise compacted(after, self._live.compacted_to(tenant, judged=judged))
         incarnation = self._live.incarnation
         others = [r for r in self._open if r.tenant == tenant and r.position.incarnation == incarnation]
         for replay in others:

@@ -23,6 +23,7 @@ from twinmesh_statesync.domain.replica import (
 )
 from twinmesh_statesync.domain.residuals import Residual, Track
 from twinmesh_statesync.domain.values import ReportedValue
+from twinmesh_statesync.domain.version import TwinVersion
 
 NO_REPLICA: Final = Replica(revision=0, offset=0)
 
@@ -50,6 +51,7 @@ class TwinState:
     """
 
     __slots__ = (
+        "_version",
         "alive",
         "commands",
         "delete_offset",
@@ -82,6 +84,21 @@ class TwinState:
         self.delete_offset = 0
         self.previous_create_offset = 0
         self.erase_offset = 0
+        self._version: TwinVersion | None = None
+
+    @property
+    def version(self) -> TwinVersion | None:
+        """The twin as its last change left it, as a value that stays; None while it does not live."""
+        if not self.alive:
+            return None
+        if self._version is None:
+            self._version = TwinVersion(self.twin, self.twin_type, self.replica)
+        return self._version
+
+    def renew_version(self) -> TwinVersion:
+        """Return the twin as it is now, at the end of a change."""
+        self._version = TwinVersion(self.twin, self.twin_type, self.replica)
+        return self._version
 
     def begin_life(self, twin: Twin, twin_type: TwinType) -> None:
         """Take up the identity of a new life."""
@@ -114,6 +131,7 @@ class Draft:
     """Gathers what one entry does to one twin; `finish` makes it one change with one new revision."""
 
     __slots__ = (
+        "before",
         "commands",
         "commit_time_unix_us",
         "connectivity",
@@ -134,6 +152,7 @@ class Draft:
         self.state = state
         self.offset = offset
         self.commit_time_unix_us = commit_time_unix_us
+        self.before = state.version
         self.reported: dict[str, ReportedValue] = {}
         self.desired: dict[str, DesiredValue] | None = None
         self.desired_changed: dict[str, None] = {}
@@ -249,6 +268,8 @@ class Draft:
             events=tuple(self.events),
             residuals=tuple(self.residuals.values()),
             identity=self.identity,
+            before=None if kind is ChangeKind.CREATED else self.before,
+            after=None if kind is ChangeKind.DELETED else state.renew_version(),
         )
 
     def _only_reported(self) -> bool:
@@ -281,6 +302,8 @@ class Draft:
             previous_revision=revision - 1,
             reported=tuple(self.reported.values()),
             reported_revision=reported.revision,
+            before=self.before,
+            after=state.renew_version(),
         )
 
     def _reported(self) -> Reported:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ from twinmesh_statesync.domain.past import Past, with_facts
 from twinmesh_statesync.domain.replica import Replica
 from twinmesh_statesync.domain.twin_state import NO_REPLICA, TwinState
 from twinmesh_statesync.domain.values import ReportedValue
+from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.domain.writer import time_left_s
-from twinmesh_statesync.rpc.reading import Reading
+from twinmesh_statesync.rpc.listing import summary
+from twinmesh_statesync.rpc.mapping.values import position_to_message
+from twinmesh_statesync.rpc.reading import PageToken, Reading, page_size, read_token
 
 Request = statesync_pb2.GetReplicaRequest | statesync_pb2.ListTwinsRequest
 
@@ -84,6 +88,36 @@ class PastReads:
         facts = await self._facts(tenant, [twin_id], asked)
         return state.twin, with_facts(state, rest, facts.get(twin_id, {}))
 
+    async def list(
+        self, tenant: str, request: statesync_pb2.ListTwinsRequest, asked: Asked
+    ) -> statesync_pb2.ListTwinsResponse:
+        """Answer one page of the twins as they were, by id.
+
+        Raises:
+            InvalidArgument: the request is malformed, or asks for what only the present has.
+            OutOfRange: COMPACTED, AS_OF_PRUNED.
+        """
+        for name in ("filter", "order_by", "include_replica"):
+            if getattr(request, name):
+                raise invalid_field(name, "is for the present; leave it out, or at_offset and at_event_time")
+        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
+        states = (await self.fold(tenant, asked)).states(tenant)
+        wanted = (twin_id for twin_id in states if token is None or twin_id > token.key)
+        page: list[TwinState] = []
+        next_token = ""
+        for state in map(states.__getitem__, sorted(wanted)):
+            if not state.alive or request.twin_type_id not in ("", state.twin.twin_type_id):
+                continue
+            if len(page) == size:
+                next_token = PageToken(position=asked.as_of, key=page[-1].twin.twin_id).encode()
+                break
+            page.append(state)
+        replicas = await self.replicas(tenant, page, asked)
+        versions = [TwinVersion(s.twin, s.twin_type, replica) for s, replica in zip(page, replicas, strict=True)]
+        return statesync_pb2.ListTwinsResponse(
+            twins=map(summary, versions), next_page_token=next_token, as_of=position_to_message(asked.as_of)
+        )
+
     async def fold(self, tenant: str, asked: Asked) -> Fold:
         """Return the twins of a tenant as they were, by what was committed."""
         if asked.time_unix_us is not None:
@@ -93,7 +127,7 @@ class PastReads:
             return self._reading.live.fold
         return await self._past.at_offset(tenant, asked.as_of.offset, timeout_s=time_left_s())
 
-    async def replicas(self, tenant: str, states: Collection[TwinState], asked: Asked) -> list[Replica]:
+    async def replicas(self, tenant: str, states: Collection[TwinState], asked: Asked) -> builtins.list[Replica]:
         """Return the replicas of twins of such a fold, with the facts that the request asks for."""
         if asked.time_unix_us is None or not states:
             return [state.replica for state in states]

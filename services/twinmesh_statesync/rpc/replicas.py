@@ -19,6 +19,7 @@ from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.conditions import MAX_CONDITIONS
 from twinmesh_statesync.domain.entries import AcknowledgeDesired, RecordPrediction, SetDesired
+from twinmesh_statesync.domain.mask import read_mask
 from twinmesh_statesync.domain.predicted import present_of
 from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.verification import Verifier
@@ -119,16 +120,20 @@ class ReplicaServicer:
         """Return a twin's replica, as it is or as it was."""
         tenant = current_caller().tenant
         require_twin_id(request.twin_id)
+        mask = read_mask(request.read_mask.paths, "read_mask")
         asked = await self._past.asked(request)
         if asked is not None:
             twin, replica = await self._past.replica(tenant, request.twin_id, asked)
             return statesync_pb2.GetReplicaResponse(
-                replica=replica_to_message(twin, replica), as_of=position_to_message(asked.as_of)
+                replica=replica_to_message(mask.cut_twin(twin), mask.cut_replica(replica)),
+                as_of=position_to_message(asked.as_of),
             )
         state = await self._reading.twin(tenant, request.twin_id)
         return statesync_pb2.GetReplicaResponse(
             replica=replica_to_message(
-                state.twin, state.replica, present_unix_us=present_of(state, self._clock.now_unix_us())
+                mask.cut_twin(state.twin),
+                mask.cut_replica(state.replica),
+                present_unix_us=present_of(state, self._clock.now_unix_us()),
             ),
             as_of=self._reading.as_of(),
         )

@@ -7,31 +7,28 @@ from typing import Any
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.statesync.v1.statesync_pb2_grpc import TwinServiceServicer
-from twinmesh.type.v1 import replica_pb2
 from twinmesh_core.errors import Internal, invalid_field
 from twinmesh_core.ids import require_resource_id, require_twin_id
 from twinmesh_core.inheritance import as_written
-from twinmesh_core.registry import Twin, TwinType
+from twinmesh_core.registry import TwinType
 from twinmesh_core.registry_fold import Outcome
 from twinmesh_core.registry_rules import check_writable, units_of
 from twinmesh_core.units import TABLE, Units
 from twinmesh_runtime.caller import current_caller
 from twinmesh_runtime.registry_mapping import (
-    time_to_message,
     twin_from_message,
     twin_to_message,
     twin_type_from_message,
     twin_type_to_message,
 )
 from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, DeleteTwin
-from twinmesh_statesync.domain.replica import Replica
-from twinmesh_statesync.domain.twin_state import TwinState
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
 from twinmesh_statesync.rpc.identities import Identities
+from twinmesh_statesync.rpc.listing import Listing
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.past import PastReads
-from twinmesh_statesync.rpc.reading import PageToken, Reading, page_of, page_size, read_token
+from twinmesh_statesync.rpc.reading import Reading, page_of, page_size, read_token
 
 
 class TwinServicer(TwinServiceServicer):
@@ -40,12 +37,16 @@ class TwinServicer(TwinServiceServicer):
     Args:
         reading: read access to the fold.
         writer: has mutations decided.
+        listing: answers lists.
         past: read access to what was.
         units: which units there are.
     """
 
-    def __init__(self, reading: Reading, writer: Writer, past: PastReads, units: Units = TABLE) -> None:
+    def __init__(
+        self, reading: Reading, writer: Writer, listing: Listing, past: PastReads, units: Units = TABLE
+    ) -> None:
         self._reading = reading
+        self._listing = listing
         self._past = past
         self._writer = writer
         self._units = units
@@ -155,34 +156,16 @@ class TwinServicer(TwinServiceServicer):
     async def ListTwins(  # noqa: N802
         self, request: statesync_pb2.ListTwinsRequest, context: Any
     ) -> statesync_pb2.ListTwinsResponse:
-        """List twins by id; all pages hold the ids that were alive when the first was asked for."""
+        """List the twins that match, as they are or as they were."""
         tenant = current_caller().tenant
-        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
         asked = await self._past.asked(request)
-        if asked is not None:
-            fold, pinned = await self._past.fold(tenant, asked), asked.as_of
-        else:
-            await self._reading.at_least(token.position.offset if token is not None else 0)
-            fold, pinned = self._reading.live.fold, self._reading.pinned(token)
-        states = fold.states(tenant)
-        # Only ids that are still to come are looked at: the token names the last one told.
-        ids = sorted(twin_id for twin_id in states if token is None or twin_id > token.key)
-        page: list[TwinState] = []
-        next_token = ""
-        for twin_id in ids:
-            state = states[twin_id]
-            if not _alive_at(state, pinned.offset) or request.twin_type_id not in ("", state.twin.twin_type_id):
-                continue
-            if len(page) == size:
-                next_token = PageToken(position=pinned, key=page[-1].twin.twin_id).encode()
-                break
-            page.append(state)
-        replicas, as_of = [state.replica for state in page], self._reading.as_of()
-        if asked is not None:
-            replicas, as_of = await self._past.replicas(tenant, page, asked), position_to_message(asked.as_of)
-        return statesync_pb2.ListTwinsResponse(
-            twins=map(_summary, page, replicas), next_page_token=next_token, as_of=as_of
-        )
+        return await (self._listing.list(tenant, request) if asked is None else self._past.list(tenant, request, asked))
+
+    async def CountTwins(  # noqa: N802
+        self, request: statesync_pb2.CountTwinsRequest, context: Any
+    ) -> statesync_pb2.CountTwinsResponse:
+        """Count the twins that match."""
+        return await self._listing.count(current_caller().tenant, request)
 
     async def DeleteTwin(  # noqa: N802
         self, request: statesync_pb2.DeleteTwinRequest, context: Any
@@ -198,25 +181,3 @@ class TwinServicer(TwinServiceServicer):
             content=content_of(request),
         )
         return statesync_pb2.DeleteTwinResponse(position=position_to_message(decided.position))
-
-
-def _alive_at(state: TwinState, offset: int) -> bool:
-    """Whether the twin lived at `offset`; exact for its last two lives."""
-    if state.alive and state.twin.create_offset <= offset:
-        return True
-    # A tombstone keeps its last life; a twin created anew after `offset` may have lived before.
-    began = state.previous_create_offset if state.alive else state.twin.create_offset
-    return 0 < began <= offset < state.delete_offset
-
-
-def _summary(state: TwinState, replica: Replica) -> statesync_pb2.TwinSummary:
-    twin: Twin = state.twin
-    summary = statesync_pb2.TwinSummary(
-        twin=twin_to_message(twin),
-        connectivity=replica_pb2.Connectivity.ValueType(replica.connectivity),
-        delta_count=len(replica.delta),
-    )
-    newest = max((value.event_time_unix_us for value in replica.reported.values.values()), default=None)
-    if newest is not None:
-        summary.last_event_time.CopyFrom(time_to_message(newest))
-    return summary

@@ -1,4 +1,4 @@
-"""Watch: snapshot, SYNCED, then frames of changes; each watcher is a cursor into the tenant's ring and nothing more.
+"""Watch: snapshot, SYNCED, then frames of changes; each watcher is a cursor, woken only by what concerns it.
 
 A watcher whose place the ring does not reach back to, on resume or because it read too slowly, reads from a replay
 until the ring does: nothing is skipped and nothing told twice, since both hold whole offsets in order.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -19,25 +19,37 @@ from twinmesh_core.errors import FailedPrecondition, OutOfRange, Reason, Resourc
 from twinmesh_core.ids import require_resource_id, require_twin_id
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_runtime.registry_mapping import duration_from_message
+from twinmesh_statesync.domain.catalogue import Catalogue
+from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Position
+from twinmesh_statesync.domain.erasing import is_erasure
+from twinmesh_statesync.domain.filter import EVERYTHING, hops, parse_filter
+from twinmesh_statesync.domain.interest import Interest
 from twinmesh_statesync.domain.live import LiveFold, rewound
+from twinmesh_statesync.domain.mask import read_mask
 from twinmesh_statesync.domain.replay import Replays
+from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.domain.writer import DEFAULT_WAIT_S
-from twinmesh_statesync.rpc.frames import FRAME_BYTES, Filter, Frames, bookmark, reset
+from twinmesh_statesync.rpc.audience import Audience, Audiences
+from twinmesh_statesync.rpc.frames import FRAME_BYTES, Frames, bookmark, reset
 from twinmesh_statesync.rpc.mapping.replicas import encode_event, snapshot_change
 from twinmesh_statesync.rpc.reading import Reading
 
 MAX_TWIN_IDS: Final = 10_000
 _SNAPSHOT_TWINS: Final = 100
 HEARTBEAT_S: Final = 0.25
-"""How often sleeping watchers look whether a bookmark is due; one timer for all of them."""
+"""How often devices that follow commands look whether a sign of life is due; one timer for all of them."""
+MAX_BOOKMARK_S: Final = 4.75
+"""A bookmark takes some of the promised 5 s to arrive."""
+_BOOKMARK_S: Final = 0.75
+_BOOKMARK_PER_WATCHER_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Terms:
-    """What a watcher asked for."""
+    """What a watcher asked for; `bookmark_s` 0 = as the server likes."""
 
-    wanted: Filter
+    wanted: Interest
     latest: bool
     close: bool
     bookmark_s: float
@@ -68,15 +80,17 @@ class Watches:
 
     Args:
         reading: read access to the fold.
+        catalogue: finds the twins of a snapshot.
         replays: where changes come from that are not in memory.
         clock: for bookmarks.
         close_after: changes that a watcher with policy CLOSE may lie behind.
-        heartbeat_s: how often bookmarks are looked after.
+        heartbeat_s: how often those who follow commands are woken.
     """
 
     def __init__(
         self,
         reading: Reading,
+        catalogue: Catalogue,
         replays: Replays,
         clock: Clock,
         *,
@@ -84,16 +98,19 @@ class Watches:
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._reading = reading
+        self._catalogue = catalogue
         self._replays = replays
         self._live: LiveFold = reading.live
         self._clock = clock
         self._close_after = close_after
         self._heartbeat_s = heartbeat_s
         self._frames = Frames()
+        self._audiences = Audiences(self._live)
         self._draining = False
+        self._live.on_changes(self._forget)
 
     async def beat(self) -> None:
-        """Wake the watchers now and then, for bookmarks; runs for ever."""
+        """Wake those who follow commands now and then; runs for ever."""
         while True:
             await asyncio.sleep(self._heartbeat_s)
             self._live.pulse.touch()
@@ -102,6 +119,7 @@ class Watches:
         """End every watch, and let none begin; each is told where to resume."""
         self._draining = True
         self._live.pulse.touch()
+        self._audiences.wake_all()
         await asyncio.sleep(0)
 
     def check_draining(self, through: int | None) -> None:
@@ -120,13 +138,13 @@ class Watches:
         """Yield serialized WatchResponses until the watcher leaves or an error of the contract ends it.
 
         Raises:
-            InvalidArgument: the request is malformed.
+            InvalidArgument: the request is malformed; of a filter, with the column.
             OutOfRange: COMPACTED, FUTURE_OFFSET.
             FailedPrecondition: LOG_REWOUND.
             ResourceExhausted: WATCHER_TOO_SLOW, for policy CLOSE.
             Unavailable: DRAINING.
         """
-        terms = _terms(request, self._heartbeat_s)
+        terms = _terms(request)
         after = request.resume_after if request.HasField("resume_after") else None
         self.check_draining(request.resume_after.offset)
         await self._live.check()
@@ -152,20 +170,35 @@ class Watches:
         place = _Place(tenant, 0, self._live.generation, self._clock.monotonic_s())
         if after is not None:
             place.through = await self._resume_point(after.incarnation, after.offset)
-        else:
-            # Nothing is awaited between looking at the replicas and at the end of the ring: they agree.
-            position = self._live.position
-            place.through, place.caught_up = position.offset, True
-            async with aclosing(self._snapshot(tenant, terms.wanted, position)) as parts:
-                async for part in parts:
-                    yield part
-        while True:
-            self._check(place)
-            index = self._live.ring(tenant).index_after(place.through)
-            frames = self._replayed(place, terms) if index is None else self._changes(index, place, terms)
-            async with aclosing(frames):
-                async for frame in frames:
-                    yield frame
+        with self._audiences.joined(tenant, terms.wanted) as audience:
+            if after is None:
+                # Nothing is awaited between looking at the fold and joining those who hear what follows: they agree.
+                position = self._live.position
+                place.through, place.caught_up = position.offset, True
+                async with aclosing(self._snapshot(tenant, audience, position)) as parts:
+                    async for part in parts:
+                        yield part
+            while True:
+                self._check(place)
+                index = self._index_after(audience, place.through)
+                if index is None:
+                    frames = self._replayed(audience, place, terms)
+                else:
+                    frames = self._changes(audience, index, place, terms)
+                async with aclosing(frames):
+                    async for frame in frames:
+                        yield frame
+
+    def _index_after(self, audience: Audience, through: int) -> int | None:
+        """Return where memory goes on after an offset; None = it does not reach back, or cannot judge that far back."""
+        index = audience.ring.index_after(through)
+        if index is None or index >= audience.since or not audience.interest.chosen:
+            return index
+        return index if through >= audience.ring.versions_floor else None
+
+    def _forget(self, changes: Sequence[Change]) -> None:
+        if any(map(is_erasure, changes)):
+            self._frames.clear()
 
     async def _once_usable(self) -> None:
         """Return when the fold is at the head of the log that began anew."""
@@ -188,17 +221,12 @@ class Watches:
             await self._live.wait_for(offset, timeout_s=DEFAULT_WAIT_S)
         return offset
 
-    async def _snapshot(self, tenant: str, wanted: Filter, position: Position) -> AsyncGenerator[bytes, None]:
-        states = self._live.fold.states(tenant)
-        ids = wanted.twin_ids or states.keys()
-        found = [
-            (state.twin, state.replica)
-            for state in (states.get(twin_id) for twin_id in ids)
-            if state is not None and state.alive and wanted.wants(state.twin)
-        ]
+    async def _snapshot(self, tenant: str, audience: Audience, position: Position) -> AsyncGenerator[bytes, None]:
+        mask = audience.interest.mask
         part: list[bytes] = []
         size = 0
-        for twin, replica in found:
+        for version in await self._found(tenant, audience, position):
+            twin, replica = mask.cut_twin(version.twin), mask.cut_replica(version.replica)
             part.append(encode_event(snapshot_change(tenant, twin, replica)))
             size += len(part[-1])
             if len(part) == _SNAPSHOT_TWINS or size > FRAME_BYTES:
@@ -207,19 +235,30 @@ class Watches:
                 part, size = [], 0
         if part:
             yield b"".join(part)
-        yield self._bookmark(tenant, position, synced=True)
+        yield self._bookmark(tenant, position, judged=audience.interest.chosen, synced=True)
 
-    async def _changes(self, index: int, place: _Place, terms: _Terms) -> AsyncGenerator[bytes, None]:
-        """Yield frames from the ring; ends when it does not reach back to the watcher any more."""
-        ring = self._live.ring(place.tenant)
+    async def _found(self, tenant: str, audience: Audience, position: Position) -> Sequence[TwinVersion]:
+        """Return the twins of a snapshot, as of a position that is the present when this is called."""
+        wanted, judge = audience.interest, audience.judge
+        if wanted.expression != EVERYTHING and not wanted.twin_ids:
+            selected = await self._catalogue.select(tenant, wanted.expression, position.offset)
+            return [version for version in selected if judge.wants(version)]
+        states = self._live.fold.states(tenant)
+        ids = wanted.twin_ids or states.keys()
+        living = (state.version for state in map(states.get, ids) if state is not None)
+        return [version for version in living if version is not None and judge.wants(version)]
+
+    async def _changes(
+        self, audience: Audience, index: int, place: _Place, terms: _Terms
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield frames from memory; ends when it does not reach back to the watcher any more."""
         while True:
-            news = self._live.pulse.next()
             self._check(place)
-            if index < ring.first:
+            if audience.lost(index):
                 return
-            self._check_close(ring.end - index, place, terms)
-            if index < ring.end:
-                frame = self._frames.frame(ring, terms.wanted, index, self._live.position, latest=terms.latest)
+            self._check_close(audience.count_after(index) if terms.close else 0, place, terms)
+            if audience.behind(index):
+                frame = self._frames.frame(audience, index, self._live.position, latest=terms.latest)
                 index, place.through = frame.end, frame.through
                 if frame.body:
                     yield frame.body
@@ -227,16 +266,22 @@ class Watches:
                 else:
                     await asyncio.sleep(0)
                 continue
+            index = audience.ring.end
             place.through, place.caught_up = self._live.fold.offset, True
-            if self._is_bookmark_due(place, terms):
-                yield self._told(place)
+            due_s = self._due_s(place, terms)
+            if due_s <= 0:
+                yield self._told(place, terms)
                 continue
-            await news.wait()
+            await audience.wait(due_s)
 
-    async def _replayed(self, place: _Place, terms: _Terms) -> AsyncGenerator[bytes, None]:
+    async def _replayed(self, audience: Audience, place: _Place, terms: _Terms) -> AsyncGenerator[bytes, None]:
         """Yield frames from a replay; ends when the ring reaches back to the watcher, or another replay is needed."""
-        with self._replays.joined(place.tenant, place.through, terms.wanted.twin_ids) as (replay, reader):
-            while self._live.ring(place.tenant).index_after(place.through) is None:
+        wanted = audience.interest
+        with self._replays.joined(place.tenant, place.through, wanted.twin_ids, judged=wanted.chosen) as (
+            replay,
+            reader,
+        ):
+            while self._index_after(audience, place.through) is None:
                 news = replay.next()
                 self._check(place)
                 if replay.failed is not None:
@@ -245,7 +290,9 @@ class Watches:
                     return
                 index = replay.index_after(place.through)
                 if index is not None and index < replay.ring.end:
-                    frame = self._frames.frame(replay.ring, terms.wanted, index, replay.position, latest=terms.latest)
+                    frame = self._frames.frame(
+                        audience, index, replay.position, latest=terms.latest, replayed=replay.ring
+                    )
                     place.through = frame.through
                     replay.moved(reader, place.through)
                     if frame.body:
@@ -255,28 +302,31 @@ class Watches:
                         await asyncio.sleep(0)
                     continue
                 place.through = max(place.through, replay.position.offset if index is not None else 0)
-                if self._is_bookmark_due(place, terms):
+                if self._due_s(place, terms) <= 0:
                     # It may not be read for long: meanwhile nobody waits for more.
                     replay.moved(reader, place.through)
-                    yield self._told(place)
+                    yield self._told(place, terms)
                     continue
                 replay.wants(reader)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(terms.bookmark_s, self._heartbeat_s)):
+                    async with asyncio.timeout(max(self._due_s(place, terms), self._heartbeat_s)):
                         await news.wait()
 
-    def _is_bookmark_due(self, place: _Place, terms: _Terms) -> bool:
-        return self._clock.monotonic_s() - place.told_s >= terms.bookmark_s
+    def _due_s(self, place: _Place, terms: _Terms) -> float:
+        """Return the time left until a bookmark is due; who did not say waits longer in a crowd of watchers."""
+        usual_s = min(max(_BOOKMARK_S, self._live.pulse.crowd * _BOOKMARK_PER_WATCHER_S), MAX_BOOKMARK_S)
+        return (terms.bookmark_s or usual_s) - (self._clock.monotonic_s() - place.told_s)
 
-    def _told(self, place: _Place) -> bytes:
+    def _told(self, place: _Place, terms: _Terms) -> bytes:
         place.told_s = self._clock.monotonic_s()
-        return self._bookmark(place.tenant, Position(incarnation=self._live.incarnation, offset=place.through))
+        position = Position(incarnation=self._live.incarnation, offset=place.through)
+        return self._bookmark(place.tenant, position, judged=terms.wanted.chosen)
 
-    def _bookmark(self, tenant: str, position: Position, *, synced: bool = False) -> bytes:
+    def _bookmark(self, tenant: str, position: Position, *, judged: bool, synced: bool = False) -> bytes:
         return bookmark(
             position,
             synced=synced,
-            compacted_to=self._live.compacted_to(tenant),
+            compacted_to=self._live.compacted_to(tenant, judged=judged),
             server_time_unix_us=self._clock.now_unix_us(),
             entries_behind=max(0, self._live.head_offset - position.offset),
         )
@@ -297,7 +347,7 @@ class Watches:
             )
 
 
-def _terms(request: statesync_pb2.WatchRequest, heartbeat_s: float) -> _Terms:
+def _terms(request: statesync_pb2.WatchRequest) -> _Terms:
     if len(request.twin_ids) > MAX_TWIN_IDS:
         raise invalid_field("twin_ids", f"must hold at most {MAX_TWIN_IDS:,} ids; watch by type, or in several calls")
     for i, twin_id in enumerate(request.twin_ids):
@@ -310,12 +360,23 @@ def _terms(request: statesync_pb2.WatchRequest, heartbeat_s: float) -> _Terms:
         raise invalid_field("when_lost", "must be FAIL or RESNAPSHOT")
     interval_us = duration_from_message(request.bookmark_interval)
     if not 0 <= interval_us <= 5 * US_PER_S:
-        raise invalid_field("bookmark_interval", "must be at most 5 s; 0 takes 1 s")
+        raise invalid_field("bookmark_interval", "must be at most 5 s; 0 leaves it to the server")
+    expression = parse_filter(request.filter)
+    if next(hops(expression), None) is not None:
+        raise invalid_field(
+            "filter",
+            "relationships are followed in lists only, since a watch judges each twin by its own changes; "
+            "list the twins, and watch them by twin_ids",
+        )
     return _Terms(
-        wanted=Filter(twin_ids=frozenset(request.twin_ids), twin_type_id=request.twin_type_id),
+        wanted=Interest(
+            twin_ids=frozenset(request.twin_ids),
+            twin_type_id=request.twin_type_id,
+            expression=expression,
+            mask=read_mask(request.read_mask.paths, "read_mask"),
+        ),
         latest=request.policy == statesync_pb2.WATCH_POLICY_LATEST,
         close=request.policy == statesync_pb2.WATCH_POLICY_CLOSE,
-        # Looked at every heartbeat: due one beat earlier, so that the silence is never longer than asked for.
         resnapshot=request.when_lost == statesync_pb2.WATCH_LOSS_RESNAPSHOT,
-        bookmark_s=max((interval_us or US_PER_S) / US_PER_S - heartbeat_s, 0.0),
+        bookmark_s=min(interval_us / US_PER_S, MAX_BOOKMARK_S),
     )

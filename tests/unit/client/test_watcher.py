@@ -280,3 +280,48 @@ async def test_a_cut_snapshot_tells_the_deletions_of_what_it_told_and_the_next_d
 async def test_replicas_are_kept_only_when_asked_for(client, fake):
     with pytest.raises(FailedPrecondition, match="keep_replicas"):
         _ = client.twins.watch().replicas
+
+
+def chosen(offset: int, previous_offset: int, kind: int = statesync_pb2.WATCH_EVENT_KIND_CHANGED):
+    told = change(offset, offset * 10)
+    told.previous_offset, told.kind = previous_offset, kind
+    return told
+
+
+async def take_chosen(client, n: int, **options) -> list[WatchEvent]:
+    events = []
+    async with asyncio.timeout(5), aclosing(client.twins.watch(filter="delta:*", mask=["delta"], **options)) as changes:
+        async for event in changes:
+            events.append(event)
+            if len(events) == n:
+                break
+    return events
+
+
+async def test_a_watch_by_filter_says_what_it_wants_and_what_it_missed_nothing_of(client, fake):
+    entered, left = statesync_pb2.WATCH_EVENT_KIND_ENTERED, statesync_pb2.WATCH_EVENT_KIND_LEFT
+    fake.replicas.scripts = [
+        [frame(through=5, synced=True), frame(chosen(7, 5, entered), chosen(8, 7), through=9), Unavailable("gone")],
+        [frame(chosen(12, 8, left), through=12)],
+    ]
+    events = await take_chosen(client, 4)
+    assert [(e.kind, e.offset) for e in events] == [("SYNCED", 5), ("ENTERED", 7), ("CHANGED", 8), ("LEFT", 12)]
+    first, again = fake.replicas.requests
+    assert (first.filter, list(first.read_mask.paths)) == (again.filter, list(again.read_mask.paths))
+    assert (first.filter, list(first.read_mask.paths)) == ("delta:*", ["delta"])
+    assert again.resume_after.offset == 9
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [frame(chosen(7, 6), through=7)],  # one between the snapshot and this is missing
+        [frame(chosen(7, 5), chosen(9, 8), through=9)],  # one within the frame
+        [frame(chosen(7, 5), through=7), frame(chosen(9, 8), through=9)],  # a frame
+        [frame(chosen(7, 5), chosen(7, 5), through=7)],  # a repetition
+    ],
+)
+async def test_a_watch_by_filter_that_lacks_something_raises(client, fake, frames):
+    fake.replicas.scripts = [[frame(through=5, synced=True), *frames]]
+    with pytest.raises(watcher.GapDetected):
+        await take_chosen(client, 10)

@@ -135,8 +135,8 @@ def test_nothing_told_of_a_twin_is_left_in_fold_or_ring() -> None:
     assert "36.625" in before
     assert SECRET in before
     told = world.do(EraseTwin(twin_id="a")).changes
-    ring.forget("a")
     ring.append(told)
+    ring.forget("a")
     after = texts()
     assert "36.625" not in after
     assert SECRET not in after

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from twinmesh.type.v1 import position_pb2
 from twinmesh_core.errors import FailedPrecondition, OutOfRange, ResourceExhausted, TwinmeshError, Unavailable
 from twinmesh_core.time import SystemClock
 from twinmesh_statesync.adapters.memory import MemoryCheckpoints, MemoryLog
+from twinmesh_statesync.domain.catalogue import Catalogue
 from twinmesh_statesync.domain.live import LiveFold
 from twinmesh_statesync.domain.replay import Replays
 from twinmesh_statesync.rpc.mapping.replicas import replica_to_message
@@ -38,7 +39,7 @@ class Stage:
     replays: Replays
 
     async def at(self, offset: int) -> None:
-        await self.live.wait_for(offset, timeout_s=5)
+        await self.live.wait_for(offset, timeout_s=30)
 
     def watch(self, **request: Any) -> AsyncGenerator[bytes, None]:
         request.setdefault("bookmark_interval", {"nanos": 20_000_000})
@@ -69,7 +70,12 @@ async def staged(entries: list[Any], *, log_incarnation: str = "memory-1", **bou
     checkpoints = MemoryCheckpoints()
     live = LiveFold(log=log, checkpoints=checkpoints, clock=clock, tick_s=0.0, **bounds)
     replays = Replays(live=live, log=log, store=checkpoints, clock=clock)
-    stage = Stage(log, live, Watches(Reading(live), replays, clock, close_after=5, heartbeat_s=0.01), replays)
+    stage = Stage(
+        log,
+        live,
+        Watches(Reading(live), Catalogue(live, clock), replays, clock, close_after=5, heartbeat_s=0.01),
+        replays,
+    )
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work()) for work in (live.run, stage.watches.beat, replays.run)]
         while not live.caught_up:  # noqa: ASYNC110  nothing else tells a test
@@ -80,7 +86,18 @@ async def staged(entries: list[Any], *, log_incarnation: str = "memory-1", **bou
             task.cancel()
 
 
-async def follow(frames: AsyncGenerator[bytes, None], checker: WatchChecker, until: int) -> list[Any]:
+class Taker(Protocol):
+    """Takes the frames of a watch and knows how far they lead."""
+
+    through: int
+    synced: bool
+
+    def take(self, frame: statesync_pb2.WatchResponse) -> None:
+        """Take one frame; raises AssertionError if it breaks a promise."""
+        ...
+
+
+async def follow(frames: AsyncGenerator[bytes, None], checker: Taker, until: int) -> list[Any]:
     """Check frames until they lead to an offset; returns all of them."""
     taken = []
     async with aclosing(frames), asyncio.timeout(10):

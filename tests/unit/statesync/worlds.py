@@ -257,9 +257,32 @@ identity_actions: st.SearchStrategy[Action] = st.one_of(
         units=st.just(UNITS_2),
     ),
 )
+twins = st.builds(
+    Twin,
+    twin_id=twin_ids,
+    twin_type_id=st.just("pump"),
+    attributes=st.sampled_from([{}, {"site": "north"}, {"site": "south"}]),
+    relationships=st.sampled_from([(), *((Relationship(name="feeds", target_twin_id=t),) for t in TWINS)]),
+)
+FILTERS = (
+    "",
+    "attributes.site = north",
+    "reported.temperature > 3",
+    "NOT reported.temperature > 3",
+    "delta:*",
+    "connectivity = ONLINE",
+    "desired.speed.state = PENDING",
+    "predicted.temperature:*",
+    "reported.speed < 5 AND NOT delta:*",
+    "twin_id = a OR reported.target >= 4",
+    "reported.temperature.quality != GOOD",
+    "relationships.feeds = b",
+)
+"""Filters that twins of random histories come to match and cease to."""
+HOPPING = ("feeds.reported.temperature > 3", "~feeds:*", "~feeds.feeds.delta:* OR attributes.site = south")
 actions: st.SearchStrategy[Action] = st.one_of(
     identity_actions,
-    st.builds(CreateTwin, twin=st.builds(Twin, twin_id=twin_ids, twin_type_id=st.just("pump"))),
+    st.builds(CreateTwin, twin=twins),
     st.builds(DeleteTwin, twin_id=twin_ids),
     st.builds(
         SetDesired,

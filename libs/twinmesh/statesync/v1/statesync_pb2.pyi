@@ -209,6 +209,10 @@ class _WatchEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     """
     WATCH_EVENT_KIND_RESET: _WatchEventKind.ValueType  # 25
     """Of no twin: forget all that was told, a snapshot follows. Only with when_lost = RESNAPSHOT."""
+    WATCH_EVENT_KIND_ENTERED: _WatchEventKind.ValueType  # 5
+    """With a filter: the twin existed and matches since this change: replica is complete (within read_mask)."""
+    WATCH_EVENT_KIND_LEFT: _WatchEventKind.ValueType  # 6
+    """With a filter: the twin still exists and matches no longer; nothing more is told of it until it is ENTERED again."""
 
 class WatchEventKind(_WatchEventKind, metaclass=_WatchEventKindEnumTypeWrapper):
     """What an event of a watch tells."""
@@ -229,6 +233,10 @@ forgotten. Its revision goes on from the offset of the erasure, and so do those 
 """
 WATCH_EVENT_KIND_RESET: WatchEventKind.ValueType  # 25
 """Of no twin: forget all that was told, a snapshot follows. Only with when_lost = RESNAPSHOT."""
+WATCH_EVENT_KIND_ENTERED: WatchEventKind.ValueType  # 5
+"""With a filter: the twin existed and matches since this change: replica is complete (within read_mask)."""
+WATCH_EVENT_KIND_LEFT: WatchEventKind.ValueType  # 6
+"""With a filter: the twin still exists and matches no longer; nothing more is told of it until it is ENTERED again."""
 Global___WatchEventKind: _TypeAlias = WatchEventKind  # noqa: Y015
 
 @_typing.final
@@ -901,6 +909,10 @@ class ListTwinsRequest(_message.Message):
     AT_OFFSET_FIELD_NUMBER: _builtins.int
     AT_EVENT_TIME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    INCLUDE_REPLICA_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Only twins of this type; empty = all."""
     page_size: _builtins.int
@@ -917,10 +929,26 @@ class ListTwinsRequest(_message.Message):
     """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
     checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
     """
+    filter: _builtins.str
+    """Optional. Only twins that match, e.g. `attributes.site = "north" AND reported.temperature > 50 degC`; at most 4,096 characters. The
+    language is described in docs/filters.md. INVALID_ARGUMENT names the column (also as metadata "column") and the remedy.
+    """
+    order_by: _builtins.str
+    """Optional. Fields of the filter language by comma, each with " desc" or not; at most 4. Empty = by twin_id, which also breaks ties. Twins
+    without the value come last.
+    """
+    include_replica: _builtins.bool
+    """Whether each twin's replica is in the answer."""
     @_builtins.property
     def at_event_time(self) -> _timestamp_pb2.Timestamp:
         """The twins that were there by what was committed up to this time; their facts are the newest with an event time up to then, as known
         at at_offset. OUT_OF_RANGE: COMPACTED, AS_OF_PRUNED. Give it for every page.
+        """
+
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Optional, with include_replica. Parts of the replica: twin, reported, desired, predicted, residuals, delta, connectivity; those between
+        twin and connectivity also of one channel (reported.temperature). Empty = all. Ids, type, revisions and offset are always there.
         """
 
     def __init__(
@@ -933,10 +961,14 @@ class ListTwinsRequest(_message.Message):
         at_offset: _builtins.int = ...,
         at_event_time: _timestamp_pb2.Timestamp | None = ...,
         incarnation: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        include_replica: _builtins.bool = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "page_size", b"page_size", "page_token", b"page_token", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "filter", b"filter", "incarnation", b"incarnation", "include_replica", b"include_replica", "min_offset", b"min_offset", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask", "twin_type_id", b"twin_type_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -952,6 +984,7 @@ class TwinSummary(_message.Message):
     CONNECTIVITY_FIELD_NUMBER: _builtins.int
     LAST_EVENT_TIME_FIELD_NUMBER: _builtins.int
     DELTA_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     connectivity: _replica_pb2.Connectivity.ValueType
     """Whether it is heard from."""
     delta_count: _builtins.int
@@ -964,6 +997,10 @@ class TwinSummary(_message.Message):
     def last_event_time(self) -> _timestamp_pb2.Timestamp:
         """Newest event time of its reported values; absent = none."""
 
+    @_builtins.property
+    def replica(self) -> _replica_pb2.Replica:
+        """With include_replica: the whole replica, or the parts that read_mask names."""
+
     def __init__(
         self,
         *,
@@ -971,10 +1008,11 @@ class TwinSummary(_message.Message):
         connectivity: _replica_pb2.Connectivity.ValueType = ...,
         last_event_time: _timestamp_pb2.Timestamp | None = ...,
         delta_count: _builtins.int = ...,
+        replica: _replica_pb2.Replica | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_event_time", b"last_event_time", "twin", b"twin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_event_time", b"last_event_time", "replica", b"replica", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "delta_count", b"delta_count", "last_event_time", b"last_event_time", "twin", b"twin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "delta_count", b"delta_count", "last_event_time", b"last_event_time", "replica", b"replica", "twin", b"twin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,14 +1028,14 @@ class ListTwinsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty = the end. Pages of one list are one snapshot of ids."""
+    """For the next page, with otherwise the same request; empty = the end."""
     @_builtins.property
     def twins(self) -> _containers.RepeatedCompositeFieldContainer[Global___TwinSummary]:
-        """Ordered by id."""
+        """In the order asked for."""
 
     @_builtins.property
     def as_of(self) -> _position_pb2.LogPosition:
-        """What the answer reflects."""
+        """What the answer reflects: the same on every page of a list."""
 
     def __init__(
         self,
@@ -1013,6 +1051,70 @@ class ListTwinsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTwinsResponse: _TypeAlias = ListTwinsResponse  # noqa: Y015
+
+@_typing.final
+class CountTwinsRequest(_message.Message):
+    """Asks how many twins there are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    twin_type_id: _builtins.str
+    """Only twins of this type; empty = all."""
+    filter: _builtins.str
+    """Optional. Only twins that match; see ListTwinsRequest.filter."""
+    min_offset: _builtins.int
+    """Waits until the answer reflects this offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
+    def __init__(
+        self,
+        *,
+        twin_type_id: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        min_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTwinsRequest: _TypeAlias = CountTwinsRequest  # noqa: Y015
+
+@_typing.final
+class CountTwinsResponse(_message.Message):
+    """The number of twins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many match."""
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What the answer reflects."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTwinsResponse: _TypeAlias = CountTwinsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteTwinRequest(_message.Message):
@@ -1075,6 +1177,7 @@ class GetReplicaRequest(_message.Message):
     AT_OFFSET_FIELD_NUMBER: _builtins.int
     AT_EVENT_TIME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     min_offset: _builtins.int
@@ -1093,6 +1196,10 @@ class GetReplicaRequest(_message.Message):
         was committed by then. Its reported revision and their offsets are 0. OUT_OF_RANGE: COMPACTED, AS_OF_PRUNED.
         """
 
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Optional. Parts of the replica; see ListTwinsRequest.read_mask."""
+
     def __init__(
         self,
         *,
@@ -1101,10 +1208,11 @@ class GetReplicaRequest(_message.Message):
         at_offset: _builtins.int = ...,
         at_event_time: _timestamp_pb2.Timestamp | None = ...,
         incarnation: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_event_time", b"at_event_time", "at_offset", b"at_offset", "incarnation", b"incarnation", "min_offset", b"min_offset", "read_mask", b"read_mask", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1459,6 +1567,8 @@ class WatchRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
     WHEN_LOST_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Only twins of this type; empty = all."""
     policy: Global___WatchPolicy.ValueType
@@ -1466,6 +1576,10 @@ class WatchRequest(_message.Message):
     when_lost: Global___WatchLoss.ValueType
     """What happens when the changes after the watcher's position cannot be told: they are older than the log is kept for replays, or the
     log was restored to an earlier point. A position beyond the head fails always.
+    """
+    filter: _builtins.str
+    """Optional. Only twins that match; the language of ListTwinsRequest.filter, without relationship hops. It is judged on the twin before and
+    after each change, at the change's own offset: ENTERED, CHANGED, LEFT, DELETED tell what came of it.
     """
     @_builtins.property
     def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1477,7 +1591,14 @@ class WatchRequest(_message.Message):
 
     @_builtins.property
     def bookmark_interval(self) -> _duration_pb2.Duration:
-        """Longest silence before a bookmark; 0 = 1 s; at most 5 s."""
+        """Longest silence before a bookmark, at most 5 s; 0 = 1 s, or up to 5 s while a server has thousands of watchers."""
+
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Optional. Parts of the replica that are told: twin, reported, desired, predicted, residuals, delta, connectivity, commands,
+        events; those between twin and connectivity also of one channel (reported.temperature). Empty = all. A change of other parts only is not told. Ids, type,
+        revisions and offsets always are; so are ENTERED, LEFT, CREATED and DELETED.
+        """
 
     def __init__(
         self,
@@ -1488,10 +1609,12 @@ class WatchRequest(_message.Message):
         policy: Global___WatchPolicy.ValueType = ...,
         bookmark_interval: _duration_pb2.Duration | None = ...,
         when_lost: Global___WatchLoss.ValueType = ...,
+        filter: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "resume_after", b"resume_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "read_mask", b"read_mask", "resume_after", b"resume_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "policy", b"policy", "resume_after", b"resume_after", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id", "when_lost", b"when_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark_interval", b"bookmark_interval", "filter", b"filter", "policy", b"policy", "read_mask", b"read_mask", "resume_after", b"resume_after", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id", "when_lost", b"when_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1520,6 +1643,7 @@ class WatchEvent(_message.Message):
     RESIDUALS_FIELD_NUMBER: _builtins.int
     RESET_REASON_FIELD_NUMBER: _builtins.int
     TWIN_FIELD_NUMBER: _builtins.int
+    PREVIOUS_OFFSET_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset that made it."""
     twin_id: _builtins.str
@@ -1529,17 +1653,25 @@ class WatchEvent(_message.Message):
     revision: _builtins.int
     """The twin's dense revision after it."""
     previous_revision: _builtins.int
-    """The revision before it: equal to the last one seen, else something was missed."""
+    """The revision before it. Without filter and read_mask it equals the last one seen of this twin, else something was missed; with them it
+    may be greater, see previous_offset.
+    """
     connectivity: _replica_pb2.Connectivity.ValueType
     """CHANGED: the new connectivity, if it changed."""
     merged_count: _builtins.int
     """LATEST only: how many changes of this twin were merged into this one, beyond itself."""
     reset_reason: _error_pb2.ErrorReason.ValueType
     """RESET: why the changes could not be told: COMPACTED or LOG_REWOUND."""
+    previous_offset: _builtins.int
+    """With a filter or a read_mask, except for SNAPSHOT: no change of this twin after this offset and before `offset` is told by this watch. So a
+    watcher proves that it missed nothing: what it knows of the twin (the offset of the last event of it, or, if that is greater, the
+    resume_after, SYNCED or through of a frame that it took whole) is at least previous_offset and less than offset. Changes between
+    previous_revision and the last revision seen concerned other parts, or a time when the twin did not match.
+    """
     @_builtins.property
     def replica(self) -> _replica_pb2.Replica:
-        """SNAPSHOT, CREATED and ERASED: the whole replica. CHANGED by a migration to another version of the type: likewise, and what was known
-        before is replaced.
+        """SNAPSHOT, CREATED, ENTERED and ERASED: the whole replica. CHANGED by a migration to another version of the type: likewise, and what was
+        known before is replaced.
         """
 
     @_builtins.property
@@ -1594,10 +1726,11 @@ class WatchEvent(_message.Message):
         residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
         reset_reason: _error_pb2.ErrorReason.ValueType = ...,
         twin: _twin_pb2.Twin | None = ...,
+        previous_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin", b"twin", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_offset", b"previous_offset", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin", b"twin", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

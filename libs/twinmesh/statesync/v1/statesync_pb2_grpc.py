@@ -80,6 +80,11 @@ class TwinServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsResponse.FromString,
                 _registered_method=True)
+        self.CountTwins = channel.unary_unary(
+                '/twinmesh.statesync.v1.TwinService/CountTwins',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsResponse.FromString,
+                _registered_method=True)
         self.DeleteTwin = channel.unary_unary(
                 '/twinmesh.statesync.v1.TwinService/DeleteTwin',
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteTwinRequest.SerializeToString,
@@ -154,7 +159,15 @@ class TwinServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTwins(self, request, context):
-        """Lists twins by id. Idempotent.
+        """Lists the twins that match a filter, by id or in another order, with their replicas if wanted. All pages are one snapshot, at the offset
+        of the first. OUT_OF_RANGE: PAGE_EXPIRED, that offset is no longer kept; FUTURE_OFFSET. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTwins(self, request, context):
+        """Counts the twins that match a filter. OUT_OF_RANGE: FUTURE_OFFSET. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,6 +227,11 @@ def add_TwinServiceServicer_to_server(servicer, server):
                     servicer.ListTwins,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsResponse.SerializeToString,
+            ),
+            'CountTwins': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTwins,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsResponse.SerializeToString,
             ),
             'DeleteTwin': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTwin,
@@ -465,6 +483,33 @@ class TwinService:
             '/twinmesh.statesync.v1.TwinService/ListTwins',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListTwinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTwins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.TwinService/CountTwins',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CountTwinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

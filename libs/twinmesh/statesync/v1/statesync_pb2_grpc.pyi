@@ -61,7 +61,11 @@ class TwinServiceStub:
     GetTwin: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinRequest, _statesync_pb2.GetTwinResponse]
     """Returns a twin. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     ListTwins: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinsRequest, _statesync_pb2.ListTwinsResponse]
-    """Lists twins by id. Idempotent."""
+    """Lists the twins that match a filter, by id or in another order, with their replicas if wanted. All pages are one snapshot, at the offset
+    of the first. OUT_OF_RANGE: PAGE_EXPIRED, that offset is no longer kept; FUTURE_OFFSET. Idempotent.
+    """
+    CountTwins: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CountTwinsRequest, _statesync_pb2.CountTwinsResponse]
+    """Counts the twins that match a filter. OUT_OF_RANGE: FUTURE_OFFSET. Idempotent."""
     DeleteTwin: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.DeleteTwinRequest, _statesync_pb2.DeleteTwinResponse]
     """Deletes a twin: a tombstone, watchers are told; its history stays. NOT_FOUND: TWIN_NOT_FOUND."""
 
@@ -98,7 +102,11 @@ class TwinServiceAsyncStub(TwinServiceStub):
     GetTwin: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetTwinRequest, _statesync_pb2.GetTwinResponse]  # type: ignore[assignment]
     """Returns a twin. NOT_FOUND: TWIN_NOT_FOUND. Idempotent."""
     ListTwins: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListTwinsRequest, _statesync_pb2.ListTwinsResponse]  # type: ignore[assignment]
-    """Lists twins by id. Idempotent."""
+    """Lists the twins that match a filter, by id or in another order, with their replicas if wanted. All pages are one snapshot, at the offset
+    of the first. OUT_OF_RANGE: PAGE_EXPIRED, that offset is no longer kept; FUTURE_OFFSET. Idempotent.
+    """
+    CountTwins: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CountTwinsRequest, _statesync_pb2.CountTwinsResponse]  # type: ignore[assignment]
+    """Counts the twins that match a filter. OUT_OF_RANGE: FUTURE_OFFSET. Idempotent."""
     DeleteTwin: _aio.UnaryUnaryMultiCallable[_statesync_pb2.DeleteTwinRequest, _statesync_pb2.DeleteTwinResponse]  # type: ignore[assignment]
     """Deletes a twin: a tombstone, watchers are told; its history stays. NOT_FOUND: TWIN_NOT_FOUND."""
 
@@ -186,7 +194,17 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statesync_pb2.ListTwinsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.ListTwinsResponse, _abc.Awaitable[_statesync_pb2.ListTwinsResponse]]:
-        """Lists twins by id. Idempotent."""
+        """Lists the twins that match a filter, by id or in another order, with their replicas if wanted. All pages are one snapshot, at the offset
+        of the first. OUT_OF_RANGE: PAGE_EXPIRED, that offset is no longer kept; FUTURE_OFFSET. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def CountTwins(
+        self,
+        request: _statesync_pb2.CountTwinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.CountTwinsResponse, _abc.Awaitable[_statesync_pb2.CountTwinsResponse]]:
+        """Counts the twins that match a filter. OUT_OF_RANGE: FUTURE_OFFSET. Idempotent."""
 
     @_abc_1.abstractmethod
     def DeleteTwin(

@@ -110,6 +110,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
     ERROR_REASON_RELATIONSHIP_TARGET: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
+    ERROR_REASON_PAGE_EXPIRED: _ErrorReason.ValueType  # 45
+    """OUT_OF_RANGE: the offset that the pages of a list reflect is no longer kept; begin the list again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -204,4 +206,6 @@ ERROR_REASON_DATA_ERASED: ErrorReason.ValueType  # 60
 """FAILED_PRECONDITION: the version learned from twins that were erased since; metadata "twin_ids" names them."""
 ERROR_REASON_RELATIONSHIP_TARGET: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
+ERROR_REASON_PAGE_EXPIRED: ErrorReason.ValueType  # 45
+"""OUT_OF_RANGE: the offset that the pages of a list reflect is no longer kept; begin the list again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,6 +24,8 @@ from twinmesh_statesync.rpc.mapping.values import (
 
 _EVENTS_FIELD: Final = b"\x0a"
 """Tag of WatchResponse.events: field 1, length-delimited."""
+_PREVIOUS_OFFSET: Final = b"\xa0\x01"
+"""Tag of WatchEvent.previous_offset: field 20, varint."""
 
 
 def replica_to_message(twin: Twin, replica: Replica, *, present_unix_us: int | None = None) -> replica_pb2.Replica:
@@ -132,8 +134,18 @@ def snapshot_change(tenant: str, twin: Twin, replica: Replica) -> Change:
 
 def encode_event(change: Change) -> bytes:
     """Return a change as one `events` field of a WatchResponse: frames are made by joining these."""
-    body = change_to_message(change).SerializeToString()
-    return _EVENTS_FIELD + _varint(len(body)) + body
+    return framed_event(encode_body(change), 0)
+
+
+def encode_body(change: Change) -> bytes:
+    """Return a change as a serialized WatchEvent without `previous_offset`, which depends on who is told."""
+    return change_to_message(change).SerializeToString()
+
+
+def framed_event(body: bytes, previous_offset: int) -> bytes:
+    """Return a serialized WatchEvent, with that field, as one `events` field of a WatchResponse."""
+    tail = _PREVIOUS_OFFSET + _varint(previous_offset) if previous_offset else b""
+    return b"".join((_EVENTS_FIELD, _varint(len(body) + len(tail)), body, tail))
 
 
 def _varint(number: int) -> bytes:
