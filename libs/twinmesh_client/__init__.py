@@ -24,10 +24,11 @@ from twinmesh_core.errors import (
     Unavailable,
     Unimplemented,
 )
+from twinmesh_core.geometry import Geometry
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.quality import FlagReason, Quality
-from twinmesh_core.registry import CommandSpec, TwinType
-from twinmesh_core.value_specs import PropertySpec
+from twinmesh_core.registry import CommandSpec, RelationshipSpec, TwinType
+from twinmesh_core.value_specs import ArgumentSpec, PropertySpec
 
 # gRPC's core writes notices of every connection to standard error; it reads this once, when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from twinmesh_client.aio.producer import open_writer_async
     from twinmesh_client.conditions import connectivity, current_state, delta, desired, predicted, reported
     from twinmesh_client.connecting import connect, open_writer
-    from twinmesh_client.modelling import channel, command, twin_type
+    from twinmesh_client.modelling import argument, channel, command, property_spec, relationship, twin_type
     from twinmesh_client.orders import Cancelled, Order, Refused, Target
     from twinmesh_client.refusals import RefusedBatch
     from twinmesh_client.replicas import NotConverged, Position
@@ -54,6 +55,7 @@ _LAZY = {
     "Refused": "twinmesh_client.orders",
     "RefusedBatch": "twinmesh_client.refusals",
     "WriteAck": "twinmesh_client.acks",
+    "argument": "twinmesh_client.modelling",
     "channel": "twinmesh_client.modelling",
     "command": "twinmesh_client.modelling",
     "connect": "twinmesh_client.connecting",
@@ -65,6 +67,8 @@ _LAZY = {
     "open_writer": "twinmesh_client.connecting",
     "open_writer_async": "twinmesh_client.aio.producer",
     "predicted": "twinmesh_client.conditions",
+    "property_spec": "twinmesh_client.modelling",
+    "relationship": "twinmesh_client.modelling",
     "reported": "twinmesh_client.conditions",
     "twin_type": "twinmesh_client.modelling",
 }
@@ -72,6 +76,7 @@ _LAZY = {
 
 __all__ = [
     "AlreadyExists",
+    "ArgumentSpec",
     "Cancelled",
     "ChannelKind",
     "CommandSpec",
@@ -81,6 +86,7 @@ __all__ = [
     "FailedPrecondition",
     "FlagReason",
     "GapDetected",
+    "Geometry",
     "Internal",
     "InvalidArgument",
     "NotConverged",
@@ -93,6 +99,7 @@ __all__ = [
     "Quality",
     "Refused",
     "RefusedBatch",
+    "RelationshipSpec",
     "ResourceExhausted",
     "Target",
     "TwinType",
@@ -101,6 +108,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "WriteAck",
+    "argument",
     "channel",
     "command",
     "connect",
@@ -112,6 +120,8 @@ __all__ = [
     "open_writer",
     "open_writer_async",
     "predicted",
+    "property_spec",
+    "relationship",
     "reported",
     "twin_type",
 ]

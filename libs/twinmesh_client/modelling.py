@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twinmesh_client.durations import Span, span_us
 from twinmesh_core.errors import invalid_field
+from twinmesh_core.geometry import Geometry
 from twinmesh_core.kinds import ChannelKind, PipelineStage
-from twinmesh_core.registry import ChannelSpec, CommandSpec, TwinType
-from twinmesh_core.value_specs import PropertySpec
+from twinmesh_core.registry import ChannelSpec, CommandSpec, RelationshipSpec, TwinType
+from twinmesh_core.value_specs import ArgumentSpec, PropertySpec, ValueKind, normal_spec_values
+from twinmesh_core.values import Value
 
 
 def channel(
@@ -85,9 +88,89 @@ def _stage(name: str) -> PipelineStage:
     return PipelineStage[name.upper()]
 
 
-def command(name: str, *required_args: str, description: str = "") -> CommandSpec:
-    """Return one command of a twin type, with the names of the arguments it requires."""
-    return CommandSpec(name=name, description=description, required_args=required_args)
+def command(name: str, *required_args: str, args: Sequence[ArgumentSpec] = (), description: str = "") -> CommandSpec:
+    """Return one command of a twin type.
+
+    Args:
+        name: ``[a-z][a-z0-9_]*``, unique in the type.
+        required_args: names of the arguments it requires.
+        args: all its arguments, made by `argument`; none = any arguments are passed on as they are.
+        description: for people.
+    """
+    return CommandSpec(name=name, description=description, required_args=required_args, args=tuple(args))
+
+
+def argument(
+    name: str,
+    kind: str,
+    unit: str = "",
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    allowed: Sequence[Value] = (),
+    default: Value | None = None,
+    required: bool = False,
+    description: str = "",
+) -> ArgumentSpec:
+    """Return one argument of a command; see `property_spec` for the fields."""
+    spec = property_spec(
+        name, kind, unit, minimum=minimum, maximum=maximum, allowed=allowed, default=default, required=required,
+        description=description,
+    )  # fmt: skip
+    return ArgumentSpec(
+        name=name, kind=spec.kind, unit=unit, min_value=minimum, max_value=maximum, allowed=spec.allowed,
+        default=spec.default, required=required, description=description,
+    )  # fmt: skip
+
+
+def property_spec(
+    name: str,
+    kind: str,
+    unit: str = "",
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    allowed: Sequence[Value] = (),
+    default: Value | None = None,
+    required: bool = False,
+    description: str = "",
+) -> PropertySpec:
+    """Return one static property of a twin type.
+
+    Args:
+        name: ``[a-z][a-z0-9_]*``, unique in the type.
+        kind: number, integer, bool, text or json.
+        unit: of numbers: UCUM code or alias.
+        minimum: lowest valid number.
+        maximum: highest valid number.
+        allowed: the only values allowed; none = any.
+        default: taken where a twin states none.
+        required: every twin must state it, unless there is a default.
+        description: for people.
+    """
+    if kind.upper() not in ValueKind.__members__ or kind.upper() == "UNSPECIFIED":
+        raise invalid_field("kind", f"{kind!r} is unknown; choose number, integer, bool, text or json")
+    spec = PropertySpec(
+        name=name, kind=ValueKind[kind.upper()], unit=unit, min_value=minimum, max_value=maximum,
+        allowed=tuple(allowed), default=default, required=required, description=description,
+    )  # fmt: skip
+    listed, taken = normal_spec_values(spec)
+    return replace(spec, allowed=listed, default=taken)
+
+
+def relationship(
+    name: str,
+    target: str = "",
+    *,
+    max_count: int = 0,
+    allow_missing_target: bool = False,
+    description: str = "",
+) -> RelationshipSpec:
+    """Return a kind of edge: to twins of the type `target` or that extend it, at most `max_count` (0 = any number)."""
+    return RelationshipSpec(
+        name=name, target_twin_type_id=target, max_count=max_count, allow_missing_target=allow_missing_target,
+        description=description,
+    )  # fmt: skip
 
 
 def twin_type(
@@ -96,9 +179,25 @@ def twin_type(
     *,
     commands: Sequence[CommandSpec] = (),
     properties: Sequence[PropertySpec] = (),
+    relationships: Sequence[RelationshipSpec] = (),
+    geometry: Geometry | None = None,
+    extends: str = "",
+    description: str = "",
     display_name: str = "",
 ) -> TwinType:
-    """Return a version of a twin type; `reference` is ``id`` (version 1) or ``id@version``."""
+    """Return a version of a twin type.
+
+    Args:
+        reference: ``id`` (version 1) or ``id@version``.
+        channels: its named quantities.
+        commands: what its twins understand.
+        properties: static properties.
+        relationships: kinds of edges; none = any edge is allowed.
+        geometry: the shape of such entities.
+        extends: ``id@version`` of the type whose members it inherits.
+        description: for people.
+        display_name: for people.
+    """
     name, _, version = reference.partition("@")
     if version and not version.isdigit():
         raise invalid_field("reference", f"{reference!r}: the version after @ must be a number, e.g. {name}@1")
@@ -109,4 +208,8 @@ def twin_type(
         channels=tuple(channels),
         properties=tuple(properties),
         commands=tuple(commands),
+        relationships=tuple(relationships),
+        geometry=geometry,
+        extends=extends,
+        description=description,
     )

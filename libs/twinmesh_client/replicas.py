@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -13,8 +13,10 @@ from twinmesh_client.commands import Command, command
 from twinmesh_client.durations import moment
 from twinmesh_client.forecasts import Forecast
 from twinmesh_client.offsets import Offset
+from twinmesh_client.registry_mapping import twin_from_message
 from twinmesh_client.residuals import Residual, residuals
-from twinmesh_client.values import Scalar, from_proto, show
+from twinmesh_client.values import Scalar, from_proto, map_from_proto, show
+from twinmesh_core import registry
 from twinmesh_core.errors import FailedPrecondition
 from twinmesh_core.quality import Quality
 
@@ -135,6 +137,8 @@ class Replica:
     connectivity: str
     as_of: Position
     residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
+    properties: Mapping[str, Scalar | None] = field(default_factory=dict)
+    relationships: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +187,7 @@ class WatchEvent:
             ENTERED and LEFT, of a twin that comes to match and ceases to; SYNCED marks the end of the snapshot, RESET
             that the log was rewound or compacted and a new snapshot follows (neither belongs to a twin).
         previous_offset: with a filter or a mask: no change of the twin between it and this one is told.
+        twin: what the twin is, where that changed (an update or a migration).
         through: resume after this to continue with what follows.
     """
 
@@ -202,6 +207,7 @@ class WatchEvent:
     replica: Replica | None = None
     merged_count: int = 0
     previous_offset: int = 0
+    twin: registry.Twin | None = None
     through: Position
 
     def converged(self, want: DesiredWrite) -> bool:
@@ -323,7 +329,16 @@ def replica(message: replica_pb2.Replica, as_of: Position) -> Replica:
         connectivity=connectivity_name(message.connectivity),
         as_of=as_of,
         residuals=residuals(message.residuals),
+        properties=map_from_proto(message.twin.properties),
+        relationships=_edges(message.twin.relationships),
     )
+
+
+def _edges(edges: Iterable[twin_pb2.Relationship]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for edge in edges:
+        found[edge.name] = (*found.get(edge.name, ()), edge.target_twin_id)
+    return found
 
 
 def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEvent:
@@ -347,6 +362,7 @@ def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEv
         replica=whole,
         merged_count=message.merged_count,
         previous_offset=message.previous_offset,
+        twin=twin_from_message(message.twin) if message.HasField("twin") else None,
         through=through,
     )
 

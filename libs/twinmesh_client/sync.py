@@ -25,6 +25,7 @@ from twinmesh_client.aio import twin as aio_twin
 from twinmesh_client.aio import twins as aio_twins
 from twinmesh_client.aio import watcher as aio_watcher
 from twinmesh_client.aio import writer as aio_writer
+from twinmesh_client.bulk import TwinMigration, TwinResult
 from twinmesh_client.commands import Command
 from twinmesh_client.conditions import Condition
 from twinmesh_client.durations import Moment, Span
@@ -50,6 +51,7 @@ from twinmesh_core import registry
 from twinmesh_core.errors import (
     TwinmeshError,
 )
+from twinmesh_core.geometry import Geometry
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.quality import Quality
@@ -384,6 +386,7 @@ class Twin:
         args: Mapping[str, Any] | None = None,
         *,
         time_to_live: Span | None = None,
+        units: Mapping[str, str] | None = None,
         when: Sequence[Condition] = (),
         request_id: str = "",
     ) -> Command:
@@ -391,8 +394,9 @@ class Twin:
 
         Args:
             name: which command of the twin's type.
-            args: its arguments.
+            args: its arguments; defaults of the type are filled in.
             time_to_live: nobody acts on it later than that.
+            units: unit of arguments that are in another one than the type's.
             when: queued only if all of these hold.
             request_id: makes it idempotent; given by the SDK unless you do.
 
@@ -402,7 +406,9 @@ class Twin:
         """
 
         return self._portal.run(
-            self._source.send_command(name, args, time_to_live=time_to_live, when=when, request_id=request_id)
+            self._source.send_command(
+                name, args, time_to_live=time_to_live, units=units, when=when, request_id=request_id
+            )
         )
 
     def command(self, command_id: str) -> Command:
@@ -436,6 +442,51 @@ class Twin:
 
         return self._portal.run(self._source.events(limit=limit))
 
+    def identity(self, *, min_offset: int = 0) -> registry.Twin:
+        """Return what the twin is: type, attributes, properties, relationships, geometry, and its revision."""
+
+        return self._portal.run(self._source.identity(min_offset=min_offset))
+
+    def update(
+        self,
+        *,
+        display_name: str | None = None,
+        time_zone: str | None = None,
+        attributes: Mapping[str, str | None] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        relationships: Mapping[str, Sequence[str]] | None = None,
+        geometry: Geometry | None = None,
+        if_revision: int | None = None,
+    ) -> registry.Twin:
+        """Change what the twin is, and return it as it is then; what is not given stays.
+
+        Args:
+            display_name: for people.
+            time_zone: IANA zone of the entity.
+            attributes: by key; None removes it.
+            properties: by name, in the type's units; None removes it (one with a default goes back to that).
+            relationships: targets by name of the edge; they replace all edges of that name.
+            geometry: its own shape and place.
+            if_revision: only if the twin's revision (see `identity`) is still this one.
+
+        Raises:
+            Conflict: it is at another revision; `metadata` has the current one and the current values.
+            InvalidArgument: a value does not fit the type; names it.
+            NotFound: there is no such twin.
+        """
+
+        return self._portal.run(
+            self._source.update(
+                display_name=display_name,
+                time_zone=time_zone,
+                attributes=attributes,
+                properties=properties,
+                relationships=relationships,
+                geometry=geometry,
+                if_revision=if_revision,
+            )
+        )
+
 
 class Twins:
     """The twins of a mesh; ``twins["T1"]`` is a handle on one, whether it exists or not."""
@@ -456,6 +507,8 @@ class Twins:
         display_name: str = "",
         attributes: Mapping[str, str] | None = None,
         relationships: Iterable[tuple[str, str]] = (),
+        properties: Mapping[str, Any] | None = None,
+        geometry: Geometry | None = None,
         if_absent: bool = False,
     ) -> Twin:
         """Create a twin and return its handle.
@@ -467,10 +520,14 @@ class Twins:
             display_name: for people.
             attributes: free facts such as site and serial.
             relationships: edges as (name, target twin).
+            properties: values of the type's properties, in their units; defaults are filled in.
+            geometry: its own shape and place, in place of its type's.
             if_absent: an existing twin of the same type is fine.
 
         Raises:
             NotFound: no such twin type.
+            InvalidArgument: a property or edge does not fit the type; names it.
+            FailedPrecondition: RELATIONSHIP_TARGET.
             AlreadyExists: the twin exists (and `if_absent` is not set, or it is of another type).
         """
 
@@ -484,9 +541,59 @@ class Twins:
                     display_name=display_name,
                     attributes=attributes,
                     relationships=relationships,
+                    properties=properties,
+                    geometry=geometry,
                     if_absent=if_absent,
                 )
             ),
+        )
+
+    def create_many(
+        self,
+        twins: Iterable[registry.Twin],
+        *,
+        if_absent: bool = False,
+        all_or_nothing: bool = False,
+        request_id: str = "",
+    ) -> list[TwinResult]:
+        """Create many twins, thousands a second; returns what became of each, in the order given.
+
+        They are sent so that targets of relationships come before those that point to them.
+
+        Args:
+            twins: any number; with `all_or_nothing` at most 10,000.
+            if_absent: existing twins of the same type are fine.
+            all_or_nothing: if one is refused, none is created.
+            request_id: give the same one to repeat a call whose outcome is not known; it goes on where it was cut off.
+        """
+
+        return self._portal.run(
+            self._source.create_many(twins, if_absent=if_absent, all_or_nothing=all_or_nothing, request_id=request_id)
+        )
+
+    def migrate(
+        self,
+        type: str,
+        *,
+        from_version: int = 0,
+        twin_ids: Sequence[str] = (),
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> Iterator[TwinMigration]:
+        """Bring twins to another version of their type, and yield what becomes of each.
+
+        Args:
+            type: the version to come to, ``id@version``; ``id`` = the newest.
+            from_version: only twins of this version; 0 = of any other.
+            twin_ids: only these; none = all of the type.
+            dry_run: change nothing, tell what would be.
+            request_id: give the same one to repeat a run that was cut off: it goes on, and says the same again.
+        """
+
+        return self._portal.iterate(
+            self._source.migrate(
+                type, from_version=from_version, twin_ids=twin_ids, dry_run=dry_run, request_id=request_id
+            )
         )
 
     def delete(self, twin_id: str) -> None:
@@ -627,10 +734,15 @@ class TwinTypes:
 
         return self._portal.run(self._source.create(twin_type))
 
-    def get(self, reference: str) -> registry.TwinType:
-        """Return a twin type by ``id`` (the newest version) or ``id@version``; raises `NotFound`."""
+    def get(self, reference: str, *, declared: bool = False) -> registry.TwinType:
+        """Return a twin type by ``id`` (the newest version) or ``id@version``; raises `NotFound`.
 
-        return self._portal.run(self._source.get(reference))
+        Args:
+            reference: which.
+            declared: as it was written, without what it inherits.
+        """
+
+        return self._portal.run(self._source.get(reference, declared=declared))
 
     def list(self) -> list[registry.TwinType]:
         """Return the newest version of each twin type."""

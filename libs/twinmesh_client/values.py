@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from twinmesh.type.v1 import observation_pb2
+from twinmesh_client.spec_mapping import value_from_message
 from twinmesh_core.errors import invalid_field
+from twinmesh_core.values import Value
 
 Scalar = float | int | bool | str
 """A value: float (GAUGE, COUNTER), int (STATE), bool, or str (TEXT; JSON as its text)."""
@@ -33,6 +35,15 @@ def to_proto(value: Any, field: str) -> observation_pb2.Value:
     raise invalid_field(
         field, f"is a {type(plain).__name__}; give a number, a bool, a text, or a dict or list for JSON"
     )
+
+
+def plain_values(values: Mapping[str, Any], field: str) -> dict[str, Value]:
+    """Return Python values by name as properties hold them; dicts and lists become JSON documents.
+
+    Raises:
+        InvalidArgument: a value has another type, or is not finite.
+    """
+    return {name: value_from_message(to_proto(v, f"{field}[{name}]"), f"{field}[{name}]") for name, v in values.items()}
 
 
 def from_proto(value: observation_pb2.Value) -> Scalar | None:

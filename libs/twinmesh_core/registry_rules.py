@@ -103,7 +103,9 @@ def _twin_type_violations(t: TwinType) -> Iterable[FieldViolation | None]:
     at = "twin_type"
     yield resource_id_violation(f"{at}.twin_type_id", t.twin_type_id)
     yield _bad(not 1 <= t.version <= MAX_TYPE_VERSION, f"{at}.version", "must be 1 or greater")
-    yield _bad(not t.channels and not t.extends, f"{at}.channels", "must hold at least one channel")
+    typed = any(p.kind for p in t.properties) or any(c.args for c in t.commands)
+    hollow = not (t.channels or t.extends or t.relationships or typed)
+    yield _bad(hollow, f"{at}.channels", "must hold at least one channel, unless the type describes something else")
     yield _bad(len(t.channels) > MAX_CHANNELS, f"{at}.channels", f"must hold at most {MAX_CHANNELS} channels")
     wrong = bool(t.extends) and parse_reference(t.extends) is None
     yield _bad(wrong, f"{at}.extends", f"{quoted(t.extends)} is not the id and version of a type, e.g. device@1")

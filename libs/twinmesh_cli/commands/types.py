@@ -1,4 +1,4 @@
-"""Twin types: `types list`, `show`, `create`, `example`."""
+"""Twin types: `types list`, `show`, `create`, `import`, `export`, `example`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinmesh_cli.errors import UsageError
+from twinmesh_cli.errors import FAILED, UsageError
 from twinmesh_cli.output import Output, show_number
 from twinmesh_cli.session import on_mesh
 
 if TYPE_CHECKING:
     from twinmesh_client.aio.mesh import Mesh
+    from twinmesh_client.dtdl import Finding
     from twinmesh_core.registry import ChannelSpec, TwinType
+    from twinmesh_core.value_specs import ArgumentSpec
 
 EXAMPLE: dict[str, Any] = {
     "type": "pump@1",
@@ -45,6 +48,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     create.add_argument("path", nargs="?", metavar="FILE", help="the file; - = standard input")
     create.add_argument("--file", metavar="FILE", help="the same")
     create.set_defaults(run=on_mesh(_create))
+    take = actions.add_parser("import", parents=[common], help="create the types of a DTDL v3 file")
+    take.add_argument("path", metavar="FILE.json", help="an interface, or a list of them; - = standard input")
+    take.add_argument(
+        "--dry-run", action="store_true", help="create nothing: show what would be, and what is not carried"
+    )
+    take.add_argument("--strict", action="store_true", help="create nothing if anything is lost")
+    take.set_defaults(run=_import_checked)
+    give = actions.add_parser("export", parents=[common], help="print types as DTDL v3, with QuantitativeTypes")
+    give.add_argument("types", nargs="+", metavar="TYPE[@VERSION]", help="types; those they extend come with them")
+    give.add_argument(
+        "--plain", action="store_true", help="leave out what DTDL has no place for, instead of an extension"
+    )
+    give.set_defaults(run=on_mesh(_export))
     example = actions.add_parser(
         "example", parents=[common], help="print a type to edit: twinmesh types example > pump.json"
     )
@@ -83,61 +99,82 @@ async def _create(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     return 0
 
 
+def _import_checked(arguments: Namespace, out: Output) -> int:
+    """Read the file before a mesh is asked: what is wrong with it is known without one."""
+    from twinmesh_client.dtdl import Loss, import_dtdl
+
+    imported = import_dtdl(read_any_json(arguments.path))
+    arguments.imported = imported
+    _tell(imported.findings, out)
+    lost = [finding for finding in imported.findings if finding.loss is Loss.LOST] if arguments.strict else []
+    if arguments.dry_run or lost:
+        for found in imported.types:
+            out.line(f"would create {found.reference} with {len(found.channels)} channels")
+        out.document({"types": [document(t) for t in imported.types], "findings": imported.findings})
+        return FAILED if lost else 0
+    return on_mesh(_import)(arguments, out)
+
+
+async def _import(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    for found in arguments.imported.types:
+        created = await mesh.types.create(found)
+        out.line(f"created {created.reference} with {len(created.channels)} channels")
+    types = [document(t) for t in arguments.imported.types]
+    out.document({"types": types, "findings": arguments.imported.findings})
+    return 0
+
+
+async def _export(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    from twinmesh_client.dtdl import export_dtdl
+
+    found: dict[str, tuple[TwinType, TwinType | None]] = {}
+    wanted = list(arguments.types)
+    for reference in wanted:
+        declared = await mesh.types.get(reference, declared=True)
+        if declared.reference in found:
+            continue
+        base = await mesh.types.get(declared.extends) if declared.extends else None
+        found[declared.reference] = (declared, base)
+        if base is not None:
+            wanted.append(base.reference)
+    exported = export_dtdl(list(found.values()), extension=not arguments.plain)
+    sys.stdout.write(json.dumps(exported.document, indent=2, ensure_ascii=False) + "\n")
+    for finding in exported.findings:
+        out.note(f"{finding.loss.value}: {finding.pointer}: {finding.reason}")
+    return 0
+
+
+def _tell(findings: Sequence[Finding], out: Output) -> None:
+    if findings:
+        out.table(("", "where", "why"), ((f.loss.value, f.pointer, f.reason) for f in findings))
+
+
 def read_json(path: str) -> dict[str, Any]:
     """Return the object that a JSON file holds; raises `UsageError` that names the line."""
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}, line {error.lineno}: {error.msg}", remedy="twinmesh types example") from None
+    found = read_any_json(path)
     if not isinstance(found, dict):
         raise UsageError(f"{path} must hold one JSON object", remedy="twinmesh types example")
     return found
 
 
+def read_any_json(path: str) -> Any:
+    """Return what a JSON file holds; raises `UsageError` that names the line."""
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, line {error.lineno}: {error.msg}", remedy="twinmesh types example") from None
+
+
 def parse(body: dict[str, Any]) -> TwinType:
     """Return the type that a JSON object describes; raises `UsageError` that names the entry."""
-    from inspect import signature
+    from twinmesh_client.type_documents import type_from_document
+    from twinmesh_core.errors import InvalidArgument
 
-    from twinmesh_client.modelling import channel, command, twin_type
-    from twinmesh_core.value_specs import PropertySpec
-
-    _known(body, ("type", "display_name", "channels", "commands", "properties"), "the type")
-    if not isinstance(body.get("type"), str):
-        raise UsageError('the type needs a name: "type": "pump@1"', remedy="twinmesh types example")
-    channels = []
-    for i, entry in enumerate(_objects(body, "channels")):
-        _known(entry, tuple(signature(channel).parameters), f"channels[{i}]")
-        try:
-            channels.append(channel(**entry))
-        except (TypeError, AttributeError):
-            raise UsageError(f'channels[{i}] needs a "name", and values of the right kinds') from None
-    commands = []
-    for i, entry in enumerate(_objects(body, "commands")):
-        _known(entry, ("name", "required_args", "description"), f"commands[{i}]")
-        commands.append(
-            command(entry["name"], *entry.get("required_args", ()), description=entry.get("description", ""))
-        )
-    properties = []
-    for i, entry in enumerate(_objects(body, "properties")):
-        _known(entry, ("name", "description", "required"), f"properties[{i}]")
-        properties.append(PropertySpec(**{"description": "", "required": False, **entry}))
-    return twin_type(
-        body["type"], channels, commands=commands, properties=properties, display_name=body.get("display_name", "")
-    )
-
-
-def _objects(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    found = body.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in found):
-        raise UsageError(f'"{name}" must be a list of objects, each with a "name"', remedy="twinmesh types example")
-    return found
-
-
-def _known(entry: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
-    unknown = sorted(entry.keys() - set(fields))
-    if unknown:
-        raise UsageError(f"{where} has no field {unknown[0]!r}; there are {', '.join(fields)}")
+    try:
+        return type_from_document(body)
+    except InvalidArgument as error:
+        raise UsageError(error.message, remedy="twinmesh types example") from None
 
 
 def print_type(found: TwinType, out: Output) -> None:
@@ -147,59 +184,55 @@ def print_type(found: TwinType, out: Output) -> None:
         ("channel", "kind", "unit", "every", "range", "limit", "set by", "description"),
         (_channel_row(c) for c in found.channels),
     )
+    if found.extends:
+        out.line(f"extends {found.extends}")
+    if found.properties:
+        out.table(
+            ("property", "kind", "unit", "range", "default", "required", "description"),
+            (
+                (p.name, p.kind.name if p.kind else "attribute", p.unit, _range(p.min_value, p.max_value),
+                 show_number(p.default), "yes" if p.required else "", p.description)
+                for p in found.properties
+            ),
+        )  # fmt: skip
     for order in found.commands:
-        out.line(f"command {order.name}({', '.join(order.required_args)})  {order.description}")
+        args = ", ".join(order.required_args) if not order.args else ", ".join(map(_argument, order.args))
+        out.line(f"command {order.name}({args})  {order.description}")
+    for edge in found.relationships:
+        most = f", at most {edge.max_count}" if edge.max_count else ""
+        out.line(f"relationship {edge.name} -> {edge.target_twin_type_id or 'any twin'}{most}  {edge.description}")
+    if found.geometry is not None:
+        out.line(f"geometry {found.geometry.uri}")
     out.document(document(found))
 
 
 def _channel_row(c: ChannelSpec) -> tuple[str, ...]:
     from twinmesh_client.durations import describe_us
 
-    low, high = show_number(c.min_value), show_number(c.max_value)
     return (
         c.name,
         c.kind.name,
         c.unit,
         describe_us(c.expected_interval_us) if c.expected_interval_us else "",
-        "" if low == high == "-" else f"{low} .. {high}",
+        _range(c.min_value, c.max_value),
         "" if c.upper_limit is None else f"{c.upper_limit:g}",
         c.set_command or ("desired value" if c.controllable else ""),
         c.description,
     )
 
 
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None and high is None else f"{show_number(low)} .. {show_number(high)}"
+
+
+def _argument(arg: ArgumentSpec) -> str:
+    unit = f" {arg.unit}" if arg.unit else ""
+    default = "" if arg.default is None else f" = {show_number(arg.default)}"
+    return f"{arg.name}: {arg.kind.name.lower() if arg.kind else 'any'}{unit}{default}"
+
+
 def document(found: TwinType) -> dict[str, Any]:
     """Return a type as `types create` takes it; what is not set is left out."""
-    channels = []
-    for c in found.channels:
-        entry: dict[str, Any] = {"name": c.name, "kind": c.kind.name.lower(), "unit": c.unit}
-        entry |= {
-            "every": f"{c.expected_interval_us}us" if c.expected_interval_us else None,
-            "minimum": c.min_value,
-            "maximum": c.max_value,
-            "max_rate_per_s": c.max_rate_per_s,
-            "stuck_after": f"{c.stuck_after_us}us" if c.stuck_after_us else None,
-            "spike_threshold": c.spike_threshold or None,
-            "deadband": c.deadband,
-            "deadband_percent": c.deadband_percent,
-            "max_silence": f"{c.max_silence_us}us" if c.max_silence_us else None,
-            "disabled_stages": [stage.name.lower() for stage in c.disabled_stages] or None,
-            "tolerance": c.tolerance or None,
-            "controllable": c.controllable or None,
-            "set_command": c.set_command or None,
-            "upper_limit": c.upper_limit,
-            "description": c.description or None,
-        }
-        channels.append({k: v for k, v in entry.items() if v is not None})
-    return {
-        "type": f"{found.twin_type_id}@{found.version}",
-        "display_name": found.display_name,
-        "channels": channels,
-        "commands": [
-            {"name": c.name, "required_args": list(c.required_args), "description": c.description}
-            for c in found.commands
-        ],
-        "properties": [
-            {"name": p.name, "description": p.description, "required": p.required} for p in found.properties
-        ],
-    }
+    from twinmesh_client.type_documents import type_document
+
+    return type_document(found)

@@ -66,6 +66,7 @@ class Direction:
         args: Mapping[str, Any] | None = None,
         *,
         time_to_live: Span | None = None,
+        units: Mapping[str, str] | None = None,
         when: Sequence[Condition] = (),
         request_id: str = "",
     ) -> Command:
@@ -73,8 +74,9 @@ class Direction:
 
         Args:
             name: which command of the twin's type.
-            args: its arguments.
+            args: its arguments; defaults of the type are filled in.
             time_to_live: nobody acts on it later than that.
+            units: unit of arguments that are in another one than the type's.
             when: queued only if all of these hold.
             request_id: makes it idempotent; given by the SDK unless you do.
 
@@ -83,7 +85,14 @@ class Direction:
             ResourceExhausted: COMMAND_QUEUE_FULL, too many wait for this twin.
         """
         return await orders.send(
-            self._connection, self.twin_id, name, args, time_to_live=time_to_live, when=when, request_id=request_id
+            self._connection,
+            self.twin_id,
+            name,
+            args,
+            time_to_live=time_to_live,
+            units=units,
+            when=when,
+            request_id=request_id,
         )
 
     async def command(self, command_id: str) -> Command:

@@ -21,6 +21,7 @@ async def send(
     args: Mapping[str, Any] | None,
     *,
     time_to_live: Span | None,
+    units: Mapping[str, str] | None,
     when: Sequence[Condition],
     request_id: str,
 ) -> Command:
@@ -30,6 +31,7 @@ async def send(
         name=name,
         args=map_to_proto(args or {}, "args"),
         conditions=messages(when),
+        arg_units=units or {},
         request_id=request_id or new_request_id(),
     )
     if time_to_live is not None:

@@ -4,13 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from twinmesh.inference.v1 import inference_pb2
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh.type.v1 import event_pb2
+from twinmesh.type.v1 import event_pb2, twin_pb2
 from twinmesh_client.durations import Moment, Span, moment_us, proto_moment, proto_span
 from twinmesh_client.offsets import incarnation_of
-from twinmesh_client.values import enum_name
+from twinmesh_client.spec_mapping import geometry_to_message
+from twinmesh_client.values import enum_name, to_proto
+from twinmesh_core.errors import invalid_field
+from twinmesh_core.geometry import Geometry
+
+
+def update_request(
+    twin_id: str,
+    *,
+    display_name: str | None,
+    time_zone: str | None,
+    attributes: Mapping[str, str | None] | None,
+    properties: Mapping[str, Any] | None,
+    relationships: Mapping[str, Sequence[str]] | None,
+    geometry: Geometry | None,
+) -> statesync_pb2.UpdateTwinRequest:
+    """Return the request of `Twin.update`: the mask names what is given, and nothing else."""
+    request = statesync_pb2.UpdateTwinRequest(twin=twin_pb2.Twin(twin_id=twin_id))
+    twin, paths = request.twin, request.update_mask.paths
+    if display_name is not None:
+        twin.display_name = display_name
+        paths.append("display_name")
+    if time_zone is not None:
+        twin.time_zone = time_zone
+        paths.append("time_zone")
+    if geometry is not None:
+        twin.geometry.CopyFrom(geometry_to_message(geometry))
+        paths.append("geometry")
+    for key, text in (attributes or {}).items():
+        paths.append(f"attributes.`{key}`")
+        if text is not None:
+            twin.attributes[key] = text
+    for name, value in (properties or {}).items():
+        paths.append(f"properties.{name}")
+        if value is not None:
+            twin.properties[name].CopyFrom(to_proto(value, f"properties[{name}]"))
+    for name, targets in (relationships or {}).items():
+        paths.append(f"relationships.{name}")
+        twin.relationships.extend(twin_pb2.Relationship(name=name, target_twin_id=target) for target in targets)
+    if not paths:
+        raise invalid_field("update", "changes nothing; give at least one of the twin's fields")
+    return request
 
 
 def forecast_request(

@@ -11,6 +11,7 @@ from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import Connection
 from twinmesh_client.aio.direction import Direction
 from twinmesh_client.aio.history import Scope, Shape, list_series, read, read_latest
+from twinmesh_client.aio.identified import Identified
 from twinmesh_client.aio.questions import ask_past, forecast_request, optimize_request
 from twinmesh_client.aio.typed import type_of
 from twinmesh_client.aio.watcher import Watcher
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Twin(Direction):
+class Twin(Direction, Identified):
     """A handle on one twin; it costs nothing until something is asked of it."""
 
     def __init__(self, connection: Connection, twin_id: str) -> None:

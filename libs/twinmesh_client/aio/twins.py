@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Any
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.storage.v1 import storage_pb2
@@ -10,17 +11,21 @@ from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.aio.questions import ask_past
 from twinmesh_client.aio.twin import Twin
 from twinmesh_client.aio.watcher import Watcher
+from twinmesh_client.bulk import TwinMigration, TwinResult, migrations, parts, results, targets_first
 from twinmesh_client.durations import Moment, moment_us, proto_moment
 from twinmesh_client.registry_mapping import twin_to_message, twin_type_from_message, twin_type_to_message
 from twinmesh_client.removals import Erasure, erasure
 from twinmesh_client.replicas import Position, TwinSummary, position, twin_summary
 from twinmesh_client.transport import call
+from twinmesh_client.values import plain_values
 from twinmesh_core import registry
 from twinmesh_core.errors import invalid_field
+from twinmesh_core.geometry import Geometry
 
 PAGE = 1_000
 REPLICA_PAGE = 200
 """Whole replicas are large, and a page is one message."""
+MIGRATION_PART = 500
 
 
 class TwinTypes:
@@ -42,10 +47,15 @@ class TwinTypes:
         answer = await call(self._connection.twins.CreateTwinType, request, timeout_s=self._connection.timeout_s)
         return twin_type_from_message(answer.twin_type)
 
-    async def get(self, reference: str) -> registry.TwinType:
-        """Return a twin type by ``id`` (the newest version) or ``id@version``; raises `NotFound`."""
+    async def get(self, reference: str, *, declared: bool = False) -> registry.TwinType:
+        """Return a twin type by ``id`` (the newest version) or ``id@version``; raises `NotFound`.
+
+        Args:
+            reference: which.
+            declared: as it was written, without what it inherits.
+        """
         name, version = split_reference(reference)
-        request = statesync_pb2.GetTwinTypeRequest(twin_type_id=name, version=version)
+        request = statesync_pb2.GetTwinTypeRequest(twin_type_id=name, version=version, declared=declared)
         answer = await call(self._connection.twins.GetTwinType, request, timeout_s=self._connection.timeout_s)
         return twin_type_from_message(answer.twin_type)
 
@@ -80,6 +90,8 @@ class Twins:
         display_name: str = "",
         attributes: Mapping[str, str] | None = None,
         relationships: Iterable[tuple[str, str]] = (),
+        properties: Mapping[str, Any] | None = None,
+        geometry: Geometry | None = None,
         if_absent: bool = False,
     ) -> Twin:
         """Create a twin and return its handle.
@@ -91,10 +103,14 @@ class Twins:
             display_name: for people.
             attributes: free facts such as site and serial.
             relationships: edges as (name, target twin).
+            properties: values of the type's properties, in their units; defaults are filled in.
+            geometry: its own shape and place, in place of its type's.
             if_absent: an existing twin of the same type is fine.
 
         Raises:
             NotFound: no such twin type.
+            InvalidArgument: a property or edge does not fit the type; names it.
+            FailedPrecondition: RELATIONSHIP_TARGET.
             AlreadyExists: the twin exists (and `if_absent` is not set, or it is of another type).
         """
         name, version = split_reference(type)
@@ -106,12 +122,88 @@ class Twins:
             display_name=display_name,
             attributes=dict(attributes or {}),
             relationships=tuple(registry.Relationship(name=n, target_twin_id=t) for n, t in relationships),
+            properties=plain_values(properties or {}, "properties"),
+            geometry=geometry,
         )
         request = statesync_pb2.CreateTwinRequest(
             twin=twin_to_message(twin), if_absent=if_absent, request_id=new_request_id()
         )
         await call(self._connection.twins.CreateTwin, request, timeout_s=self._connection.timeout_s)
         return self[twin_id]
+
+    async def create_many(
+        self,
+        twins: Iterable[registry.Twin],
+        *,
+        if_absent: bool = False,
+        all_or_nothing: bool = False,
+        request_id: str = "",
+    ) -> list[TwinResult]:
+        """Create many twins, thousands a second; returns what became of each, in the order given.
+
+        They are sent so that targets of relationships come before those that point to them.
+
+        Args:
+            twins: any number; with `all_or_nothing` at most 10,000.
+            if_absent: existing twins of the same type are fine.
+            all_or_nothing: if one is refused, none is created.
+            request_id: give the same one to repeat a call whose outcome is not known; it goes on where it was cut off.
+        """
+        wanted = list(twins)
+        ordered = targets_first(wanted)
+        request_id = request_id or new_request_id()
+        found: dict[int, TwinResult] = {}
+        start = 0
+        for number, part in enumerate(parts(ordered, together=all_or_nothing)):
+            request = statesync_pb2.CreateTwinsRequest(
+                twins=part, if_absent=if_absent, all_or_nothing=all_or_nothing, request_id=f"{request_id}.{number}"
+            )
+            answer = await call(self._connection.twins.CreateTwins, request, timeout_s=self._connection.timeout_s)
+            for twin, result in zip(ordered[start : start + len(part)], results(answer), strict=True):
+                found[id(twin)] = result
+            start += len(part)
+        return [found[id(twin)] for twin in wanted]
+
+    async def migrate(
+        self,
+        type: str,  # noqa: A002  as in `create`
+        *,
+        from_version: int = 0,
+        twin_ids: Sequence[str] = (),
+        dry_run: bool = False,
+        request_id: str = "",
+    ) -> AsyncGenerator[TwinMigration, None]:
+        """Bring twins to another version of their type, and yield what becomes of each.
+
+        Args:
+            type: the version to come to, ``id@version``; ``id`` = the newest.
+            from_version: only twins of this version; 0 = of any other.
+            twin_ids: only these; none = all of the type.
+            dry_run: change nothing, tell what would be.
+            request_id: give the same one to repeat a run that was cut off: it goes on, and says the same again.
+        """
+        name, version = split_reference(type)
+        request_id = request_id or new_request_id()
+        ids = list(twin_ids)
+        after, number = "", 0
+        while True:
+            part, ids = ids[:MIGRATION_PART], ids[MIGRATION_PART:]
+            request = statesync_pb2.MigrateTwinsRequest(
+                twin_type_id=name,
+                to_version=version,
+                from_version=from_version,
+                twin_ids=part,
+                after_twin_id=after,
+                dry_run=dry_run,
+                request_id=f"{request_id}.{number}",
+            )
+            answer = await call(self._connection.twins.MigrateTwins, request, timeout_s=self._connection.timeout_s)
+            version = answer.to_version  # the newest may be another by the next part
+            for migration in migrations(answer):
+                yield migration
+            after, number = answer.next_after_twin_id, number + 1
+            if not ids and not after:
+                return
 
     async def delete(self, twin_id: str) -> None:
         """Delete a twin: watchers are told, its history stays; raises `NotFound`."""

@@ -586,7 +586,7 @@ class TwinType(_message.Message):
     """Optional. What it is, for people, at most 4 KiB."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSpec]:
-        """Required. At least one channel, inherited ones included."""
+        """Required, inherited ones included, unless the type has relationships, properties of a kind, or commands with args."""
 
     @_builtins.property
     def properties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PropertySpec]:
