@@ -10,8 +10,7 @@ cores. Each part prints its figures with a floor beside them, measured in the sa
 * ``hundred``: from the commit to receipt by each of 100 watchers, with none and with one of them frozen, in turns;
   floor: a bare gRPC server that sends as many frames of the same size to as many streams;
 * ``replay``: 10,000 missed events told to a watcher that resumes; floor: the same entries by storage's Follow, unread;
-* ``behind``: the same where memory does not reach back: from the log, by a fold of the past; and 10,000 watchers of one
-  twin each that come back there at once;
+* ``behind``: the same where memory does not reach back: from the log, by a fold of the past;
 * ``conditional``: conditional writes per second, by 32 callers each on its own twin, and by 16 racers for one twin;
 * ``idle``: 10,000 watchers of one twin each: memory per watcher, and what they cost while 1,000 updates/s go past;
 * ``--peer``: etcd and NATS where they are installed; see `benchmarks.statesync_peers`.
@@ -48,7 +47,6 @@ WARM_S: Final = 1.0
 UPDATES: Final = 200_000
 REPLAYED: Final = 10_000
 IDLE: Final = 10_000
-STORM_S: Final = 20.0
 SMALL: Final[dict[str, dict[str, str]]] = {"behind": {"RING_CHANGES": "1000", "RING_BYTES": str(1024 * 1024)}}
 """Settings of state-sync for parts of which memory is to hold little."""
 FOLLOW: Final = "/twinmesh.storage.v1.StorageService/Follow"
@@ -193,7 +191,7 @@ async def replay(made: Mesh) -> dict[str, Any]:
 
 
 async def behind(made: Mesh) -> dict[str, Any]:
-    """Measure watchers that resume where memory does not reach back to, one alone and very many at once."""
+    """Measure a watcher that resumes where memory does not reach back to."""
     sent = await _written(made, "behind", REPLAYED / 1000 + 12)
     head = (await call(made.store.stub.GetHead, storage_pb2.GetHeadRequest(), timeout_s=10)).position
     after = position_pb2.LogPosition(incarnation=head.incarnation, offset=int(sent.offset[-REPLAYED // 10 - 1]))
@@ -202,20 +200,9 @@ async def behind(made: Mesh) -> dict[str, Any]:
         started = time.perf_counter()
         took.append(await _until_told(made.statesync, after, head.offset) - started)
         floors.append(await _bare_follow(made.store.target, after, head.offset))
-    requests = [request(twin_ids=[f"t{number % TWINS}"], resume_after=after) for number in range(IDLE)]
-    before, started_us = made.status_kib("VmRSS"), time.time_ns() // 1000
-    async with Watchers(made.statesync, requests) as watchers:
-        await asyncio.sleep(STORM_S)
-        grown = made.status_kib("VmRSS") - before
-    times = zip(watchers.received.time_us, watchers.received.through, strict=True)
-    reached = [float(at[through >= head.offset][0]) for at, through in times if (through >= head.offset).any()]
     return {
         "replay_10000_from_log_s": round(statistics.median(took), 3),
         "bare_follow_10000_s": round(statistics.median(floors), 3),
-        "storm_watchers": IDLE,
-        "storm_told": len(reached),
-        "storm_all_told_s": round((max(reached, default=0.0) - started_us) / US_PER_S, 1),
-        "storm_bytes_per_watcher": round(grown * 1024 / IDLE),
     }
 
 
