@@ -30,7 +30,7 @@ CLASSES = {
     "Mesh": "mesh",
 }
 """Class to the module of `aio` that holds it, in the order of the output."""
-BASES = {"Twin": {"Direction": "direction", "Identified": "identified"}}
+BASES = {"Twin": {"Direction": "direction", "Identified": "identified"}, "Mesh": {"Keeping": "keeping"}}
 """Base classes of theirs, and the modules that hold them: their methods become methods of the class itself."""
 ATTRIBUTES = {"Mesh": {"twins": "Twins", "types": "TwinTypes", "models": "Models"}, "Twin": {"twin_id": "str"}}
 """Attributes set by constructors: wrapped where their type is one of `CLASSES`, handed through otherwise."""

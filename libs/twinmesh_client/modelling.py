@@ -33,6 +33,7 @@ def channel(
     controllable: bool = False,
     set_command: str = "",
     upper_limit: float | None = None,
+    retention_class: str = "",
     description: str = "",
 ) -> ChannelSpec:
     """Return one channel of a twin type.
@@ -55,6 +56,7 @@ def channel(
         controllable: a desired value may be set.
         set_command: the command that carries a desired value to the device.
         upper_limit: planning limit shown in forecasts.
+        retention_class: names the rule of how long its history is kept, see `Mesh.set_retention`; empty = none.
         description: for people.
     """
     if kind.upper() not in ChannelKind.__members__ or kind.upper() == "UNSPECIFIED":
@@ -78,6 +80,7 @@ def channel(
         deadband_percent=deadband_percent,
         max_silence_us=0 if max_silence is None else span_us(max_silence, "max_silence"),
         disabled_stages=tuple(_stage(stage) for stage in disabled_stages),
+        retention_class=retention_class,
     )
 
 

@@ -255,6 +255,7 @@ def _channel_from_message(message: twin_pb2.ChannelSpec) -> ChannelSpec:
         deadband_percent=message.deadband_percent if message.HasField("deadband_percent") else None,
         max_silence_us=duration_from_message(message.max_silence),
         disabled_stages=tuple(_stage(number) for number in message.disabled_stages),
+        retention_class=message.retention_class,
         inherited_from=message.inherited_from,
     )
 
@@ -283,6 +284,7 @@ def _channel_to_message(value: ChannelSpec) -> twin_pb2.ChannelSpec:
         deadband=value.deadband,
         deadband_percent=value.deadband_percent,
         disabled_stages=[twin_pb2.PipelineStage.ValueType(stage) for stage in value.disabled_stages],
+        retention_class=value.retention_class,
         inherited_from=value.inherited_from,
     )
     if value.expected_interval_us:

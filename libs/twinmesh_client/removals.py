@@ -73,22 +73,28 @@ class RetentionRule:
         twin_id: "" = of all twins.
         channel: "" = all channels.
         keep: None = for ever, whatever more general rules say.
+        retention_class: "" = channels of any class, or of none.
     """
 
     twin_id: str
     channel: str
     keep: timedelta | None
+    retention_class: str = ""
 
 
 def retention_rule(message: storage_pb2.RetentionRule) -> RetentionRule:
     """Return a rule."""
     keep = message.keep.ToTimedelta()
-    return RetentionRule(twin_id=message.twin_id, channel=message.channel, keep=keep or None)
+    return RetentionRule(
+        twin_id=message.twin_id, channel=message.channel, keep=keep or None, retention_class=message.retention_class
+    )
 
 
-def retention_request(keep: Span | None, twin_id: str, channel: str) -> storage_pb2.SetRetentionRequest:
+def retention_request(
+    keep: Span | None, twin_id: str, channel: str, retention_class: str
+) -> storage_pb2.SetRetentionRequest:
     """Return what sets a rule, or removes it; raises `InvalidArgument` for what is no span."""
-    rule = storage_pb2.RetentionRule(twin_id=twin_id, channel=channel)
+    rule = storage_pb2.RetentionRule(twin_id=twin_id, channel=channel, retention_class=retention_class)
     if keep is not None:
         rule.keep.CopyFrom(Duration() if keep == FOREVER else proto_span(keep, "keep"))
     return storage_pb2.SetRetentionRequest(rule=rule)

@@ -1526,32 +1526,6 @@ class Mesh:
 
         return self._portal.run(self._source.statistics(twin_id, as_of=as_of))
 
-    def erasure(self, erasure_id: str) -> Erasure:
-        """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""
-
-        return self._portal.run(self._source.erasure(erasure_id))
-
-    def erasures(self, twin_id: str = "") -> list[Erasure]:
-        """Return all erasures, or those of one twin, by id."""
-
-        return self._portal.run(self._source.erasures(twin_id))
-
-    def set_retention(self, keep: Span | None, *, twin_id: str = "", channel: str = "") -> None:
-        """Say how long observations are kept, by event time; what is older leaves history, and not as a deletion does.
-
-        Args:
-            keep: at least a minute; "forever" = whatever more general rules say; None removes the rule.
-            twin_id: "" = of all twins.
-            channel: "" = all channels. The most specific rule counts: a twin's channel, a twin, a channel, all.
-        """
-
-        self._portal.run(self._source.set_retention(keep, twin_id=twin_id, channel=channel))
-
-    def retention(self) -> list[RetentionRule]:
-        """Return the rules of how long observations are kept; without any, they are kept for ever."""
-
-        return self._portal.run(self._source.retention())
-
     def writer(
         self,
         producer_id: str,
@@ -1643,3 +1617,36 @@ class Mesh:
                 )
             ),
         )
+
+    def erasure(self, erasure_id: str) -> Erasure:
+        """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""
+
+        return self._portal.run(self._source.erasure(erasure_id))
+
+    def erasures(self, twin_id: str = "") -> list[Erasure]:
+        """Return all erasures, or those of one twin, by id."""
+
+        return self._portal.run(self._source.erasures(twin_id))
+
+    def set_retention(
+        self, keep: Span | None, *, twin_id: str = "", channel: str = "", retention_class: str = ""
+    ) -> None:
+        """Say how long observations are kept, by event time; what is older leaves history, and not as a deletion does.
+
+        Args:
+            keep: at least a minute; "forever" = whatever more general rules say; None removes the rule.
+            twin_id: "" = of all twins.
+            channel: "" = all channels.
+            retention_class: all channels to which their twin type gives this class; without twin_id and channel.
+
+        The most specific rule counts: a twin's channel, a twin, a channel, a class, all.
+        """
+
+        self._portal.run(
+            self._source.set_retention(keep, twin_id=twin_id, channel=channel, retention_class=retention_class)
+        )
+
+    def retention(self) -> list[RetentionRule]:
+        """Return the rules of how long observations are kept; without any, they are kept for ever."""
+
+        return self._portal.run(self._source.retention())

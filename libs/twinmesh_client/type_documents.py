@@ -81,6 +81,7 @@ def channel_document(c: ChannelSpec) -> dict[str, Any]:
         "controllable": c.controllable or None,
         "set_command": c.set_command or None,
         "upper_limit": c.upper_limit,
+        "retention_class": c.retention_class or None,
         "description": c.description or None,
     }
     return entry | {name: value for name, value in optional.items() if value is not None}

@@ -13,10 +13,12 @@ MAX_REQUEST_ID_LENGTH: Final = 128
 _ENTITY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESOURCE: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_CLASS: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 _ENTITY_RULE: Final = "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
 _RESOURCE_RULE: Final = "1 to 128 lower-case letters, digits, '.', '_' or '-', starting with a letter or digit"
 _NAME_RULE: Final = "1 to 63 lower-case letters, digits or '_', starting with a letter"
+_CLASS_RULE: Final = "1 to 63 lower-case letters, digits, '_' or '-', starting with a letter; empty = none"
 
 
 def entity_id_violation(field: str, text: str) -> FieldViolation | None:
@@ -35,6 +37,11 @@ def resource_id_violation(field: str, text: str) -> FieldViolation | None:
 def name_violation(field: str, text: str) -> FieldViolation | None:
     """Return what is wrong with a name inside a twin type (channel, property, command, argument), or None."""
     return _violation(_NAME, _NAME_RULE, field, text)
+
+
+def retention_class_violation(field: str, text: str) -> FieldViolation | None:
+    """Return what is wrong with the name of a class of retention, or None; "" is none and right."""
+    return _violation(_CLASS, _CLASS_RULE, field, text) if text else None
 
 
 def require_twin_id(text: str, field: str = "twin_id") -> str:
@@ -59,6 +66,11 @@ def require_resource_id(text: str, field: str) -> str:
 def require_name(text: str, field: str) -> str:
     """Return `text` if it is a well-formed channel, property or command name; raises `InvalidArgument` otherwise."""
     return _required(name_violation(field, text), text)
+
+
+def require_retention_class(text: str, field: str) -> str:
+    """Return `text` if it is empty or the well-formed name of a class; raises `InvalidArgument` otherwise."""
+    return _required(retention_class_violation(field, text), text)
 
 
 def require_request_id(text: str, field: str = "request_id") -> str:

@@ -144,6 +144,7 @@ def _channel(mine: ChannelSpec, theirs: ChannelSpec, at: str, clash: _Clash) -> 
         deadband_percent=mine.deadband_percent if banded else theirs.deadband_percent,
         max_silence_us=mine.max_silence_us or theirs.max_silence_us,
         disabled_stages=stages,
+        retention_class=mine.retention_class or theirs.retention_class,
         inherited_from="",
     )
 

@@ -45,6 +45,7 @@ class ChannelSpec:
         deadband_percent: the same, in percent of the range; None = off.
         max_silence_us: a value is stored at least this often, however steady; 0 = `DEFAULT_MAX_SILENCE_US`.
         disabled_stages: stages of the pipeline that this channel does without.
+        retention_class: names the rule of how long its history is kept; "" = none.
         inherited_from: ``id@version`` of the type that declares it; "" = the type itself.
     """
 
@@ -66,6 +67,7 @@ class ChannelSpec:
     deadband_percent: float | None = None
     max_silence_us: int = 0
     disabled_stages: tuple[PipelineStage, ...] = ()
+    retention_class: str = ""
     inherited_from: str = field(default="", compare=False)
 
     def band(self) -> float | None:

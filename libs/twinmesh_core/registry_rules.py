@@ -15,7 +15,13 @@ from typing import Final
 from twinmesh_core.calendar import require_time_zone
 from twinmesh_core.errors import FieldViolation, InvalidArgument
 from twinmesh_core.geometry import geometry_violations
-from twinmesh_core.ids import entity_id_violation, name_violation, quoted, resource_id_violation
+from twinmesh_core.ids import (
+    entity_id_violation,
+    name_violation,
+    quoted,
+    resource_id_violation,
+    retention_class_violation,
+)
 from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import MAX_TYPE_VERSION, ChannelSpec, CommandSpec, Twin, TwinType, parse_reference
 from twinmesh_core.units import TABLE, Units
@@ -165,6 +171,7 @@ def _channel_violations(at: str, c: ChannelSpec, t: TwinType) -> Iterable[FieldV
     yield _bad(c.expected_interval_us < 0, f"{at}.expected_interval", "must not be negative")
     yield _bad(c.stuck_after_us < 0, f"{at}.stuck_after", "must not be negative")
     yield from _deadband_violations(at, c)
+    yield retention_class_violation(f"{at}.retention_class", c.retention_class)
     wordy = c.kind in (ChannelKind.TEXT, ChannelKind.JSON)
     bounded = c.min_value is not None or c.max_value is not None or c.max_rate_per_s is not None
     yield _bad(wordy and bounded, at, "bounds and rates are for numbers; this channel holds text")

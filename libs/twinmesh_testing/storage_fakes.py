@@ -265,6 +265,7 @@ class FakeSeries:
     def __init__(self, database: FakeDatabase) -> None:
         self._db = database
         self._series = database.series
+        self._class_offsets: dict[int, int] = {}
 
     async def resolve(self, tenant: str, requests: Sequence[SeriesRequest]) -> list[Series]:
         """See `SeriesStore.resolve`."""
@@ -287,6 +288,17 @@ class FakeSeries:
             check_same(request, known[0], f"series[{index}]")
             out.append(known[0])
         return out
+
+    async def classify(self, tenant: str, requests: Sequence[SeriesRequest]) -> None:
+        """See `SeriesStore.classify`."""
+        for request in requests:
+            for at, one in enumerate(self._series):
+                named = (one.tenant, one.twin_id, one.channel) == (tenant, request.twin_id, request.channel)
+                newer = request.registry_offset >= self._class_offsets.get(one.series_id, 0)
+                told = request.retention_class
+                if named and newer and told is not None and told != one.retention_class:
+                    self._series[at] = replace(one, retention_class=told)
+                    self._class_offsets[one.series_id] = request.registry_offset
 
     async def load(self) -> list[Series]:
         """See `SeriesStore.load`."""

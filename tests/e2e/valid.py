@@ -79,7 +79,7 @@ def twin_type(name: str = "") -> twin_pb2.TwinType:
                 name="level", kind="CHANNEL_KIND_GAUGE", unit="m", min_value=0.0, max_value=9.0, max_rate_per_s=1.0,
                 expected_interval=MINUTE, stuck_after=Duration(seconds=3_600), spike_threshold=3.0, tolerance=0.1,
                 controllable=True, set_command="set_level", upper_limit=8.0, deadband=0.01, max_silence=MINUTE,
-                disabled_stages=["PIPELINE_STAGE_SPIKE"],
+                disabled_stages=["PIPELINE_STAGE_SPIKE"], retention_class="raw",
             )
         ],
         properties=[
@@ -273,7 +273,7 @@ def requests() -> dict[str, Message]:
             series=[
                 observation_pb2.SeriesKey(twin_id=TWIN, channel="temp", unit="Cel", kind="CHANNEL_KIND_GAUGE")
             ],
-            expected_interval_us=[60_000_000],
+            expected_interval_us=[60_000_000], retention_class=["raw"], registry_offset=1,
         ),
         "StorageService/GetHead": storage.GetHeadRequest(),
         "StorageService/Follow": storage.FollowRequest(

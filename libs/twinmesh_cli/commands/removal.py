@@ -44,6 +44,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     for action in (change, remove):
         action.add_argument("--twin", default="", metavar="TWIN", help="of this twin (default: of all)")
         action.add_argument("--channel", default="", metavar="CHANNEL", help="of this channel (default: of all)")
+        action.add_argument(
+            "--class", dest="retention_class", default="", metavar="CLASS", help="of channels of this retention_class"
+        )
         action.set_defaults(run=on_mesh(_set_retention))
     statistics = commands.add_parser("statistics", parents=[common], help="what is stored, counted")
     statistics.add_argument("twin", nargs="?", default="", metavar="TWIN", help="only this twin (default: everything)")
@@ -89,8 +92,16 @@ async def _list_retention(mesh: Mesh, arguments: Namespace, out: Output) -> int:
 
     rules = await mesh.retention()
     out.table(
-        ("twin", "channel", "kept"),
-        [(r.twin_id or "all", r.channel or "all", describe_us(r.keep // _US) if r.keep else "for ever") for r in rules],
+        ("twin", "channel", "class", "kept"),
+        [
+            (
+                r.twin_id or "all",
+                r.channel or "all",
+                r.retention_class or "any",
+                describe_us(r.keep // _US) if r.keep else "for ever",
+            )
+            for r in rules
+        ],
         empty="no rules: everything is kept for ever",
     )
     out.document({"rules": rules})
@@ -98,7 +109,12 @@ async def _list_retention(mesh: Mesh, arguments: Namespace, out: Output) -> int:
 
 
 async def _set_retention(mesh: Mesh, arguments: Namespace, out: Output) -> int:
-    await mesh.set_retention(arguments.keep, twin_id=arguments.twin, channel=arguments.channel)
+    await mesh.set_retention(
+        arguments.keep,
+        twin_id=arguments.twin,
+        channel=arguments.channel,
+        retention_class=arguments.retention_class,
+    )
     return await _list_retention(mesh, arguments, out)
 
 

@@ -16,17 +16,17 @@ from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
 from twinmesh_client.aio.connection import Connection, open_connection
 from twinmesh_client.aio.device import Device
+from twinmesh_client.aio.keeping import Keeping
 from twinmesh_client.aio.models import Models
 from twinmesh_client.aio.spooling import spool_options
 from twinmesh_client.aio.twins import Twins, TwinTypes
 from twinmesh_client.aio.verifying import verify_replicas
 from twinmesh_client.aio.writer import Writer
-from twinmesh_client.durations import Moment, Span
+from twinmesh_client.durations import Moment
 from twinmesh_client.limits import DEFAULT_TIMEOUT_S, GATHER_DELAY_S, GATHER_ROWS, SPOOL_MAX_BYTES
 from twinmesh_client.offsets import incarnation_of
 from twinmesh_client.orders import Handler
 from twinmesh_client.refusals import OnRefused
-from twinmesh_client.removals import Erasure, RetentionRule, erasure, retention_request, retention_rule
 from twinmesh_client.replicas import Position, position
 from twinmesh_client.targets import resolve_target
 from twinmesh_client.transport import call
@@ -34,7 +34,7 @@ from twinmesh_client.values import enum_name
 from twinmesh_client.verification import ReplicaVerification
 
 
-class Mesh:
+class Mesh(Keeping):
     """A connected mesh; made by `connect`.
 
     Attributes:
@@ -44,7 +44,7 @@ class Mesh:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self.twins = Twins(connection)
         self.types = TwinTypes(connection)
         self.models = Models(connection)
@@ -257,41 +257,6 @@ class Mesh:
         )
         answer = await call(self._connection.storage.GetStatistics, request, timeout_s=self._connection.timeout_s)
         return accounting.statistics(answer)
-
-    async def erasure(self, erasure_id: str) -> Erasure:
-        """Return the erasure of a twin, begun by ``twins[...].erase()``; raises `NotFound`."""
-        request = storage_pb2.GetErasureRequest(erasure_id=erasure_id)
-        answer = await call(self._connection.storage.GetErasure, request, timeout_s=self._connection.timeout_s)
-        return erasure(answer.erasure)
-
-    async def erasures(self, twin_id: str = "") -> list[Erasure]:
-        """Return all erasures, or those of one twin, by id."""
-        found: list[Erasure] = []
-        token = ""
-        while True:
-            request = storage_pb2.ListErasuresRequest(twin_id=twin_id, page_token=token)
-            answer = await call(self._connection.storage.ListErasures, request, timeout_s=self._connection.timeout_s)
-            found.extend(erasure(e) for e in answer.erasures)
-            token = answer.next_page_token
-            if not token:
-                return found
-
-    async def set_retention(self, keep: Span | None, *, twin_id: str = "", channel: str = "") -> None:
-        """Say how long observations are kept, by event time; what is older leaves history, and not as a deletion does.
-
-        Args:
-            keep: at least a minute; "forever" = whatever more general rules say; None removes the rule.
-            twin_id: "" = of all twins.
-            channel: "" = all channels. The most specific rule counts: a twin's channel, a twin, a channel, all.
-        """
-        request = retention_request(keep, twin_id, channel)
-        await call(self._connection.storage.SetRetention, request, timeout_s=self._connection.timeout_s)
-
-    async def retention(self) -> list[RetentionRule]:
-        """Return the rules of how long observations are kept; without any, they are kept for ever."""
-        request = storage_pb2.ListRetentionRequest()
-        answer = await call(self._connection.storage.ListRetention, request, timeout_s=self._connection.timeout_s)
-        return [retention_rule(rule) for rule in answer.rules]
 
     def writer(
         self,

@@ -135,7 +135,7 @@ class MemoryLog:
         producer.epoch += 1
         return OpenedProducer(epoch=producer.epoch, last_sequence=producer.last_sequence, incarnation=self.incarnation)
 
-    async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
+    async def resolve_series(self, tenant: str, series: Sequence[NewSeries], registry_offset: int) -> list[int]:
         """Return durable ids; see the port."""
         self._answering()
         return [self._series.setdefault((tenant, s.twin_id, s.channel), len(self._series) + 1) for s in series]

@@ -97,7 +97,7 @@ class StorageLog:
             epoch=response.epoch, last_sequence=response.last_sequence, incarnation=response.incarnation
         )
 
-    async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
+    async def resolve_series(self, tenant: str, series: Sequence[NewSeries], registry_offset: int) -> list[int]:
         """Return durable ids; see the port."""
         request = storage_pb2.ResolveSeriesRequest(
             series=(
@@ -110,6 +110,8 @@ class StorageLog:
                 for s in series
             ),
             expected_interval_us=(s.expected_interval_us for s in series),
+            retention_class=(s.retention_class for s in series),
+            registry_offset=registry_offset,
         )
         response = await _attempt(
             call(self._stub.ResolveSeries, request, timeout_s=_RESOLVE_TIMEOUT_S, metadata=tenant_metadata(tenant))

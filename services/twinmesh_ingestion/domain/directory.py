@@ -26,7 +26,8 @@ MAX_LEARNT_AT_ONCE: Final = 1_000
 """Most units of one dictionary that are looked up beside the event loop."""
 _MAY_BE_NEW: Final = (FlagReason.UNKNOWN_TWIN, FlagReason.UNKNOWN_CHANNEL)
 
-_SeriesName = tuple[str, NewSeries]
+_SeriesName = tuple[str, str, str]
+"""(tenant, twin id, channel)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Directory:
         self._registry = registry
         self._tables: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
         self._entries = 0
-        self._ids: dict[_SeriesName, int] = {}
+        self._ids: dict[_SeriesName, tuple[NewSeries, int]] = {}
         self._fold = registry.fold
 
     async def table(self, tenant: str, keys: tuple[SeriesKey, ...]) -> SeriesTable:
@@ -69,7 +70,7 @@ class Directory:
                 await self._registry.catch_up()
                 resolutions = await self._resolve(tenant, keys)
         fold, generation = self._registry.fold, self._registry.generation
-        landed = await self._with_ids(tenant, resolutions)
+        landed = await self._with_ids(tenant, resolutions, fold.offset)
         table = build_table(keys, resolutions, landed)
         may_improve = any(isinstance(r, Refused) and r.reason in _MAY_BE_NEW for r in resolutions)
         self._keep(tenant, _Kept(table=table, fold=fold, generation=generation, may_improve=may_improve))
@@ -96,38 +97,45 @@ class Directory:
         fold = self._registry.fold
         return [resolve(fold, tenant, key, f"batch.series[{i}]", self._units) for i, key in enumerate(keys)]
 
-    async def _with_ids(self, tenant: str, resolutions: list[Resolution]) -> list[SeriesKey | None]:
+    async def _with_ids(self, tenant: str, resolutions: list[Resolution], offset: int) -> list[SeriesKey | None]:
         if self._registry.fold is not self._fold:
             # The log was rewound: ids issued after its new end are not valid any more.
             self._fold = self._registry.fold
             self._ids.clear()
         wanted: dict[NewSeries, None] = {}
         named = [r.new_series() if isinstance(r, Resolved) else None for r in resolutions]
+        known: dict[NewSeries, int] = {}
         for series in named:
-            if series is not None and (tenant, series) not in self._ids:
+            if series is None:
+                continue
+            # What storage was told last counts: a class of retention may change, and change back.
+            told, series_id = self._ids.get((tenant, series.twin_id, series.channel), (None, 0))
+            if told == series:
+                known[series] = series_id
+            else:
                 wanted[series] = None
-        found = await self._fetch(tenant, list(wanted))
+        found = await self._fetch(tenant, list(wanted), offset)
         landed: list[SeriesKey | None] = []
         for resolution, series in zip(resolutions, named, strict=True):
             if series is None or not isinstance(resolution, Resolved):
                 landed.append(None)
                 continue
-            series_id = found.get(series) or self._ids[tenant, series]
+            series_id = found.get(series) or known[series]
             landed.append(replace(resolution.landed, series_id=series_id))
         self._remember(tenant, found)
         return landed
 
-    async def _fetch(self, tenant: str, wanted: list[NewSeries]) -> dict[NewSeries, int]:
+    async def _fetch(self, tenant: str, wanted: list[NewSeries], offset: int) -> dict[NewSeries, int]:
         found: dict[NewSeries, int] = {}
         for start in range(0, len(wanted), RESOLVE_AT_ONCE):
             part = wanted[start : start + RESOLVE_AT_ONCE]
-            found.update(zip(part, await self._log.resolve_series(tenant, part), strict=True))
+            found.update(zip(part, await self._log.resolve_series(tenant, part, offset), strict=True))
         return found
 
     def _remember(self, tenant: str, found: dict[NewSeries, int]) -> None:
         if len(self._ids) + len(found) > MAX_SERIES_IDS:
             self._ids.clear()
-        self._ids.update(((tenant, series), series_id) for series, series_id in found.items())
+        self._ids.update(((tenant, s.twin_id, s.channel), (s, series_id)) for s, series_id in found.items())
 
     def _keep(self, tenant: str, kept: _Kept) -> None:
         key = (tenant, id(kept.table.keys))

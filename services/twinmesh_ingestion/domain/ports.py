@@ -134,13 +134,14 @@ class OpenedProducer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSeries:
-    """A series whose durable id is wanted; `unit` is canonical."""
+    """A series whose durable id is wanted; `unit` is canonical, `retention_class` may change ("" = none)."""
 
     twin_id: str
     channel: str
     unit: str
     kind: ChannelKind
     expected_interval_us: int
+    retention_class: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,8 +183,11 @@ class Log(Protocol):
         """
         ...
 
-    async def resolve_series(self, tenant: str, series: Sequence[NewSeries]) -> list[int]:
-        """Return the durable ids, in order; new series get new ones."""
+    async def resolve_series(self, tenant: str, series: Sequence[NewSeries], registry_offset: int) -> list[int]:
+        """Return the durable ids, in order; new series get new ones, and known ones the class of retention given.
+
+        A class that was given as of a later offset of the registry stays.
+        """
         ...
 
     async def latest(self, tenant: str, series: Sequence[SeriesKey]) -> LatestValues:

@@ -46,6 +46,7 @@ class Resolved:
             unit=self.landed.unit,
             kind=self.landed.kind,
             expected_interval_us=self.spec.expected_interval_us,
+            retention_class=self.spec.retention_class,
         )
 
 

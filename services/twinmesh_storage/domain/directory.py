@@ -37,6 +37,7 @@ class Directory:
         missing = [r for r in requests if self._catalogue.by_name(tenant, r.twin_id, r.channel) is None]
         if missing:
             self._catalogue.add(await self._store.resolve(tenant, missing))
+        await self._store.classify(tenant, [r for r in requests if r.retention_class is not None])
         found = []
         for index, request in enumerate(requests):
             series = self._catalogue.by_name(tenant, request.twin_id, request.channel)

@@ -1,4 +1,4 @@
-"""How long history is kept: rules by twin and channel, carried out by entries of the log.
+"""How long history is kept: rules by twin, channel and class of retention, carried out by entries of the log.
 
 A drop is an entry like a deletion, so every process and every cache meets it at the same offset; its rows are then
 removed by time, which takes whole partitions where it can, and not moved aside: reads as of an earlier offset miss
@@ -33,12 +33,14 @@ class RetentionRule:
         twin_id: "" = of all twins.
         channel: "" = all channels.
         keep_us: microseconds; 0 = for ever.
+        retention_class: the class that twin types give their channels, "" = any or none; only where both others are "".
     """
 
     tenant: str
     twin_id: str
     channel: str
     keep_us: int
+    retention_class: str = ""
 
     def concerns(self, series: Series) -> bool:
         """Whether the rule speaks of a series."""
@@ -46,22 +48,23 @@ class RetentionRule:
             series.tenant == self.tenant
             and self.twin_id in ("", series.twin_id)
             and self.channel in ("", series.channel)
+            and self.retention_class in ("", series.retention_class)
         )
 
     @property
     def weight(self) -> int:
-        """The greatest counts where several rules concern a series: a twin's channel, its twin, its channel, all."""
-        return 2 * bool(self.twin_id) + bool(self.channel)
+        """The greatest counts where several concern a series: its twin's channel, twin, channel, class, all."""
+        return 4 * bool(self.twin_id) + 2 * bool(self.channel) + bool(self.retention_class)
 
 
 class RetentionRules(Protocol):
     """The rules, and what they have done."""
 
     async def put(self, rule: RetentionRule, principal: str) -> None:
-        """Keep a rule in place of the one about the same twin and channel."""
+        """Keep a rule in place of the one about the same twin and channel, or class."""
         ...
 
-    async def remove(self, tenant: str, twin_id: str, channel: str) -> None:
+    async def remove(self, tenant: str, twin_id: str, channel: str, retention_class: str) -> None:
         """Forget a rule."""
         ...
 

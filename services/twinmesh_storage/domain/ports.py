@@ -290,6 +290,10 @@ class SeriesStore(Protocol):
         """Return the series asked for, creating those that are new; in the order asked."""
         ...
 
+    async def classify(self, tenant: str, requests: Sequence[SeriesRequest]) -> None:
+        """Give series that exist the class of retention asked for, unless theirs was told as of a later offset."""
+        ...
+
     async def load(self) -> list[Series]:
         """Return the catalogue of all tenants."""
         ...

@@ -34,6 +34,8 @@ class Series:
     Attributes:
         unit: canonical unit of the stored values (UCUM); "" = dimensionless or not a quantity.
         expected_interval_us: how often a value is expected; 0 = not known.
+        retention_class: names the rule of how long history is kept; "" = none. The one part that may change: it is
+            right when the series is read from the store, and may be out of date in the `Catalogue`.
     """
 
     tenant: str
@@ -43,6 +45,7 @@ class Series:
     kind: ChannelKind
     unit: str
     expected_interval_us: int
+    retention_class: str = ""
 
     @property
     def cell_us(self) -> int:
@@ -52,13 +55,20 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesRequest:
-    """A series to be found or created."""
+    """A series to be found or created.
+
+    Attributes:
+        retention_class: the series' class from now on; None = it stays what it is, "" of a new series.
+        registry_offset: offset of the registry that says so; a class that was told as of a later one stays.
+    """
 
     twin_id: str
     channel: str
     kind: ChannelKind
     unit: str
     expected_interval_us: int = 0
+    retention_class: str | None = None
+    registry_offset: int = 0
 
 
 def cell_us(expected_interval_us: int) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2, position_pb2
 from twinmesh_core.errors import InvalidArgument, Reason, invalid_field
-from twinmesh_core.ids import require_producer_id, require_request_id
+from twinmesh_core.ids import require_producer_id, require_request_id, require_retention_class
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_storage.domain.entries import (
@@ -115,13 +115,26 @@ def series_requests(request: storage_pb2.ResolveSeriesRequest) -> list[SeriesReq
             "give one per series, or none at all",
             reason=Reason.UNEQUAL_COLUMNS,
         )
+    classes: list[str | None] = list(request.retention_class) or [None] * len(request.series)
+    if len(classes) != len(request.series):
+        raise InvalidArgument(
+            f"retention_class has {len(classes)} entries, series {len(request.series)}; "
+            "give one per series, or none at all",
+            reason=Reason.UNEQUAL_COLUMNS,
+        )
+    for index, name in enumerate(classes):
+        require_retention_class(name or "", f"retention_class[{index}]")
+    if request.registry_offset < 0:
+        raise invalid_field("registry_offset", "must be an offset of the log")
     return [
-        _series_request(key, interval, index)
-        for index, (key, interval) in enumerate(zip(request.series, intervals, strict=True))
+        _series_request(key, interval, index, name, request.registry_offset)
+        for index, (key, interval, name) in enumerate(zip(request.series, intervals, classes, strict=True))
     ]
 
 
-def _series_request(key: observation_pb2.SeriesKey, interval_us: int, index: int) -> SeriesRequest:
+def _series_request(
+    key: observation_pb2.SeriesKey, interval_us: int, index: int, retention_class: str | None, registry_offset: int
+) -> SeriesRequest:
     kind = ChannelKind.of(key.kind)
     for field, text in (("twin_id", key.twin_id), ("channel", key.channel)):
         if not text or len(text) > MAX_NAME_LENGTH or "\0" in text:
@@ -136,6 +149,8 @@ def _series_request(key: observation_pb2.SeriesKey, interval_us: int, index: int
         kind=kind,
         unit=key.unit,
         expected_interval_us=max(0, interval_us),
+        retention_class=retention_class,
+        registry_offset=registry_offset,
     )
 
 

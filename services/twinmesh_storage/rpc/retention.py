@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh_core.errors import PermissionDenied, invalid_field
+from twinmesh_core.ids import require_retention_class
 from twinmesh_core.time import US_PER_DAY, US_PER_S
 from twinmesh_runtime.caller import Role, current_caller
 from twinmesh_runtime.registry_mapping import duration_from_message, duration_to_message, time_to_message
@@ -59,17 +60,24 @@ class RetentionServicer:
         """Set, replace or remove a rule."""
         tenant = own_tenant()
         if not request.HasField("rule"):
-            raise invalid_field("rule", "is missing; say for which twin and channel, empty = all, and how long")
+            raise invalid_field("rule", "is missing; say for which twin and channel, or class, and how long")
         rule = request.rule
         twin_id = mapping.require_text(rule.twin_id, "rule.twin_id")
         channel = mapping.require_text(rule.channel, "rule.channel")
+        retention_class = require_retention_class(rule.retention_class, "rule.retention_class")
+        if retention_class and (twin_id or channel):
+            raise invalid_field(
+                "rule.retention_class", "excludes twin_id and channel; set a rule for the class and another for them"
+            )
         if not rule.HasField("keep"):
-            await self.rules.remove(tenant, twin_id, channel)
+            await self.rules.remove(tenant, twin_id, channel, retention_class)
             return storage_pb2.SetRetentionResponse()
         keep_us = duration_from_message(rule.keep)
         if keep_us and not _MIN_KEEP_US <= keep_us <= _MAX_KEEP_US:
             raise invalid_field("rule.keep", "must be 1 minute to 1000 years; 0 = for ever, absent = remove the rule")
-        kept = RetentionRule(tenant=tenant, twin_id=twin_id, channel=channel, keep_us=keep_us)
+        kept = RetentionRule(
+            tenant=tenant, twin_id=twin_id, channel=channel, keep_us=keep_us, retention_class=retention_class
+        )
         await self.rules.put(kept, current_caller().principal)
         return storage_pb2.SetRetentionResponse()
 
@@ -84,7 +92,10 @@ class RetentionServicer:
         return storage_pb2.ListRetentionResponse(
             rules=[
                 storage_pb2.RetentionRule(
-                    twin_id=rule.twin_id, channel=rule.channel, keep=duration_to_message(rule.keep_us)
+                    twin_id=rule.twin_id,
+                    channel=rule.channel,
+                    keep=duration_to_message(rule.keep_us),
+                    retention_class=rule.retention_class,
                 )
                 for rule in await self.rules.of(tenant)
             ],

@@ -30,7 +30,7 @@ async def log(request):
 
 
 async def submission(log, text, **key):
-    (series_id,) = await log.resolve_series("default", [GAUGE])
+    (series_id,) = await log.resolve_series("default", [GAUGE], 1)
     named = SeriesKey(twin_id="P1", channel="t", unit="Cel", series_id=series_id, kind=ChannelKind.GAUGE)
     value = float(len(text))
     body = wire.encode(ObservationBatch(series=(named,), doubles=double_section([0], [1], [value], [1])))
@@ -49,10 +49,10 @@ def stamp(epoch, sequence):
 
 async def test_series_ids_are_the_same_every_time_and_per_tenant(log):
     other = NewSeries(twin_id="P1", channel="u", unit="1", kind=ChannelKind.STATE, expected_interval_us=1_000_000)
-    first = await log.resolve_series("default", [GAUGE, other])
+    first = await log.resolve_series("default", [GAUGE, other], 1)
     assert len(set(first)) == 2
-    assert await log.resolve_series("default", [other, GAUGE]) == first[::-1]
-    assert await log.resolve_series("elsewhere", [GAUGE]) != first[:1]
+    assert await log.resolve_series("default", [other, GAUGE], 1) == first[::-1]
+    assert await log.resolve_series("elsewhere", [GAUGE], 1) != first[:1]
 
 
 async def test_a_session_counts_up_and_fences_the_one_before(log):
@@ -113,8 +113,8 @@ async def test_a_request_id_deduplicates_and_keeps_its_receipt(log):
 
 
 async def submission_elsewhere(log):
-    await log.resolve_series("elsewhere", [GAUGE])
-    (series_id,) = await log.resolve_series("elsewhere", [GAUGE])
+    await log.resolve_series("elsewhere", [GAUGE], 1)
+    (series_id,) = await log.resolve_series("elsewhere", [GAUGE], 1)
     key = SeriesKey(twin_id="P1", channel="t", unit="Cel", series_id=series_id, kind=ChannelKind.GAUGE)
     body = wire.encode(ObservationBatch(series=(key,), doubles=double_section([0], [1], [1.0], [1])))
     return Submission(body=body, content_hash=b"h" * 16, receipt=b"", quarantine=[], request_id="r1")
@@ -123,7 +123,7 @@ async def submission_elsewhere(log):
 async def test_the_newest_values_of_numbers_are_told_by_series(log):
     other = NewSeries(twin_id="P1", channel="u", unit="1", kind=ChannelKind.STATE, expected_interval_us=0)
     never = NewSeries(twin_id="P2", channel="t", unit="Cel", kind=ChannelKind.GAUGE, expected_interval_us=0)
-    ids = await log.resolve_series("default", [GAUGE, other, never])
+    ids = await log.resolve_series("default", [GAUGE, other, never], 1)
     keys = tuple(
         SeriesKey(twin_id=s.twin_id, channel=s.channel, unit=s.unit, series_id=i, kind=s.kind)
         for i, s in zip(ids, (GAUGE, other, never), strict=True)

@@ -206,6 +206,7 @@ async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
         with pytest.raises(InvalidArgument):
             await ports.series.resolve("default", [wrong])
     assert await ports.series.find_ids("other", [first[0].series_id]) == []
+    assert {s.retention_class for s in first} == {""}
     assert {s.channel for s in await ports.series.list_twins("default", ["t"])} == {"a", "b"}
     assert [s.channel for s in await ports.series.page("default", SeriesFilter(twin_id="t"), ("", ""), 10)] == [
         "a",
@@ -213,6 +214,29 @@ async def test_series_ids_are_lasting_and_of_one_tenant(ports: Ports) -> None:
     ]
     assert [s.channel for s in await ports.series.page("default", SeriesFilter(), ("t", "a"), 10)] == ["b"]
     assert await ports.series.page("default", SeriesFilter(twin_id="t"), ("t", "b"), 10) == []
+
+
+async def test_the_class_of_retention_that_was_told_as_of_the_latest_offset_counts(ports: Ports) -> None:
+    def asked(channel: str, name: str | None, at: int) -> SeriesRequest:
+        return SeriesRequest(
+            twin_id="t", channel=channel, kind=ChannelKind.GAUGE, unit="", retention_class=name, registry_offset=at
+        )
+
+    async def classes(tenant: str = "default") -> dict[str, str]:
+        found = await ports.series.list_twins(tenant, ["t"])
+        return {s.channel: s.retention_class for s in found}
+
+    for tenant in ("default", "other"):
+        await ports.series.resolve(tenant, [asked("a", None, 0), asked("b", None, 0)])
+    await ports.series.classify("default", [asked("a", "fast", 5), asked("b", "slow", 5), asked("absent", "slow", 5)])
+    assert await classes() == {"a": "fast", "b": "slow"}
+    await ports.series.classify("default", [asked("a", "slow", 4), asked("b", "", 6)])
+    assert await classes() == {"a": "fast", "b": ""}, "what an older registry says changes nothing"
+    await ports.series.classify("default", [asked("b", "fast", 6), asked("b", "fast", 7)])
+    assert (await ports.series.page("default", SeriesFilter(), ("t", "a"), 10))[0].retention_class == "fast"
+    await ports.series.resolve("default", [asked("a", None, 9)])
+    assert await classes() == {"a": "fast", "b": "fast"}
+    assert await classes("other") == {"a": "", "b": ""}
 
 
 GROUP_IDS = [f"5b1c5a3c-0000-4000-8000-0000000000{i:02d}" for i in range(10, 20)]

@@ -205,5 +205,7 @@ def test_rules_of_how_long_history_is_kept(twinmesh, pump):
     rules = json.loads(twinmesh("retention", "list", "--json")[1])["rules"]
     assert {"twin_id": pump, "channel": "flow", "keep": None} in rules
     assert pump not in twinmesh("retention", "remove", *rule)[1]
+    assert re.search(r"all\s+all\s+fast\s+7 d", twinmesh("retention", "set", "7d", "--class", "fast")[1])
+    assert "fast" not in twinmesh("retention", "remove", "--class", "fast")[1]
     status, _, err = twinmesh("retention", "set", "1s", *rule)
     assert (status, "keep" in err) == (1, True)

@@ -12,9 +12,10 @@ import pytest
 from tests.integration.storage.mesh import T0, S, Storage, doubles, storage
 
 from twinmesh.storage.v1 import storage_pb2
-from twinmesh.type.v1 import entry_pb2, position_pb2
+from twinmesh.type.v1 import entry_pb2, observation_pb2, position_pb2
 from twinmesh_client.transport import call
-from twinmesh_core.errors import FailedPrecondition, OutOfRange, PermissionDenied
+from twinmesh_core.errors import FailedPrecondition, InvalidArgument, OutOfRange, PermissionDenied
+from twinmesh_core.kinds import ChannelKind
 
 TRIMS = {"fold_after_s": 0.05, "log_keep_s": 0.001, "log_trim_every_s": 0.05}
 
@@ -219,6 +220,44 @@ async def test_history_is_dropped_by_rule_and_only_there(database_url):
         again = (await store.read([("t1", "raw")]))["t1/raw"]
         assert len(again) <= len(rows["t1/raw"])
         assert again[-1] == rows["t1/raw"][-1]
+
+
+async def test_a_class_is_kept_by_its_rule_and_a_series_that_changes_its_class_follows(database_url):
+    """Of two channels one is of a class with a rule; then ingestion tells that the other is too."""
+    now = int(time.time() * 1e6)
+
+    async def tell(store: Storage, classes: dict[str, str], offset: int) -> None:
+        keys = [
+            observation_pb2.SeriesKey(twin_id="t1", channel=c, kind=int(ChannelKind.GAUGE), unit="Cel")  # type: ignore[arg-type]
+            for c in classes
+        ]
+        request = storage_pb2.ResolveSeriesRequest(
+            series=keys, retention_class=classes.values(), registry_offset=offset
+        )
+        await store.ask("ResolveSeries", request)
+
+    async def gone(store: Storage, channel: str) -> bool:
+        return len((await store.read([("t1", channel)]))[f"t1/{channel}"]) == 1
+
+    async with storage(database_url, fold_after_s=0.05, retention_every_s=0.1) as store:
+        keys = await store.series("t1", ["raw", "calm"])
+        await tell(store, {"raw": "fast", "calm": ""}, 5)
+        times = [now - 600 * S, now - 600 * S, now, now]
+        await store.append(doubles(keys, times, [1.0] * 4, [0, 1] * 2), request_id="r")
+        rule = storage_pb2.RetentionRule(retention_class="fast")
+        rule.keep.FromSeconds(300)
+        await store.ask("SetRetention", storage_pb2.SetRetentionRequest(rule=rule))
+        assert list((await store.ask("ListRetention", storage_pb2.ListRetentionRequest())).rules) == [rule]
+        await until(lambda: gone(store, "raw"))
+        assert not await gone(store, "calm")
+        await tell(store, {"raw": "", "calm": "fast"}, 6)
+        await until(lambda: gone(store, "calm"))
+        both = storage_pb2.RetentionRule(retention_class="fast", channel="raw")
+        with pytest.raises(InvalidArgument, match="retention_class"):
+            await store.ask("SetRetention", storage_pb2.SetRetentionRequest(rule=both))
+        removed = storage_pb2.RetentionRule(retention_class="fast")
+        await store.ask("SetRetention", storage_pb2.SetRetentionRequest(rule=removed))
+        assert not (await store.ask("ListRetention", storage_pb2.ListRetentionRequest())).rules
 
 
 async def test_superseded_rows_go_when_the_horizon_has_passed(database_url):

@@ -64,6 +64,14 @@ def test_a_type_has_what_its_base_has_and_its_own() -> None:
     assert not world(DEVICE).require_twin_type("t", "device").is_a("pump")
 
 
+def test_a_channel_keeps_the_class_of_retention_of_its_base_unless_it_names_another() -> None:
+    device = replace(DEVICE, channels=(replace(DEVICE.channels[0], retention_class="slow"),))
+    other = replace(PUMP, version=2, channels=(replace(PUMP.channels[1], retention_class="fast"),))
+    fold = world(device, PUMP, other)
+    found = [fold.require_twin_type("t", "pump", version).channels[0] for version in (1, 2)]
+    assert [(c.name, c.retention_class) for c in found] == [("power", "slow"), ("power", "fast")]
+
+
 def test_what_was_written_and_what_is_read_are_the_same_version() -> None:
     fold = world(DEVICE, PUMP)
     pump = fold.require_twin_type("t", "pump")

@@ -174,9 +174,12 @@ def test_a_type_that_breaks_a_rule_is_refused_by_its_field(field, change):
         ("max_silence", {"max_silence_us": 1}),
         ("disabled_stages[0]", {"disabled_stages": (Stage.UNSPECIFIED,)}),
         ("disabled_stages[1]", {"disabled_stages": (Stage.RATE, Stage.RATE)}),
+        ("retention_class", {"retention_class": "Raw"}),
+        ("retention_class", {"retention_class": "7d"}),
+        ("retention_class", {"retention_class": "a" * 64}),
     ],
 )
-def test_a_deadband_or_switch_that_cannot_be_is_refused_by_its_field(field, channel):
+def test_a_deadband_switch_or_class_that_cannot_be_is_refused_by_its_field(field, channel):
     with pytest.raises(InvalidArgument) as refused:
         check_twin_type(replace(PUMP, channels=(ChannelSpec(**{"name": "a", "kind": K.GAUGE, **channel}),)))
     assert refused.value.field_violations[0].field == f"twin_type.channels[0].{field}"
@@ -266,6 +269,7 @@ def test_values_and_messages_turn_into_each_other():
                 CHANNELS[0], min_value=0.0, max_value=3_000.0, max_rate_per_s=5.0, expected_interval_us=1_500_000,
                 stuck_after_us=60_000_000, spike_threshold=4.0, upper_limit=2_500.0, deadband=0.5,
                 max_silence_us=90_000_000, disabled_stages=(Stage.TIME, Stage.SPIKE), description="shaft",
+                retention_class="raw-7d",
             ),
             CHANNELS[1],
         ),

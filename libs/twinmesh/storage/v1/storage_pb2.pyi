@@ -713,6 +713,10 @@ class ResolveSeriesRequest(_message.Message):
 
     SERIES_FIELD_NUMBER: _builtins.int
     EXPECTED_INTERVAL_US_FIELD_NUMBER: _builtins.int
+    RETENTION_CLASS_FIELD_NUMBER: _builtins.int
+    REGISTRY_OFFSET_FIELD_NUMBER: _builtins.int
+    registry_offset: _builtins.int
+    """The log offset of the registry that says so. A change of class that was told as of a later offset stays."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[_observation_pb2.SeriesKey]:
         """twin_id, channel, unit (canonical) and kind are read."""
@@ -721,15 +725,21 @@ class ResolveSeriesRequest(_message.Message):
     def expected_interval_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Expected interval of each, microseconds; 0 = not known; same length as series or empty."""
 
+    @_builtins.property
+    def retention_class(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Class of retention of each, [a-z][a-z0-9_-]{0,62}, empty = none; same length as series, or empty: the classes stay what they are."""
+
     def __init__(
         self,
         *,
         series: _abc.Iterable[_observation_pb2.SeriesKey] | None = ...,
         expected_interval_us: _abc.Iterable[_builtins.int] | None = ...,
+        retention_class: _abc.Iterable[_builtins.str] | None = ...,
+        registry_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_interval_us", b"expected_interval_us", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_interval_us", b"expected_interval_us", "registry_offset", b"registry_offset", "retention_class", b"retention_class", "series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2276,10 +2286,15 @@ class RetentionRule(_message.Message):
     TWIN_ID_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    RETENTION_CLASS_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """The twin; empty = all. A rule of a twin counts before one of all."""
     channel: _builtins.str
     """The channel; empty = all. A rule of a channel counts before one of all, and after one of a twin."""
+    retention_class: _builtins.str
+    """The class of retention that twin types give their channels (ChannelSpec.retention_class); empty = any or none. Excludes twin_id and
+    channel. A rule of a class counts before one of all, and after those of a channel or a twin.
+    """
     @_builtins.property
     def keep(self) -> _duration_pb2.Duration:
         """How long, by event time; at least 1 minute; 0 = for ever, whatever more general rules say."""
@@ -2290,10 +2305,11 @@ class RetentionRule(_message.Message):
         twin_id: _builtins.str = ...,
         channel: _builtins.str = ...,
         keep: _duration_pb2.Duration | None = ...,
+        retention_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "keep", b"keep", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "keep", b"keep", "retention_class", b"retention_class", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2308,7 +2324,7 @@ class SetRetentionRequest(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rule(self) -> Global___RetentionRule:
-        """Required. The rule; it replaces the one of the same twin and channel. Without keep that one is removed."""
+        """Required. The rule; it replaces the one of the same twin and channel, or class. Without keep that one is removed."""
 
     def __init__(
         self,
@@ -2404,7 +2420,7 @@ class ListRetentionResponse(_message.Message):
     STARTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionRule]:
-        """Ordered by twin, then channel."""
+        """Ordered by twin, then channel, then class."""
 
     @_builtins.property
     def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryStart]:

@@ -127,6 +127,7 @@ class ChannelSpec(_message.Message):
     MAX_SILENCE_FIELD_NUMBER: _builtins.int
     DISABLED_STAGES_FIELD_NUMBER: _builtins.int
     INHERITED_FROM_FIELD_NUMBER: _builtins.int
+    RETENTION_CLASS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name, [a-z][a-z0-9_]{0,62}, unique in the type."""
     kind: _observation_pb2.ChannelKind.ValueType
@@ -159,6 +160,10 @@ class ChannelSpec(_message.Message):
     """Optional, GAUGE, COUNTER and STATE. The same, in percent of max_value - min_value (both required); above 0, at most 100. Absent = off."""
     inherited_from: _builtins.str
     """Output only. "id@version" of the type that declares it; empty = the type itself."""
+    retention_class: _builtins.str
+    """Optional. Class of retention, [a-z][a-z0-9_-]{0,62}: a rule of this name says how long history of the channel is kept (SetRetention).
+    Another version of the type may name another one; a series follows with the next write after. Empty = none.
+    """
     @_builtins.property
     def expected_interval(self) -> _duration_pb2.Duration:
         """Optional. How often a value is expected; 0 or absent = not known. Storage's block span and connectivity follow it."""
@@ -197,10 +202,11 @@ class ChannelSpec(_message.Message):
         max_silence: _duration_pb2.Duration | None = ...,
         disabled_stages: _abc.Iterable[Global___PipelineStage.ValueType] | None = ...,
         inherited_from: _builtins.str = ...,
+        retention_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "expected_interval", b"expected_interval", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "upper_limit", b"upper_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "description", b"description", "disabled_stages", b"disabled_stages", "expected_interval", b"expected_interval", "inherited_from", b"inherited_from", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadband", b"_deadband", "_deadband_percent", b"_deadband_percent", "_max_rate_per_s", b"_max_rate_per_s", "_max_value", b"_max_value", "_min_value", b"_min_value", "_spike_threshold", b"_spike_threshold", "_upper_limit", b"_upper_limit", "controllable", b"controllable", "deadband", b"deadband", "deadband_percent", b"deadband_percent", "description", b"description", "disabled_stages", b"disabled_stages", "expected_interval", b"expected_interval", "inherited_from", b"inherited_from", "kind", b"kind", "max_rate_per_s", b"max_rate_per_s", "max_silence", b"max_silence", "max_value", b"max_value", "min_value", b"min_value", "name", b"name", "retention_class", b"retention_class", "set_command", b"set_command", "spike_threshold", b"spike_threshold", "stuck_after", b"stuck_after", "tolerance", b"tolerance", "unit", b"unit", "upper_limit", b"upper_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadband: _TypeAlias = _typing.Literal["deadband"]  # noqa: Y015
     _WhichOneofArgType__deadband: _TypeAlias = _typing.Literal["_deadband", b"_deadband"]  # noqa: Y015

@@ -12,7 +12,7 @@ from twinmesh_storage.domain.entries import QuarantinedRow, QuarantineFilter, Qu
 from twinmesh_storage.domain.ports import SeriesFilter
 from twinmesh_storage.domain.series import Series, SeriesRequest, check_same
 
-_S: Final = "s.tenant, s.series_id, s.twin_id, s.channel, s.kind, s.unit, s.expected_interval_us"
+_S: Final = "s.tenant, s.series_id, s.twin_id, s.channel, s.kind, s.unit, s.expected_interval_us, s.retention_class"
 _NAMES: Final = "unnest(%(twin)s::text[], %(channel)s::text[])"
 
 _FIND: Final = f"""
@@ -29,6 +29,23 @@ order by v.twin_id, v.channel
 on conflict (tenant, twin_id, channel) do nothing
 """
 """In one order everywhere, so that two callers creating the same series wait for each other and do not deadlock."""
+
+_CLASSIFY: Final = """
+with told as (
+    select distinct on (v.twin_id, v.channel) s.series_id, v.class, v.at
+    from unnest(%(twin)s::text[], %(channel)s::text[], %(class)s::text[], %(at)s::bigint[])
+         as v (twin_id, channel, class, at)
+    join series s on s.tenant = %(tenant)s and s.twin_id = v.twin_id and s.channel = v.channel
+    where s.retention_class <> v.class and s.class_offset <= v.at
+    order by v.twin_id, v.channel, v.at desc),
+locked as (
+    select s.series_id from series s join told using (series_id)
+    where s.tenant = %(tenant)s order by s.series_id for update of s)
+update series s set retention_class = told.class, class_offset = told.at
+from told join locked using (series_id)
+where s.tenant = %(tenant)s and s.series_id = told.series_id and s.class_offset <= told.at
+"""
+"""Looks before it locks, in one order, since classes hardly ever change; a later word that came between stays."""
 
 _LOAD: Final = f"select {_S} from series s"  # noqa: S608 -- constants of this module
 _FIND_IDS: Final = f"{_LOAD} where s.tenant = %(tenant)s and s.series_id = any(%(ids)s)"
@@ -99,6 +116,20 @@ class PostgresSeries:
             check_same(request, known[request.twin_id, request.channel], f"series[{index}]")
         return [known[r.twin_id, r.channel] for r in requests]
 
+    async def classify(self, tenant: str, requests: Sequence[SeriesRequest]) -> None:
+        """See `SeriesStore.classify`."""
+        if not requests:
+            return
+        arguments = {
+            "tenant": tenant,
+            "twin": [r.twin_id for r in requests],
+            "channel": [r.channel for r in requests],
+            "class": [r.retention_class for r in requests],
+            "at": [r.registry_offset for r in requests],
+        }
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            await conn.execute(_CLASSIFY, arguments)
+
     async def load(self) -> list[Series]:
         """See `SeriesStore.load`."""
         return await self._query(_LOAD, {})
@@ -150,6 +181,7 @@ def _series(row: tuple[Any, ...]) -> Series:
         kind=ChannelKind.of(row[4]),
         unit=row[5],
         expected_interval_us=row[6],
+        retention_class=row[7],
     )
 
 
