@@ -80,7 +80,7 @@ class FollowedRegistry:
             )
             try:
                 async with asyncio.timeout(self._timeout_s), self._moved:
-                    await self._moved.wait_for(lambda: self._reflects(response.position))
+                    await self._moved.wait_for(lambda: self._reflects(response))
             except TimeoutError:
                 raise _behind() from None
             self._answered = covers
@@ -163,8 +163,10 @@ class FollowedRegistry:
             self._complete = building.complete
             self._moved.notify_all()
 
-    def _reflects(self, head: position_pb2.LogPosition) -> bool:
-        return self._incarnation == head.incarnation and self._fold.offset >= head.offset
+    def _reflects(self, head: storage_pb2.GetHeadResponse) -> bool:
+        # Observations move the head, and nothing here: waiting for the bookmark that tells of them would stall writers.
+        needed = head.control_offset if head.HasField("control_offset") else head.position.offset
+        return self._incarnation == head.position.incarnation and self._fold.offset >= needed
 
 
 class _Building:

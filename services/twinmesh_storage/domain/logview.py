@@ -105,6 +105,7 @@ class LogView:
         self._hide_of = hide_of
         self._clock = clock
         self._head = fold_offset
+        self._control = fold_offset
         self._commit_time_unix_us = 0
         self._changed = asyncio.Event()
         self._indexing = asyncio.Lock()
@@ -120,6 +121,11 @@ class LogView:
     def head(self) -> int:
         """Offset of the newest durable entry that this process has."""
         return self._head
+
+    @property
+    def control_offset(self) -> int:
+        """Offset beyond which there is no control entry up to the head; kinds of older entries are not known."""
+        return self._control
 
     @property
     def commit_time_unix_us(self) -> int:
@@ -145,6 +151,7 @@ class LogView:
         self.hot.clear()
         self._ring.clear()
         self._head = fold_offset
+        self._control = fold_offset
         self._commit_time_unix_us = commit_time_unix_us
         self._wake()
 
@@ -165,6 +172,8 @@ class LogView:
                 self.forget_hidden((hide,))
             self._ring.append(entry)
             self._head = entry.offset
+            if entry.kind is EntryKind.CONTROL:
+                self._control = entry.offset
         self._commit_time_unix_us = entries[-1].commit_time_unix_us
         self._wake()
 

@@ -110,6 +110,7 @@ class LogServicer:
         return storage_pb2.GetHeadResponse(
             position=mapping.position(view.incarnation, view.head),
             commit_time=time_to_message(view.commit_time_unix_us) if view.commit_time_unix_us else None,
+            control_offset=view.control_offset,
         )
 
     async def follow(self, request: storage_pb2.FollowRequest, _: Any) -> AsyncIterator[bytes]:

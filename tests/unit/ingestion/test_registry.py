@@ -33,6 +33,8 @@ class Log(storage_pb2_grpc.StorageServiceServicer):
         self.entries: list[entry_pb2.ControlEntry] = []
         self.follows: list[tuple[str, int]] = []
         self.broken = asyncio.Event()
+        self.observed = 0
+        self.control_offset: int | None = None
 
     def restore(self, incarnation: str, *twins: str) -> None:
         """Make it another log, which holds the pump type and these twins."""
@@ -43,7 +45,8 @@ class Log(storage_pb2_grpc.StorageServiceServicer):
         self.broken = asyncio.Event()
 
     async def GetHead(self, request: Any, context: Any) -> storage_pb2.GetHeadResponse:  # noqa: N802
-        return storage_pb2.GetHeadResponse(position=self._position(len(self.entries)))
+        head = self._position(len(self.entries) + self.observed)
+        return storage_pb2.GetHeadResponse(position=head, control_offset=self.control_offset)
 
     async def Follow(self, request: Any, context: Any) -> AsyncIterator[storage_pb2.FollowResponse]:  # noqa: N802
         after = request.after
@@ -118,6 +121,20 @@ async def test_a_rewound_log_is_read_from_its_beginning() -> None:
         log.entries.append(_twin("later"))
         await registry.catch_up()
         assert knows(registry, "later")
+
+
+async def test_catching_up_waits_for_control_entries_and_not_for_news_of_observations() -> None:
+    log = Log()
+    log.restore("first", "old")
+    async with following(log) as registry:
+        await registry.catch_up()
+        log.observed = 1_000  # beyond anything that the stream will tell
+        log.control_offset = len(log.entries)
+        await registry.catch_up()
+        log.entries.append(_twin("new"))
+        log.control_offset += 1
+        await registry.catch_up()
+        assert knows(registry, "new")
 
 
 async def test_the_known_registry_serves_until_the_new_one_is_complete() -> None:

@@ -343,6 +343,19 @@ async def test_an_idle_or_filtered_follower_gets_bookmarks_that_move():
     await frames.aclose()
 
 
+async def test_the_head_tells_beyond_where_there_is_no_control_entry():
+    served = Served(ring_bytes=1 << 20)
+    told = []
+    for kind in (EntryKind.OBSERVATIONS, EntryKind.CONTROL, EntryKind.OBSERVATIONS, EntryKind.OBSERVATIONS):
+        served.commit([(kind, "a", "t")])
+        told.append((served.view.head, served.view.control_offset))
+    assert told == [(1, 0), (2, 2), (3, 2), (4, 2)]
+    served.start()
+    assert (served.view.head, served.view.control_offset) == (4, 4), "of what is not in memory the kind is not known"
+    served.commit([(EntryKind.OBSERVATIONS, "a", "t")])
+    assert (served.view.head, served.view.control_offset) == (5, 4)
+
+
 async def test_a_log_that_went_back_ends_the_stream_typed():
     served = Served(ring_bytes=100)
     served.commit([(EntryKind.CONTROL, "x", "")] * 5)

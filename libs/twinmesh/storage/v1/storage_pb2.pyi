@@ -794,6 +794,9 @@ class GetHeadResponse(_message.Message):
 
     POSITION_FIELD_NUMBER: _builtins.int
     COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    CONTROL_OFFSET_FIELD_NUMBER: _builtins.int
+    control_offset: _builtins.int
+    """No control entry lies beyond this offset, up to position: whoever has followed control entries up to it has all of them."""
     @_builtins.property
     def position(self) -> _position_pb2.LogPosition:
         """The newest durable position."""
@@ -807,12 +810,15 @@ class GetHeadResponse(_message.Message):
         *,
         position: _position_pb2.LogPosition | None = ...,
         commit_time: _timestamp_pb2.Timestamp | None = ...,
+        control_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_control_offset", b"_control_offset", "commit_time", b"commit_time", "control_offset", b"control_offset", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control_offset", b"_control_offset", "commit_time", b"commit_time", "control_offset", b"control_offset", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__control_offset: _TypeAlias = _typing.Literal["control_offset"]  # noqa: Y015
+    _WhichOneofArgType__control_offset: _TypeAlias = _typing.Literal["_control_offset", b"_control_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__control_offset) -> _WhichOneofReturnType__control_offset | None: ...
 
 Global___GetHeadResponse: _TypeAlias = GetHeadResponse  # noqa: Y015
 
