@@ -88,4 +88,4 @@ async def test_the_rate_of_the_good_ones(guardian: Guardian, database_url: str, 
     clean, poisoned = (median(rate) for rate in rates.values())
     note = f"good rows/s {clean:,.0f} clean, {poisoned:,.0f} with 1 % of poison: {share:.2f}"
     report(Outcome(name="poison rate", seed=902, ops=2 * TURNS * BATCHES, note=note), run_dir)
-    assert share > 0.6, rates
+    assert share > 0.8, rates
