@@ -23,6 +23,8 @@ CLASSES = {
     "Twins": "twins",
     "TwinTypes": "twins",
     "Models": "models",
+    "Alarms": "alarms",
+    "Subscriptions": "alarms",
     "Taken": "pump",
     "Writer": "writer",
     "Device": "device",
@@ -32,7 +34,16 @@ CLASSES = {
 """Class to the module of `aio` that holds it, in the order of the output."""
 BASES = {"Twin": {"Direction": "direction", "Identified": "identified"}, "Mesh": {"Keeping": "keeping"}}
 """Base classes of theirs, and the modules that hold them: their methods become methods of the class itself."""
-ATTRIBUTES = {"Mesh": {"twins": "Twins", "types": "TwinTypes", "models": "Models"}, "Twin": {"twin_id": "str"}}
+ATTRIBUTES = {
+    "Mesh": {
+        "twins": "Twins",
+        "types": "TwinTypes",
+        "models": "Models",
+        "alarms": "Alarms",
+        "subscriptions": "Subscriptions",
+    },
+    "Twin": {"twin_id": "str"},
+}
 """Attributes set by constructors: wrapped where their type is one of `CLASSES`, handed through otherwise."""
 ASYNC_ONLY = {("Taken", "settle"), ("Taken", "fail"), ("Watcher", "athrow"), ("Watcher", "aclose")}
 """What makes sense on an event loop only, or is the SDK's own business."""

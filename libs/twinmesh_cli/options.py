@@ -6,6 +6,7 @@ import argparse
 from importlib import metadata
 
 from twinmesh_cli.commands import (
+    alarms,
     connect,
     desired,
     history,
@@ -15,6 +16,7 @@ from twinmesh_cli.commands import (
     quarantine,
     removal,
     smoke,
+    subscriptions,
     twins,
     types,
     verify,
@@ -34,6 +36,8 @@ _GROUPS = (
     watch,
     models,
     desired,
+    alarms,
+    subscriptions,
     quarantine,
     removal,
     verify,

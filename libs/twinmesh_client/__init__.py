@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from twinmesh_client.orders import Cancelled, Order, Refused, Target
     from twinmesh_client.refusals import RefusedBatch
     from twinmesh_client.replicas import NotConverged, Position
+    from twinmesh_client.rule_models import rule
 
 # A module must not be named as one of these: importing it would put the module in the name's place.
 _LAZY = {
@@ -70,6 +71,7 @@ _LAZY = {
     "property_spec": "twinmesh_client.modelling",
     "relationship": "twinmesh_client.modelling",
     "reported": "twinmesh_client.conditions",
+    "rule": "twinmesh_client.rule_models",
     "twin_type": "twinmesh_client.modelling",
 }
 """Loaded on first use: services import this package for its transport alone, and start without the rest."""
@@ -123,6 +125,7 @@ __all__ = [
     "property_spec",
     "relationship",
     "reported",
+    "rule",
     "twin_type",
 ]
 

@@ -10,6 +10,7 @@ from twinmesh_core.errors import invalid_field
 from twinmesh_core.geometry import Geometry
 from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import ChannelSpec, CommandSpec, RelationshipSpec, TwinType
+from twinmesh_core.rules import AlarmRule
 from twinmesh_core.value_specs import ArgumentSpec, PropertySpec, ValueKind, normal_spec_values
 from twinmesh_core.values import Value
 
@@ -187,6 +188,7 @@ def twin_type(
     extends: str = "",
     description: str = "",
     display_name: str = "",
+    rules: Sequence[AlarmRule] = (),
 ) -> TwinType:
     """Return a version of a twin type.
 
@@ -200,6 +202,7 @@ def twin_type(
         extends: ``id@version`` of the type whose members it inherits.
         description: for people.
         display_name: for people.
+        rules: what raises alarms.
     """
     name, _, version = reference.partition("@")
     if version and not version.isdigit():
@@ -215,4 +218,5 @@ def twin_type(
         geometry=geometry,
         extends=extends,
         description=description,
+        rules=tuple(rules),
     )

@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from twinmesh.type.v1 import entry_pb2, observation_pb2, twin_pb2
 from twinmesh_client.keepable import can_be_kept
+from twinmesh_client.rule_mapping import rule_from_message, rule_to_message
 from twinmesh_client.spec_mapping import (
     command_from_message,
     command_to_message,
@@ -48,6 +49,7 @@ def twin_type_from_message(message: twin_pb2.TwinType) -> TwinType:
         geometry=geometry_from_message(message.geometry) if message.HasField("geometry") else None,
         extends=message.extends,
         ancestors=tuple(message.ancestors),
+        rules=tuple(map(rule_from_message, message.rules)),
     )
 
 
@@ -65,6 +67,7 @@ def twin_type_to_message(value: TwinType) -> twin_pb2.TwinType:
         relationships=map(relationship_to_message, value.relationships),
         extends=value.extends,
         ancestors=value.ancestors,
+        rules=map(rule_to_message, value.rules),
     )
     if value.geometry is not None:
         message.geometry.CopyFrom(geometry_to_message(value.geometry))

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import event_pb2, position_pb2, replica_pb2, twin_pb2
+from twinmesh_client.alarm_values import Alarm, alarm, alarms_by_rule
 from twinmesh_client.commands import Command, command
 from twinmesh_client.durations import moment
 from twinmesh_client.forecasts import Forecast
@@ -139,6 +140,7 @@ class Replica:
     residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
     properties: Mapping[str, Scalar | None] = field(default_factory=dict)
     relationships: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    alarms: Mapping[str, Alarm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,7 @@ class WatchEvent:
     commands: tuple[Command, ...] = ()
     events: tuple[Event, ...] = ()
     residuals: Mapping[tuple[str, str], Residual] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
     replica: Replica | None = None
     merged_count: int = 0
     previous_offset: int = 0
@@ -331,6 +334,7 @@ def replica(message: replica_pb2.Replica, as_of: Position) -> Replica:
         residuals=residuals(message.residuals),
         properties=map_from_proto(message.twin.properties),
         relationships=_edges(message.twin.relationships),
+        alarms=alarms_by_rule(message.alarms),
     )
 
 
@@ -359,6 +363,7 @@ def watch_event(message: statesync_pb2.WatchEvent, through: Position) -> WatchEv
         commands=tuple(command(c) for c in message.commands),
         events=tuple(event(e) for e in message.events),
         residuals=whole.residuals if whole else residuals(message.residuals),
+        alarms=tuple(alarm(a) for a in message.alarms),
         replica=whole,
         merged_count=message.merged_count,
         previous_offset=message.previous_offset,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
+from twinmesh_client.aio import alarms as aio_alarms
 from twinmesh_client.aio import device as aio_device
 from twinmesh_client.aio import mesh as aio_mesh
 from twinmesh_client.aio import models as aio_models
@@ -25,6 +26,11 @@ from twinmesh_client.aio import twin as aio_twin
 from twinmesh_client.aio import twins as aio_twins
 from twinmesh_client.aio import watcher as aio_watcher
 from twinmesh_client.aio import writer as aio_writer
+from twinmesh_client.alarm_values import (
+    Alarm,
+    NewSubscription,
+    Subscription,
+)
 from twinmesh_client.bulk import TwinMigration, TwinResult
 from twinmesh_client.commands import Command
 from twinmesh_client.conditions import Condition
@@ -436,6 +442,11 @@ class Twin:
         """Record a dated fact: ``failure``, ``maintenance``, ``replacement``, ``operating_mode`` or ``note``."""
 
         return self._portal.run(self._source.record_event(kind, start=start, end=end, mode=mode, message=message))
+
+    def end_event(self, event_id: str, *, end: datetime) -> Event:
+        """End an event that was recorded without an end; a maintenance suppresses alarms no more. Raises `NotFound`."""
+
+        return self._portal.run(self._source.end_event(event_id, end=end))
 
     def events(self, *, limit: int = 100) -> list[Event]:
         """Return events, newest first."""
@@ -884,6 +895,159 @@ class Models:
         return self._portal.run(self._source.deployments(model_id))
 
 
+class Alarms:
+    """Alarms raised by the rules of twin types; they are also in every replica, and in every watch."""
+
+    def __init__(self, portal: Portal, source: aio_alarms.Alarms) -> None:
+        self._portal = portal
+        self._source = source
+
+    def list(
+        self,
+        twin_id: str = "",
+        *,
+        type: str = "",
+        states: Sequence[str] = (),
+        min_severity: int = 0,
+        only_told: bool = False,
+        min_offset: int = 0,
+    ) -> list[Alarm]:
+        """Return alarms by twin and rule.
+
+        Args:
+            twin_id: only of this twin; "" = all.
+            type: only of twins of this type; "" = all.
+            states: active, acknowledged, returned, cleared; none = all but the last.
+            min_severity: only those at least so severe, 1 to 1,000.
+            only_told: leave out those that are shelved, suppressed or out of service.
+            min_offset: waits until the answer reflects it.
+        """
+
+        return self._portal.run(
+            self._source.list(
+                twin_id, type=type, states=states, min_severity=min_severity, only_told=only_told, min_offset=min_offset
+            )
+        )
+
+    def get(self, twin_id: str, rule: str, *, min_offset: int = 0) -> Alarm:
+        """Return an alarm; one that was never raised is CLEARED. Raises `NotFound` where there is no such rule."""
+
+        return self._portal.run(self._source.get(twin_id, rule, min_offset=min_offset))
+
+    def acknowledge(self, twin_id: str, rule: str, *, note: str = "", if_raise_count: int = 0) -> Alarm:
+        """Say that somebody knows; returns the alarm now.
+
+        Args:
+            twin_id: the twin.
+            rule: the rule.
+            note: for others.
+            if_raise_count: only if it was raised so often, as seen; 0 = whatever it is now.
+
+        Raises:
+            Conflict: it was raised again meanwhile.
+            FailedPrecondition: there is nothing to acknowledge.
+        """
+
+        return self._portal.run(self._source.acknowledge(twin_id, rule, note=note, if_raise_count=if_raise_count))
+
+    def shelve(self, twin_id: str, rule: str, duration: Span, *, note: str = "") -> Alarm:
+        """Have nobody told of an alarm for a while, at most 30 days; its state goes on."""
+
+        return self._portal.run(self._source.shelve(twin_id, rule, duration, note=note))
+
+    def unshelve(self, twin_id: str, rule: str) -> Alarm:
+        """End a shelving before its time; raises `FailedPrecondition` where there is none."""
+
+        return self._portal.run(self._source.unshelve(twin_id, rule))
+
+    def set_service(self, twin_id: str, rule: str, *, out_of_service: bool) -> Alarm:
+        """Take an alarm out of service until it is put back: nobody is told of it; its state goes on."""
+
+        return self._portal.run(self._source.set_service(twin_id, rule, out_of_service=out_of_service))
+
+
+class Subscriptions:
+    """Who is told of alarms and events, by signed webhook or MQTT."""
+
+    def __init__(self, portal: Portal, source: aio_alarms.Subscriptions) -> None:
+        self._portal = portal
+        self._source = source
+
+    def create(
+        self,
+        subscription_id: str,
+        url: str,
+        *,
+        topic: str = "",
+        secret: str = "",
+        username: str = "",
+        password: str = "",
+        kinds: Sequence[str] = ("alarm",),
+        min_severity: int = 0,
+        type: str = "",
+        twin_ids: Sequence[str] = (),
+        retry_for: Span | None = None,
+        description: str = "",
+    ) -> NewSubscription:
+        """Create a subscription, from now on; returns the secret that signs its deliveries, this once.
+
+        Args:
+            subscription_id: chosen by you.
+            url: ``https://...`` of a webhook, ``mqtts://host:port`` of a broker.
+            topic: where to publish, for a broker.
+            secret: ``whsec_`` and base64; "" = made up.
+            username: for a broker.
+            password: for a broker.
+            kinds: alarm, event, twin.
+            min_severity: alarms at least so severe, 1 to 1,000.
+            type: only twins of this type; "" = all.
+            twin_ids: only these twins; none = all.
+            retry_for: how long a delivery is tried; None = 24 h.
+            description: for people.
+
+        Raises:
+            InvalidArgument: names the field.
+            AlreadyExists: the id is taken.
+        """
+
+        return self._portal.run(
+            self._source.create(
+                subscription_id,
+                url,
+                topic=topic,
+                secret=secret,
+                username=username,
+                password=password,
+                kinds=kinds,
+                min_severity=min_severity,
+                type=type,
+                twin_ids=twin_ids,
+                retry_for=retry_for,
+                description=description,
+            )
+        )
+
+    def get(self, subscription_id: str) -> Subscription:
+        """Return a subscription and how its deliveries go; raises `NotFound`."""
+
+        return self._portal.run(self._source.get(subscription_id))
+
+    def list(self) -> list[Subscription]:
+        """Return all subscriptions, by id."""
+
+        return self._portal.run(self._source.list())
+
+    def delete(self, subscription_id: str) -> None:
+        """Delete a subscription and what is on its way to it; raises `NotFound`."""
+
+        self._portal.run(self._source.delete(subscription_id))
+
+    def retry(self, subscription_id: str) -> int:
+        """Try again what was given up; returns how many deliveries."""
+
+        return self._portal.run(self._source.retry(subscription_id))
+
+
 class Taken:
     """What became of rows that were taken together; one object for all of them."""
 
@@ -1330,6 +1494,8 @@ class Mesh:
         twins: twins, and their state.
         types: twin types.
         models: training runs, the model registry, deployments.
+        alarms: alarms that the rules of types raise.
+        subscriptions: who is told of them.
     """
 
     def __init__(self, portal: Portal, source: aio_mesh.Mesh) -> None:
@@ -1338,6 +1504,8 @@ class Mesh:
         self.twins = Twins(portal, source.twins)
         self.types = TwinTypes(portal, source.types)
         self.models = Models(portal, source.models)
+        self.alarms = Alarms(portal, source.alarms)
+        self.subscriptions = Subscriptions(portal, source.subscriptions)
 
     @property
     def endpoints(self) -> Mapping[str, str]:

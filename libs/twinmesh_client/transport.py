@@ -69,6 +69,8 @@ IDEMPOTENT_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "twinmesh.statesync.v1.ReplicaService": ("GetReplica",),
     "twinmesh.statesync.v1.CommandService": ("GetCommand", "ListCommands"),
     "twinmesh.statesync.v1.EventService": ("ListEvents",),
+    "twinmesh.statesync.v1.AlarmService": ("ListAlarms", "GetAlarm"),
+    "twinmesh.statesync.v1.SubscriptionService": ("GetSubscription", "ListSubscriptions"),
     "twinmesh.training.v1.TrainingService": ("GetTrainingRun", "ListTrainingRuns"),
     "twinmesh.training.v1.ModelService": ("ListModels", "ListModelVersions", "GetModelVersion", "DownloadArtifact"),
     "twinmesh.inference.v1.InferenceService": ("ListDeployments",),

@@ -8,14 +8,17 @@ from inspect import signature
 from typing import Any, Final
 
 from twinmesh_client.modelling import channel, twin_type
+from twinmesh_client.rule_models import rule, rule_document
 from twinmesh_core.errors import InvalidArgument, invalid_field
 from twinmesh_core.geometry import Geometry
 from twinmesh_core.registry import ChannelSpec, CommandSpec, RelationshipSpec, TwinType
+from twinmesh_core.rules import AlarmRule
 from twinmesh_core.value_specs import ArgumentSpec, PropertySpec, ValueKind, normal_spec_values
 from twinmesh_core.values import Json, Value
 
 _TYPE: Final = (
     "type", "display_name", "description", "extends", "channels", "commands", "properties", "relationships", "geometry",
+    "rules",
 )  # fmt: skip
 _SPEC: Final = ("name", "kind", "unit", "minimum", "maximum", "allowed", "default", "required", "description")
 _COMMAND: Final = ("name", "required_args", "args", "description")
@@ -34,6 +37,7 @@ def type_document(found: TwinType) -> dict[str, Any]:
         "properties": [spec_document(p) for p in found.properties],
         **_set({"relationships": [relationship_document(r) for r in found.relationships]}),
         **({"geometry": geometry_document(found.geometry)} if found.geometry is not None else {}),
+        **_set({"rules": [rule_document(r) for r in found.rules]}),
     }
 
 
@@ -60,6 +64,7 @@ def type_from_document(body: Mapping[str, Any]) -> TwinType:
         extends=_text(body, "extends"),
         description=_text(body, "description"),
         display_name=_text(body, "display_name"),
+        rules=[rule_from_document(e, f"rules[{i}]") for i, e in enumerate(_objects(body, "rules"))],
     )
 
 
@@ -190,6 +195,16 @@ def geometry_from_document(entry: Any, at: str = "geometry") -> Geometry:
             raise invalid_field(f"{at}.{name}", "must be a list of numbers")
         numbers[name] = tuple(map(float, found))
     return Geometry(uri=_text(entry, "uri", at), frame=_text(entry, "frame", at), **numbers)
+
+
+def rule_from_document(entry: Mapping[str, Any], at: str) -> AlarmRule:
+    """Return the alarm rule that a JSON object describes."""
+    known_fields(entry, tuple(signature(rule).parameters), at)
+    try:
+        return rule(**entry)
+    except (TypeError, AttributeError):
+        text = f'{at} needs a "name", a "severity" and one condition'
+        raise invalid_field(at, text, message=text) from None
 
 
 def known_fields(entry: Mapping[str, Any], fields: tuple[str, ...], at: str) -> None:

@@ -55,6 +55,8 @@ def resolve(declared: TwinType, base: TwinType, is_a: IsA) -> TwinType:
         declared,
         geometry=declared.geometry or base.geometry,
         ancestors=(base.twin_type_id, *base.ancestors),
+        # A rule of the same name takes the place of the inherited one whole.
+        rules=(*(r for r in base.rules if r.name not in {own.name for own in declared.rules}), *declared.rules),
         **members,  # type: ignore[arg-type]  # each group under its own name
     )
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from twinmesh_core.geometry import Geometry
 from twinmesh_core.kinds import ChannelKind, PipelineStage
+from twinmesh_core.rules import AlarmRule
 from twinmesh_core.time import US_PER_MINUTE
 from twinmesh_core.value_specs import ArgumentSpec, PropertySpec
 from twinmesh_core.values import Value
@@ -162,6 +163,7 @@ class TwinType:
     geometry: Geometry | None = None
     extends: str = ""
     ancestors: tuple[str, ...] = field(default=(), compare=False)
+    rules: tuple[AlarmRule, ...] = ()
 
     @property
     def reference(self) -> str:

@@ -24,6 +24,7 @@ from twinmesh_core.ids import (
 )
 from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import MAX_TYPE_VERSION, ChannelSpec, CommandSpec, Twin, TwinType, parse_reference
+from twinmesh_core.rules import rule_violations
 from twinmesh_core.units import TABLE, Units
 from twinmesh_core.value_specs import MAX_TEXT_BYTES, spec_violations
 
@@ -146,6 +147,8 @@ def _twin_type_violations(t: TwinType) -> Iterable[FieldViolation | None]:
         yield from geometry_violations(f"{at}.geometry", t.geometry)
     for i, channel in enumerate(t.channels):
         yield from _channel_violations(f"{at}.channels[{i}]", channel, t)
+    if not t.extends:  # else they may be about inherited channels, and are checked together with those
+        yield from rule_violations(t.rules, {c.name: c for c in t.channels}, f"{at}.rules")
 
 
 def _channel_violations(at: str, c: ChannelSpec, t: TwinType) -> Iterable[FieldViolation | None]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 from uuid import uuid4
 
 import grpc.aio
 
 from twinmesh.statesync.v1.statesync_pb2_grpc import (
+    add_AlarmServiceServicer_to_server,
     add_CommandServiceServicer_to_server,
     add_EventServiceServicer_to_server,
+    add_SubscriptionServiceServicer_to_server,
     add_TwinServiceServicer_to_server,
 )
 from twinmesh_client.transport import open_channel
@@ -24,10 +27,16 @@ from twinmesh_runtime.postgres import migrate, open_pool
 from twinmesh_runtime.service import Service
 from twinmesh_runtime.telemetry import counter, gauge, log
 from twinmesh_runtime.unit_library import UcumLibrary
+from twinmesh_statesync.adapters.guard import Guard, networks_of
 from twinmesh_statesync.adapters.leases import PostgresLeases
+from twinmesh_statesync.adapters.mqtt import MqttCarrier
+from twinmesh_statesync.adapters.outbox import PostgresOutbox
 from twinmesh_statesync.adapters.postgres import PostgresCheckpoints
 from twinmesh_statesync.adapters.storage_log import StorageLog
+from twinmesh_statesync.adapters.webhook import WebhookCarrier
 from twinmesh_statesync.domain.catalogue import Catalogue
+from twinmesh_statesync.domain.delivery.dispatcher import Dispatcher
+from twinmesh_statesync.domain.delivery.ports import Carrier, Outbox
 from twinmesh_statesync.domain.generations import Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Leases, LeaseStore
 from twinmesh_statesync.domain.live import LiveFold
@@ -37,6 +46,7 @@ from twinmesh_statesync.domain.replay import Replays
 from twinmesh_statesync.domain.timekeeper import Timekeeper
 from twinmesh_statesync.domain.verification import Verifier
 from twinmesh_statesync.domain.writer import Writer
+from twinmesh_statesync.rpc.alarms import AlarmServicer
 from twinmesh_statesync.rpc.commands import CommandServicer
 from twinmesh_statesync.rpc.events import EventServicer
 from twinmesh_statesync.rpc.listing import Listing
@@ -44,6 +54,7 @@ from twinmesh_statesync.rpc.mapping.control import control_from_message, control
 from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import Reading
 from twinmesh_statesync.rpc.replicas import SERVICE, ReplicaServicer
+from twinmesh_statesync.rpc.subscriptions import SubscriptionServicer
 from twinmesh_statesync.rpc.twins import TwinServicer
 from twinmesh_statesync.rpc.units import UnitConversions
 from twinmesh_statesync.rpc.watch import Watches
@@ -54,10 +65,13 @@ _NAMES = (
     SERVICE,
     "twinmesh.statesync.v1.CommandService",
     "twinmesh.statesync.v1.EventService",
+    "twinmesh.statesync.v1.AlarmService",
+    "twinmesh.statesync.v1.SubscriptionService",
 )
 
 _LAST_SAVE_S: Final = 3.0
 _LEAVE_S: Final = 1.0
+_MEASURE_S: Final = 5.0
 
 
 async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service:
@@ -75,14 +89,32 @@ async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service
     )
     storage = StorageLog(channel, encode=control_to_message, decode=control_from_message)
     # The database is no readiness check: only checkpoints need it, and a missed one costs a longer start at most.
+    outbox = PostgresOutbox(pool, max_pending=settings.delivery_max_pending)
+    carriers = await stack.enter_async_context(_carriers(settings))
     return assemble(
         settings,
         source=storage,
         checkpoints=PostgresCheckpoints(pool),
         lease_store=PostgresLeases(line),
         holder=f"{socket.gethostname()}/{os.getpid()}/{tag}",
+        outbox=outbox,
+        carriers=carriers,
         clock=SystemClock(),
     )
+
+
+@asynccontextmanager
+async def _carriers(settings: StatesyncSettings) -> AsyncIterator[dict[str, Carrier]]:
+    guard = Guard(networks_of(settings.delivery_allowed_networks))
+    carriers: dict[str, Carrier] = {
+        "webhook": WebhookCarrier(guard, timeout_s=settings.delivery_timeout_s),
+        "mqtt": MqttCarrier(guard, timeout_s=settings.delivery_timeout_s),
+    }
+    try:
+        yield carriers
+    finally:
+        for carrier in carriers.values():
+            await carrier.close()
 
 
 def assemble(
@@ -92,6 +124,8 @@ def assemble(
     checkpoints: CheckpointStore,
     lease_store: LeaseStore,
     holder: str,
+    outbox: Outbox,
+    carriers: Mapping[str, Carrier],
     clock: Clock,
 ) -> Service:
     """Return the service on any log and any checkpoint store.
@@ -102,6 +136,8 @@ def assemble(
         checkpoints: where the fold is kept.
         lease_store: where processes that share the work tell each other so.
         holder: the name of this process there.
+        outbox: where subscriptions and their deliveries are kept.
+        carriers: carry deliveries, by kind of target.
         clock: the time.
     """
     leases = Leases(
@@ -129,6 +165,18 @@ def assemble(
     watches = Watches(reading, catalogue, replays, clock, close_after=settings.close_after_changes)
     timekeeper = Timekeeper(log=source, live=live, clock=clock, report=_report, leases=leases)
     verifier = Verifier(log=source, live=live, checkpoints=checkpoints, clock=clock)
+    attempts = counter("statesync", "delivery_attempts", "Attempts to deliver to a subscriber.", ["outcome"])
+    dispatcher = Dispatcher(
+        live=live,
+        outbox=outbox,
+        carriers=carriers,
+        log=source,
+        clock=clock,
+        report=_report,
+        mine=lambda: leases.holds(CHECKPOINT),
+        first_pause_s=settings.delivery_first_pause_s,
+        count=lambda outcome: attempts.labels(outcome=outcome).inc(),
+    )
     units = Units(UcumLibrary())
     conversions = UnitConversions(units)
     past = PastReads(reading, Past(live=live, log=source, store=checkpoints))
@@ -140,10 +188,23 @@ def assemble(
         )
         add_CommandServiceServicer_to_server(CommandServicer(reading, writer, watches, clock, conversions), server)
         add_EventServiceServicer_to_server(EventServicer(reading, writer), server)
+        add_AlarmServiceServicer_to_server(AlarmServicer(reading, writer, clock), server)
+        subscriptions = SubscriptionServicer(live, outbox, dispatcher, clock)
+        add_SubscriptionServiceServicer_to_server(subscriptions, server)
         server.add_generic_rpc_handlers((replicas.handler(),))
 
     async def keep_checkpoints() -> None:
         await live.keep_checkpoints(settings.checkpoint_interval_s)
+
+    async def measure_deliveries() -> None:
+        pending = gauge("statesync", "deliveries_pending", "Deliveries that wait for their receivers.")
+        dead = gauge("statesync", "deliveries_dead", "Deliveries that were given up and are kept.")
+        while True:
+            with suppress(TwinmeshError):
+                waiting, given_up = await outbox.totals()
+                pending.set(waiting)
+                dead.set(given_up)
+            await asyncio.sleep(_MEASURE_S)
 
     async def drain() -> None:
         # Saved first, and never after: watchers resume from positions behind which the next process must have changes.
@@ -166,7 +227,16 @@ def assemble(
         register=register,
         service_names=_NAMES,
         checks={"log": live.check},
-        background=(leases.run, live.run, replays.run, timekeeper.run, watches.beat, keep_checkpoints),
+        background=(
+            leases.run,
+            live.run,
+            replays.run,
+            timekeeper.run,
+            watches.beat,
+            keep_checkpoints,
+            dispatcher.run,
+            measure_deliveries,
+        ),
         drain=drain,
     )
 

@@ -81,3 +81,27 @@ class StatesyncSettings(ServiceSettings):
         minimum=1,
         maximum=10_000_000,
     )
+    delivery_allowed_networks: str = setting(
+        "",
+        help="Networks that webhooks and brokers of subscriptions may be in although they are loopback, link-local or "
+        "private, separated by commas, e.g. 10.0.0.0/8; there, plain http and mqtt are allowed too. Empty = none: "
+        "whoever may subscribe could otherwise reach what only this process can.",
+        unit="CIDR",
+    )
+    delivery_timeout_s: float = setting(
+        10.0, help="Time of one attempt to deliver to a subscriber.", unit="s", minimum=0.1, maximum=60
+    )
+    delivery_first_pause_s: float = setting(
+        1.0,
+        help="Pause before the second attempt of a delivery; doubled each time, up to 15 min, with jitter.",
+        unit="s",
+        minimum=0.01,
+        maximum=60,
+    )
+    delivery_max_pending: int = setting(
+        10_000,
+        help="Deliveries that may wait for one subscription; of more the oldest are given up.",
+        unit="deliveries",
+        minimum=1,
+        maximum=1_000_000,
+    )

@@ -20,6 +20,7 @@ from twinmesh.statesync.v1 import statesync_pb2 as statesync
 from twinmesh.storage.v1 import storage_pb2 as storage
 from twinmesh.training.v1 import training_pb2 as training
 from twinmesh.type.v1 import (
+    alarm_pb2,
     condition_pb2,
     entry_pb2,
     event_pb2,
@@ -100,7 +101,30 @@ def twin_type(name: str = "") -> twin_pb2.TwinType:
             uri="https://example.org/tank.glb", frame="EPSG:4978",
             pose=twin_pb2.Pose(translation=[1, 2, 3], rotation=[0, 0, 0, 1]),
         ),
+        rules=rules(),
     )  # fmt: skip
+
+
+def rules() -> list[alarm_pb2.AlarmRule]:
+    """Return a rule of every kind, with every field."""
+    common = {"severity": 500, "description": "d", "message": "{value}", "off_delay": MINUTE}
+    threshold = alarm_pb2.ThresholdCondition(
+        channel="level", low_low=0.1, low=0.2, high=8.0, high_high=8.5, hysteresis=0.1, outer_severity=900, unit="cm"
+    )
+    prediction = alarm_pb2.PredictionCondition(
+        channel="level", low=0.1, high=8.0, quantile=0.9, within=MINUTE, model_id="m", hysteresis=0.1, unit="m"
+    )
+    rate = alarm_pb2.RateCondition(
+        channel="level", max_rise_per_s=1.0, max_fall_per_s=1.0, window=MINUTE, hysteresis_per_s=0.1, unit="m"
+    )
+    return [
+        alarm_pb2.AlarmRule(name="high", threshold=threshold, on_delay=MINUTE, **common),
+        alarm_pb2.AlarmRule(name="gone", absence={"channel": "level", "after": MINUTE}, **common),
+        alarm_pb2.AlarmRule(name="surge", rate=rate, **common),
+        alarm_pb2.AlarmRule(name="stuck", not_converging={"channel": "level", "after": MINUTE}, **common),
+        alarm_pb2.AlarmRule(name="soon", prediction=prediction, **common),
+        alarm_pb2.AlarmRule(name="odd", expression="reported.level > 1.0", **common),
+    ]
 
 
 def twin() -> twin_pb2.Twin:
@@ -225,6 +249,12 @@ def control_entries() -> list[entry_pb2.ControlEntry]:
                 twin_id=TWIN, connectivity="CONNECTIVITY_STALE", last_arrival=_at()
             )
         ),
+        entry_pb2.ControlEntry(acknowledge_alarm={"twin_id": TWIN, "rule": "none", "note": "n", "if_raise_count": 1}),
+        entry_pb2.ControlEntry(shelve_alarm={"twin_id": TWIN, "rule": "none", "until": _at(-60), "note": "n"}),
+        entry_pb2.ControlEntry(unshelve_alarm={"twin_id": TWIN, "rule": "none"}),
+        entry_pb2.ControlEntry(set_alarm_service={"twin_id": TWIN, "rule": "none", "out_of_service": True}),
+        entry_pb2.ControlEntry(look_at_alarms={"twin_id": TWIN}),
+        entry_pb2.ControlEntry(end_event={"twin_id": TWIN, "event_id": "none", "end_time": _at()}),
     ]
 
 
@@ -363,6 +393,28 @@ def requests() -> dict[str, Message]:
         "CommandService/FollowCommands": statesync.FollowCommandsRequest(twin_ids=[TWIN]),
         "EventService/RecordEvent": statesync.RecordEventRequest(event=event()),
         "EventService/ListEvents": statesync.ListEventsRequest(twin_id=TWIN, page_size=1),
+        "EventService/EndEvent": statesync.EndEventRequest(twin_id=TWIN, event_id="none", end_time=_at()),
+        "AlarmService/ListAlarms": statesync.ListAlarmsRequest(
+            twin_id=TWIN, twin_type_id="pump", states=[1, 4], min_severity=1, page_size=1, min_offset=1
+        ),
+        "AlarmService/GetAlarm": statesync.GetAlarmRequest(twin_id=TWIN, rule="none", min_offset=1),
+        "AlarmService/AcknowledgeAlarm": statesync.AcknowledgeAlarmRequest(twin_id=TWIN, rule="none", note="n"),
+        "AlarmService/ShelveAlarm": statesync.ShelveAlarmRequest(twin_id=TWIN, rule="none", duration=MINUTE),
+        "AlarmService/UnshelveAlarm": statesync.UnshelveAlarmRequest(twin_id=TWIN, rule="none"),
+        "AlarmService/SetAlarmService": statesync.SetAlarmServiceRequest(
+            twin_id=TWIN, rule="none", out_of_service=True
+        ),
+        "SubscriptionService/CreateSubscription": statesync.CreateSubscriptionRequest(
+            subscription={
+                "subscription_id": f"s-{uuid4().hex[:12]}", "webhook": {"url": "https://example.invalid/hook"},
+                "kinds": [1, 2], "min_severity": 1, "twin_type_id": "pump", "twin_ids": [TWIN], "retry_for": MINUTE,
+                "description": "d",
+            }
+        ),
+        "SubscriptionService/GetSubscription": statesync.GetSubscriptionRequest(subscription_id="none"),
+        "SubscriptionService/ListSubscriptions": statesync.ListSubscriptionsRequest(),
+        "SubscriptionService/DeleteSubscription": statesync.DeleteSubscriptionRequest(subscription_id="none"),
+        "SubscriptionService/RetryDeliveries": statesync.RetryDeliveriesRequest(subscription_id="none"),
         "TrainingService/CreateTrainingRun": training.CreateTrainingRunRequest(spec=spec()),
         "TrainingService/GetTrainingRun": training.GetTrainingRunRequest(run_id="none"),
         "TrainingService/ListTrainingRuns": training.ListTrainingRunsRequest(model_id="m-forecast", page_size=1),

@@ -30,6 +30,15 @@ EXAMPLE: dict[str, Any] = {
         {"name": "running", "kind": "bool"},
     ],
     "commands": [{"name": "set_speed", "required_args": ["value"], "description": "changes the drive's set-point"}],
+    "rules": [
+        {
+            "name": "hot_bearing",
+            "severity": "HIGH",
+            "threshold": {"channel": "bearing", "high": 85, "high_high": 95, "hysteresis": 3},
+            "on_delay": "30s",
+            "message": "{name}: bearing at {value} {unit}",
+        }
+    ],
 }
 """A complete twin type as `types create` takes it."""
 
@@ -178,7 +187,9 @@ def parse(body: dict[str, Any]) -> TwinType:
 
 
 def print_type(found: TwinType, out: Output) -> None:
-    """Show a type with its channels and commands."""
+    """Show a type with its channels, commands and rules."""
+    from twinmesh_core.rules import severity_name
+
     out.line(f"{found.twin_type_id}@{found.version}" + (f"   {found.display_name}" if found.display_name else ""))
     out.table(
         ("channel", "kind", "unit", "every", "range", "limit", "set by", "description"),
@@ -203,6 +214,8 @@ def print_type(found: TwinType, out: Output) -> None:
         out.line(f"relationship {edge.name} -> {edge.target_twin_type_id or 'any twin'}{most}  {edge.description}")
     if found.geometry is not None:
         out.line(f"geometry {found.geometry.uri}")
+    for rule in found.rules:
+        out.line(f"rule {rule.name}  {rule.severity} {severity_name(rule.severity)}  {rule.description}")
     out.document(document(found))
 
 

@@ -56,6 +56,8 @@ class Connection:
         self.replicas = statesync_pb2_grpc.ReplicaServiceStub(channels["statesync"])
         self.commands = statesync_pb2_grpc.CommandServiceStub(channels["statesync"])
         self.events = statesync_pb2_grpc.EventServiceStub(channels["statesync"])
+        self.alarms = statesync_pb2_grpc.AlarmServiceStub(channels["statesync"])
+        self.subscriptions = statesync_pb2_grpc.SubscriptionServiceStub(channels["statesync"])
         self.training = training_pb2_grpc.TrainingServiceStub(channels["training"])
         self.models = training_pb2_grpc.ModelServiceStub(channels["training"])
         self.inference = inference_pb2_grpc.InferenceServiceStub(channels["inference"])

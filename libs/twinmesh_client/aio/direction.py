@@ -119,6 +119,10 @@ class Direction:
             self._connection, self.twin_id, kind, start=start, end=end, mode=mode, message=message
         )
 
+    async def end_event(self, event_id: str, *, end: datetime) -> Event:
+        """End an event that was recorded without an end; a maintenance suppresses alarms no more. Raises `NotFound`."""
+        return await events.end(self._connection, self.twin_id, event_id, end)
+
     async def events(self, *, limit: int = 100) -> list[Event]:
         """Return events, newest first."""
         return await events.newest(self._connection, self.twin_id, limit)

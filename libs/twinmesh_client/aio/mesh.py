@@ -14,6 +14,7 @@ from twinmesh.type.v1 import quarantine_pb2
 from twinmesh_client import accounting
 from twinmesh_client.accounting import Quarantine, QuarantineReplay, Statistics
 from twinmesh_client.acks import WriteAck
+from twinmesh_client.aio.alarms import Alarms, Subscriptions
 from twinmesh_client.aio.connection import Connection, open_connection
 from twinmesh_client.aio.device import Device
 from twinmesh_client.aio.keeping import Keeping
@@ -41,6 +42,8 @@ class Mesh(Keeping):
         twins: twins, and their state.
         types: twin types.
         models: training runs, the model registry, deployments.
+        alarms: alarms that the rules of types raise.
+        subscriptions: who is told of them.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -48,6 +51,8 @@ class Mesh(Keeping):
         self.twins = Twins(connection)
         self.types = TwinTypes(connection)
         self.models = Models(connection)
+        self.alarms = Alarms(connection)
+        self.subscriptions = Subscriptions(connection)
 
     @property
     def endpoints(self) -> Mapping[str, str]:

@@ -140,6 +140,9 @@ class _Export:
         if "geometry" in self._body:
             changed["geometry"] = self._body["geometry"]
             self._tell(at(self._pointer, "geometry"), "DTDL has no reference to a shape")
+        if "rules" in self._body:
+            changed["rules"] = self._body["rules"]
+            self._tell(at(self._pointer, "rules"), "DTDL has no alarm rules")
         return {"set": changed} if changed else {}
 
     def _content(self, group: str, member: dict[str, Any], pointer: str) -> dict[str, Any]:

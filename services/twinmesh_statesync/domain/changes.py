@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from twinmesh_core.registry import Twin
+from twinmesh_statesync.domain.alarms.alarm import Alarm
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
@@ -49,7 +50,8 @@ class Change:
         delta: the whole delta if it changed, else None.
         connectivity: the new one if it changed, else None.
         commands: commands that were queued or moved.
-        events: events that were recorded.
+        events: events that were recorded, or ended.
+        alarms: alarms that something happened to, in order; one alarm once for each thing.
         merged_count: changes folded into this one beyond itself.
         residuals: those that changed.
         identity: what the twin is changed too.
@@ -80,6 +82,7 @@ class Change:
     identity: bool = False
     before: TwinVersion | None = field(default=None, compare=False, repr=False)
     after: TwinVersion | None = field(default=None, compare=False, repr=False)
+    alarms: tuple[Alarm, ...] = ()
 
 
 def merge(earlier: Change, later: Change) -> Change:
@@ -98,6 +101,7 @@ def merge(earlier: Change, later: Change) -> Change:
             previous_revision=earlier.previous_revision,
             commands=_latest_commands(earlier, later),
             events=earlier.events + later.events,
+            alarms=_latest_alarms(earlier, later),
             merged_count=merged,
             before=earlier.before,
         )
@@ -122,6 +126,7 @@ def merge(earlier: Change, later: Change) -> Change:
         connectivity=earlier.connectivity if later.connectivity is None else later.connectivity,
         commands=_latest_commands(earlier, later),
         events=earlier.events + later.events,
+        alarms=_latest_alarms(earlier, later),
         merged_count=merged,
         residuals=tuple(residuals.values()),
         identity=earlier.identity or later.identity,
@@ -143,6 +148,10 @@ def without_facets(change: Change) -> Change:
         connectivity=None,
         identity=False,
     )
+
+
+def _latest_alarms(earlier: Change, later: Change) -> tuple[Alarm, ...]:
+    return tuple({alarm.rule: alarm for alarm in (*earlier.alarms, *later.alarms)}.values())
 
 
 def _latest_commands(earlier: Change, later: Change) -> tuple[Command, ...]:

@@ -9,22 +9,27 @@ from typing import Final
 
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold, RegistrySnapshot
+from twinmesh_statesync.domain.alarms.alarm import Alarm
+from twinmesh_statesync.domain.alarms.memory import NO_MEMORY, AlarmMemory
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.commands import Command
+from twinmesh_statesync.domain.delivery.notices import Notice
 from twinmesh_statesync.domain.entries import Verdict
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
-from twinmesh_statesync.domain.fold import Fold, Unsaved
+from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation
 from twinmesh_statesync.domain.plain import from_text, to_text
 from twinmesh_statesync.domain.replica import DeltaItem, Desired, Predicted, Replica, Reported
 from twinmesh_statesync.domain.residuals import Residual, TrackRecord, tracks_of
 from twinmesh_statesync.domain.twin_state import TwinState
+from twinmesh_statesync.domain.unsaved import Unsaved
 
 TWIN_TYPE: Final = "twin_type"
 TWIN: Final = "twin"
 EVENT: Final = "event"
 VERDICT: Final = "verdict"
 CHANGES: Final = "changes"
+NOTICE: Final = "notice"
 UNREADABLE: Final = (KeyError, TypeError, ValueError)
 """What `restore` raises for records that are not of this release's making."""
 
@@ -43,7 +48,7 @@ class Record:
 
     Attributes:
         tenant: whose.
-        kind: TWIN_TYPE, TWIN, EVENT, VERDICT or CHANGES.
+        kind: TWIN_TYPE, TWIN, EVENT, VERDICT, CHANGES or NOTICE.
         key: id within tenant and kind.
         offset: the entry it stems from; orders verdicts.
         body: JSON text; None = the record is gone.
@@ -121,6 +126,8 @@ class _TwinRecord:
     residuals: tuple[Residual, ...] = ()
     tracks: tuple[TrackRecord, ...] = ()
     erase_offset: int = 0
+    alarms: Mapping[str, Alarm] = field(default_factory=dict)
+    alarm_memory: AlarmMemory = NO_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +142,7 @@ class Captured:
     events: tuple[tuple[str, Event], ...]
     verdicts: Mapping[tuple[str, str], Verdict | None] = field(default_factory=dict)
     erased: frozenset[tuple[str, str, str]] = frozenset()
+    notices: Mapping[tuple[str, str], Notice | None] = field(default_factory=dict)
 
     def after(self, earlier: Captured) -> Captured:
         """Return both together, this one being the newer: for a save that failed before."""
@@ -150,6 +158,7 @@ class Captured:
             + self.events,
             verdicts={**earlier.verdicts, **self.verdicts},
             erased=earlier.erased | self.erased,
+            notices={**earlier.notices, **self.notices},
         )
 
     def records(self) -> Iterable[Record]:
@@ -174,6 +183,14 @@ class Captured:
                 offset=verdict.offset if verdict is not None else 0,
                 body=None if verdict is None else to_text(verdict),
             )
+        for (tenant, key), notice in self.notices.items():
+            yield Record(
+                tenant=tenant,
+                kind=NOTICE,
+                key=key,
+                offset=notice.offset if notice is not None else 0,
+                body=None if notice is None else to_text(notice),
+            )
 
 
 def capture(fold: Fold, unsaved: Unsaved) -> Captured:
@@ -185,6 +202,7 @@ def capture(fold: Fold, unsaved: Unsaved) -> Captured:
         events=tuple(unsaved.events),
         verdicts=unsaved.verdicts,
         erased=frozenset(unsaved.erased),
+        notices=unsaved.notices,
     )
 
 
@@ -198,6 +216,8 @@ def capture_all(fold: Fold, only: str | None = None) -> Captured:
         ]
     for tenant in (t for t in fold.verdict_tenants() if only in (None, t)):
         everything.verdicts.update({(tenant, key): verdict for key, verdict in fold.verdicts(tenant).items()})
+    for tenant in (t for t in fold.journals.tenants() if only in (None, t)):
+        everything.notices.update({(tenant, notice.key): notice for notice in fold.journals.of(tenant)})
     everything.twin_types += (t for t in fold.registry.snapshot().twin_types if only in (None, t[0]))
     return capture(fold, everything)
 
@@ -215,7 +235,7 @@ def digest(fold: Fold) -> str:
 
 def restore(checkpoint: Checkpoint) -> Fold:
     """Return the fold that a complete checkpoint describes."""
-    by_kind: dict[str, list[Record]] = {TWIN_TYPE: [], TWIN: [], EVENT: [], VERDICT: []}
+    by_kind: dict[str, list[Record]] = {TWIN_TYPE: [], TWIN: [], EVENT: [], VERDICT: [], NOTICE: []}
     for record in checkpoint.records:
         by_kind.setdefault(record.kind, []).append(record)
     types = tuple((r.tenant, _read_type(r)) for r in by_kind[TWIN_TYPE])
@@ -232,8 +252,11 @@ def restore(checkpoint: Checkpoint) -> Fold:
         owner = fold.state(record.tenant, event.twin_id)
         if owner is not None:
             owner.events[event.event_id] = event
+            owner.note_maintenance((event,))
     for record in sorted(by_kind[VERDICT], key=lambda r: r.offset):
         fold.put_verdict(record.tenant, record.key, from_text(Verdict, record.body or ""))
+    for record in sorted(by_kind[NOTICE], key=lambda r: r.key):
+        fold.journals.put(record.tenant, from_text(Notice, record.body or ""))
     fold.registry = RegistryFold(
         RegistrySnapshot(offset=checkpoint.position.offset, twin_types=types, twins=tuple(living))
     )
@@ -263,6 +286,8 @@ def _twin_record(state: TwinState) -> _TwinRecord:
         residuals=tuple(replica.residuals[key] for key in sorted(replica.residuals)),
         tracks=tuple(state.tracks[key].record() for key in sorted(state.tracks)),
         erase_offset=state.erase_offset,
+        alarms=replica.alarms,
+        alarm_memory=state.alarm_memory,
     )
 
 
@@ -284,8 +309,10 @@ def _read_twin(record: Record, registry: RegistryFold) -> TwinState:
         delta=kept.delta,
         connectivity=kept.connectivity,
         residuals={(r.channel, r.model_id): r for r in kept.residuals},
+        alarms=kept.alarms,
     )
     state.tracks = tracks_of(kept.tracks, predictions)
+    state.alarm_memory = kept.alarm_memory
     state.commands = {command.command_id: command for command in kept.commands}
     state.last_arrival_unix_us = kept.last_arrival_unix_us
     state.last_lag_us = kept.last_lag_us

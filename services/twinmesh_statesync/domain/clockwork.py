@@ -125,7 +125,7 @@ def silences(tenant: str, items: Sequence[ConnectivityChange]) -> Iterable[Due]:
     for start in range(0, len(items), MOST_AT_ONCE):
         part = tuple(items[start : start + MOST_AT_ONCE])
         about = ",".join(f"{i.twin_id}:{i.connectivity.name}:{i.last_arrival_offset}" for i in part)
-        yield tenant, _entry(f"silence:{about}", SetConnectivities(items=part))
+        yield tenant, entry_about(f"silence:{about}", SetConnectivities(items=part))
 
 
 def _expiry(state: TwinState, what: str, name: str) -> ControlEntry | None:
@@ -138,17 +138,18 @@ def _expiry(state: TwinState, what: str, name: str) -> ControlEntry | None:
         if target.progress is DesiredState.EXPIRED or not_converged_id(channel, target.offset) in state.events:
             return None
         action = ExpireDesired(twin_id=twin_id, channels=(channel,), set_offsets=(target.offset,))
-        return _entry(f"expire-desired:{twin_id}:{channel}:{target.offset}", action)
+        return entry_about(f"expire-desired:{twin_id}:{channel}:{target.offset}", action)
     command = state.commands.get(name)
     if command is None or command.state.ended:
         return None
     move = UpdateCommand(
         command_id=name, twin_id=twin_id, state=CommandState.EXPIRED, message="Its time to live ran out."
     )
-    return _entry(f"expire-command:{twin_id}:{name}", move)
+    return entry_about(f"expire-command:{twin_id}:{name}", move)
 
 
-def _entry(about: str, action: Action) -> ControlEntry:
+def entry_about(about: str, action: Action) -> ControlEntry:
+    """Return an entry of the clock; its id follows from what it is about."""
     # Hashed, since a twin's id alone may take all the room that a request id has.
     digest = blake2b(about.encode(), digest_size=16).hexdigest()
     return ControlEntry(request_id=f"clock-{digest}", principal=PRINCIPAL, action=action)

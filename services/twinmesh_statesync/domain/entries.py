@@ -10,6 +10,7 @@ from twinmesh_core.migration import MigrationPlan, UnitChanges
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import Outcome
+from twinmesh_statesync.domain.alarms.actions import AlarmAction
 from twinmesh_statesync.domain.commands import CommandState
 from twinmesh_statesync.domain.conditions import StateCondition
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
@@ -214,6 +215,7 @@ SingleAction = (
     | AcknowledgeDesired
     | CancelCommand
     | EraseTwin
+    | AlarmAction
 )
 """What is about one type or one twin, or about nothing but silence."""
 Action = SingleAction | CreateTwins | UpdateTwin | MigrateTwins

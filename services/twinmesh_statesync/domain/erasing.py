@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from twinmesh_core.registry_fold import Outcome
+from twinmesh_statesync.domain.alarms.desk import fresh_memory
+from twinmesh_statesync.domain.alarms.memory import NO_MEMORY
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.entries import (
     Action,
@@ -40,7 +42,7 @@ def erasable_twin(action: Action | None) -> str:
     return twin_id
 
 
-def erase(state: TwinState, offset: int) -> Change:
+def erase(state: TwinState, offset: int, commit_time_unix_us: int) -> Change:
     """Forget all that is known of a twin but its registration, and return the change that tells it.
 
     Of a twin that is deleted watchers are told DELETED again: they know that it has nothing, and learn the revision.
@@ -61,6 +63,8 @@ def erase(state: TwinState, offset: int) -> Change:
     state.last_lag_us = 0
     state.last_arrival_offset = 0
     state.erase_offset = offset
+    state.maintenance = {}
+    state.alarm_memory = fresh_memory(state.rulebook, commit_time_unix_us) if state.alive else NO_MEMORY
     return Change(
         tenant=state.tenant,
         twin=state.twin,

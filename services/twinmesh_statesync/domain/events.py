@@ -16,6 +16,7 @@ class EventKind(IntEnum):
     OPERATING_MODE = 4
     NOTE = 5
     NOT_CONVERGED = 6
+    DELIVERY_FAILED = 7
 
 
 class Connectivity(IntEnum):

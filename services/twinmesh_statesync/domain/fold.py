@@ -7,25 +7,25 @@ clock: whatever time must do (a deadline, a time to live, silence) arrives as an
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from twinmesh_core.errors import (
-    AlreadyExists,
     TwinmeshError,
-    invalid_field,
 )
-from twinmesh_core.ids import quoted
 from twinmesh_core.observations import ObservationBatch
-from twinmesh_core.registry import Twin, TwinType
+from twinmesh_core.registry import Twin
 from twinmesh_core.registry_fold import Outcome, RegistryFold
 from twinmesh_core.registry_fold import Verdict as RegistryVerdict
-from twinmesh_statesync.domain.arguments import checked_args
+from twinmesh_statesync.domain.alarms.actions import AlarmAction, act_on_alarms
+from twinmesh_statesync.domain.alarms.desk import desk_of, judge
+from twinmesh_statesync.domain.alarms.memory import NO_MEMORY
 from twinmesh_statesync.domain.arrivals import fall_silent, note_arrival, set_connectivity
 from twinmesh_statesync.domain.changes import Change, ChangeKind
-from twinmesh_statesync.domain.commands import Command, CommandState
+from twinmesh_statesync.domain.commands import CommandState
 from twinmesh_statesync.domain.conditions import check_conditions
+from twinmesh_statesync.domain.delivery.notices import Journals
 from twinmesh_statesync.domain.entries import (
     AcknowledgeDesired,
     CancelCommand,
@@ -47,16 +47,22 @@ from twinmesh_statesync.domain.entries import (
     Verdict,
 )
 from twinmesh_statesync.domain.erasing import emptied, erasable_twin, erase
-from twinmesh_statesync.domain.events import Event
 from twinmesh_statesync.domain.identities import IDENTITY_ACTIONS, decide, without_state
-from twinmesh_statesync.domain.orders import cancel_command, touched, update_command
+from twinmesh_statesync.domain.orders import cancel_command, queued, touched, update_command
 from twinmesh_statesync.domain.predicted import compare, record_prediction
 from twinmesh_statesync.domain.recording import record_event
 from twinmesh_statesync.domain.reduce import Rows, newest_facts
-from twinmesh_statesync.domain.replica import NO_RESIDUALS, NOTHING_DESIRED, NOTHING_PREDICTED, NOTHING_REPORTED
+from twinmesh_statesync.domain.replica import (
+    NO_ALARMS,
+    NO_RESIDUALS,
+    NOTHING_DESIRED,
+    NOTHING_PREDICTED,
+    NOTHING_REPORTED,
+)
 from twinmesh_statesync.domain.room import check_room, forget_old_commands
 from twinmesh_statesync.domain.targets import acknowledge_desired, expire_desired, set_desired
 from twinmesh_statesync.domain.twin_state import Draft, TwinState
+from twinmesh_statesync.domain.unsaved import Unsaved
 
 MAX_VERDICTS: Final = 100_000
 """Verdicts remembered per tenant; the storage service refuses a repeated request id for as long as the log lives, so
@@ -76,25 +82,6 @@ class Folded:
 _NOTHING: Final = Folded()
 
 
-class Unsaved:
-    """What the fold changed since a checkpoint last took it.
-
-    Attributes:
-        twins: (tenant, twin id).
-        twin_types: (tenant, new version).
-        events: (tenant, new event).
-        erased: (tenant, twin id, event id) of events that are gone; those of the same id in `events` came later.
-        verdicts: by (tenant, request id); None = forgotten.
-    """
-
-    def __init__(self) -> None:
-        self.twins: set[tuple[str, str]] = set()
-        self.twin_types: list[tuple[str, TwinType]] = []
-        self.events: list[tuple[str, Event]] = []
-        self.erased: set[tuple[str, str, str]] = set()
-        self.verdicts: dict[tuple[str, str], Verdict | None] = {}
-
-
 class Fold:
     """Replicas of all tenants as of `offset`; not safe for use from several threads.
 
@@ -102,6 +89,7 @@ class Fold:
         offset: everything up to here is folded.
         registry: twin types and living twins.
         unsaved: what changed since a checkpoint last took it.
+        journals: what others may want to be told.
     """
 
     def __init__(self) -> None:
@@ -111,6 +99,7 @@ class Fold:
         self._twins: dict[str, dict[str, TwinState]] = {}
         self._verdicts: dict[str, OrderedDict[str, Verdict]] = {}
         self._remembered: dict[str, int] = {}
+        self.journals = Journals()
 
     def apply(self, entry: LogEntry) -> Folded:
         """Fold one entry; entries at or before `offset` are without effect, so a repeated delivery is harmless."""
@@ -118,9 +107,14 @@ class Fold:
             return _NOTHING
         self.offset = entry.offset
         if isinstance(entry.body, ObservationBatch):
-            return Folded(changes=tuple(self._observe(entry, entry.body)))
+            changes = self._observe(entry, entry.body)
+            if any(change.alarms for change in changes):
+                self._note(entry, changes)
+            return Folded(changes=tuple(changes))
         if isinstance(entry.body, ControlEntry):
-            return self._decide(entry, entry.body)
+            folded = self._decide(entry, entry.body)
+            self._note(entry, folded.changes)
+            return folded
         return _NOTHING
 
     def seed(self, tenant: str, batch: ObservationBatch) -> None:
@@ -190,10 +184,16 @@ class Fold:
                 rows = rows or Rows(batch)
                 compare(draft, rows)
             note_arrival(draft, max(fact.event_time_unix_us for _, fact in facts), seeding=seeding)
+            if state.rulebook is not None:
+                judge(draft, state.rulebook)
             change = draft.finish()
             if change is not None:
                 changes.append(change)
         return changes
+
+    def _note(self, entry: LogEntry, changes: Iterable[Change]) -> None:
+        for notice, kept in self.journals.note(entry.tenant, changes, entry.commit_time_unix_us):
+            self.unsaved.notices[entry.tenant, notice.key] = notice if kept else None
 
     def _decide(self, entry: LogEntry, control: ControlEntry) -> Folded:
         if control.request_id:
@@ -204,7 +204,7 @@ class Fold:
             if isinstance(control.action, IDENTITY_ACTIONS):
                 changes, verdict = decide(self, entry, control.action)
             else:
-                outcome, changes, ids = self._act(entry, control.action)
+                outcome, changes, ids = self._act(entry, control.action, control.principal)
                 verdict = Verdict(offset=entry.offset, outcome=outcome, ids=ids, twin_id=erasable_twin(control.action))
         except TwinmeshError as error:
             changes = ()
@@ -226,7 +226,9 @@ class Fold:
             self.unsaved.verdicts[tenant, forgotten] = None
         self._remembered[tenant] = parts
 
-    def _act(self, entry: LogEntry, action: SingleAction | None) -> tuple[Outcome, tuple[Change, ...], tuple[str, ...]]:
+    def _act(
+        self, entry: LogEntry, action: SingleAction | None, principal: str
+    ) -> tuple[Outcome, tuple[Change, ...], tuple[str, ...]]:
         if action is None:
             return Outcome.NO_OP, (), ()
         if isinstance(action, CreateTwinType):
@@ -243,9 +245,15 @@ class Fold:
         if isinstance(action, DeleteTwin):
             return *self._delete_twin(entry, state), ()
         draft = Draft(state, entry.offset, entry.commit_time_unix_us)
+        if isinstance(action, AlarmAction):
+            act_on_alarms(draft, action, principal)
         ids = self._draft(draft, action)
+        if state.rulebook is not None:
+            judge(draft, state.rulebook)
         change = draft.finish()
         if change is None:
+            if draft.desk is not None:  # what its rules remember may have changed
+                self.unsaved.twins.add((entry.tenant, state.twin.twin_id))
             return Outcome.NO_OP, (), ids
         self.unsaved.events.extend((entry.tenant, event) for event in change.events)
         self.unsaved.twins.add((entry.tenant, state.twin.twin_id))
@@ -262,7 +270,7 @@ class Fold:
             case QueueCommand():
                 check_conditions(draft.state, action.conditions)
                 check_room(draft.state)
-                draft.put_command(_queued(draft.state, action, draft.offset, draft.commit_time_unix_us))
+                draft.put_command(queued(draft, action))
                 return (action.command_id,)
             case UpdateCommand():
                 update_command(draft, action)
@@ -288,6 +296,8 @@ class Fold:
                 continue
             draft = Draft(state, entry.offset, entry.commit_time_unix_us)
             fall_silent(draft, item)
+            if state.rulebook is not None:
+                judge(draft, state.rulebook)
             yield from self._finished(draft, ChangeKind.CHANGED)
 
     def _create_twin_type(self, entry: LogEntry, action: CreateTwinType) -> Outcome:
@@ -318,14 +328,21 @@ class Fold:
         if state is None:
             state = states[twin.twin_id] = TwinState(entry.tenant, twin, twin_type)
         state.begin_life(twin, twin_type)
-        return self._finished(Draft(state, entry.offset, entry.commit_time_unix_us), ChangeKind.CREATED)
+        draft = Draft(state, entry.offset, entry.commit_time_unix_us)
+        if state.rulebook is not None:
+            desk_of(draft, state.rulebook).begin()
+        return self._finished(draft, ChangeKind.CREATED)
 
     def _delete_twin(self, entry: LogEntry, state: TwinState) -> tuple[Outcome, tuple[Change, ...]]:
         verdict = _effect(self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id))
         draft = Draft(state, entry.offset, entry.commit_time_unix_us)
         for command in state.open_commands():
             draft.put_command(touched(draft, replace(command, message="The twin was deleted."), CommandState.CANCELLED))
+        if state.rulebook is not None:
+            desk_of(draft, state.rulebook).end()
         changes = self._finished(draft, ChangeKind.DELETED)
+        # What it looked at it has looked at: a maintenance event that was over stays over.
+        state.alarm_memory = replace(NO_MEMORY, looked_unix_us=state.alarm_memory.looked_unix_us)
         replica = state.replica
         # The revisions go on: a compare-and-set from the former life must never match in the next one.
         state.replica = replace(
@@ -336,6 +353,7 @@ class Fold:
             delta=(),
             connectivity=type(replica.connectivity).UNSPECIFIED,
             residuals=NO_RESIDUALS,
+            alarms=NO_ALARMS,
         )
         state.tracks = {}
         state.alive = False
@@ -354,9 +372,11 @@ class Fold:
         if state is None:
             return Outcome.NO_OP, ()
         self.unsaved.events = [e for e in self.unsaved.events if (e[0], e[1].twin_id) != (entry.tenant, twin_id)]
+        for gone in self.journals.of(entry.tenant).forget(twin_id):
+            self.unsaved.notices[entry.tenant, gone.key] = None
         self.unsaved.erased.update((entry.tenant, twin_id, event_id) for event_id in state.events)
         self.unsaved.twins.add((entry.tenant, twin_id))
-        return Outcome.ACCEPTED, (erase(state, entry.offset),)
+        return Outcome.ACCEPTED, (erase(state, entry.offset, entry.commit_time_unix_us),)
 
     def _finished(self, draft: Draft, kind: ChangeKind) -> tuple[Change, ...]:
         change = draft.finish(kind)
@@ -372,28 +392,3 @@ def _effect(verdict: RegistryVerdict) -> RegistryVerdict:
     if verdict.error is not None:
         raise verdict.error
     return verdict
-
-
-def _queued(state: TwinState, action: QueueCommand, offset: int, commit_time_unix_us: int) -> Command:
-    if action.command_id in state.commands:
-        raise AlreadyExists(
-            f"Command {quoted(action.command_id)} of {quoted(action.twin_id)} exists; choose another id."
-        )
-    spec = state.twin_type.command(action.name)
-    if spec is None:
-        names = ", ".join(command.name for command in state.twin_type.commands) or "none"
-        raise invalid_field("name", f"{quoted(action.name)} is not a command of this twin's type; it has: {names}")
-    args = checked_args(state.twin_type, spec, action)
-    return Command(
-        command_id=action.command_id,
-        twin_id=action.twin_id,
-        name=action.name,
-        args=args,
-        state=CommandState.QUEUED,
-        message="",
-        create_time_unix_us=commit_time_unix_us,
-        expire_time_unix_us=action.expire_time_unix_us,
-        create_offset=offset,
-        offset=offset,
-        update_time_unix_us=commit_time_unix_us,
-    )

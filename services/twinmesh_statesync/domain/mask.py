@@ -11,13 +11,13 @@ from twinmesh_core.ids import name_violation, quoted
 from twinmesh_core.registry import Twin
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.events import Connectivity
-from twinmesh_statesync.domain.replica import DeltaItem, Replica
+from twinmesh_statesync.domain.replica import NO_ALARMS, DeltaItem, Replica
 
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
 CHANNELLED: Final = ("reported", "desired", "predicted", "residuals", "delta")
 """Parts that may be narrowed to a channel."""
-PARTS: Final = ("twin", *CHANNELLED, "connectivity", "commands", "events")
+PARTS: Final = ("twin", *CHANNELLED, "connectivity", "commands", "events", "alarms")
 MAX_PATHS: Final = 100
 
 
@@ -79,6 +79,7 @@ class Mask:
             residuals=self._within("residuals", replica.residuals, lambda pair: pair[0]),
             delta=self._cut_delta(replica.delta),
             connectivity=replica.connectivity if self.wants("connectivity") else Connectivity.UNSPECIFIED,
+            alarms=replica.alarms if self.wants("alarms") else NO_ALARMS,
         )
 
     def cut(self, change: Change) -> Change | None:
@@ -103,6 +104,7 @@ class Mask:
             connectivity=change.connectivity if self.wants("connectivity") else None,
             commands=change.commands if self.wants("commands") else (),
             events=change.events if self.wants("events") else (),
+            alarms=change.alarms if self.wants("alarms") else (),
             identity=change.identity and self.wants("twin"),
         )
         return cut if change.kind is not ChangeKind.CHANGED or self._tells(cut) else None
@@ -112,7 +114,7 @@ class Mask:
             return True
         if cut.commands or cut.events or cut.delta is not None or cut.connectivity is not None:
             return True
-        return cut.identity or cut.replica is not None
+        return bool(cut.alarms) or cut.identity or cut.replica is not None
 
     def _cut_delta(self, items: Iterable[DeltaItem]) -> tuple[DeltaItem, ...]:
         return tuple(item for item in items if self.wants("delta", item.channel))

@@ -12,6 +12,7 @@ from twinmesh_core.migration import MigrationEffect, MigrationPlan, MigrationSte
 from twinmesh_core.registry import ChannelSpec, Twin, TwinType
 from twinmesh_core.value_specs import checked_values
 from twinmesh_core.values import is_number
+from twinmesh_statesync.domain.alarms.rules_changed import take_rules
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command, CommandState
 from twinmesh_statesync.domain.events import Event, EventKind, Prediction
@@ -23,8 +24,9 @@ from twinmesh_statesync.domain.replica import (
     Replica,
     Reported,
     delta_of,
+    settled,
 )
-from twinmesh_statesync.domain.twin_state import TwinState, settled
+from twinmesh_statesync.domain.twin_state import TwinState
 from twinmesh_statesync.domain.values import ReportedValue
 
 _MAX_MESSAGE: Final = 3_000
@@ -39,18 +41,21 @@ class StatePlan:
         replica: the whole replica afterwards.
         commands: those that are cancelled or changed.
         events: what is recorded.
+        commit_time_unix_us: of the entry.
     """
 
     steps: tuple[MigrationStep, ...]
     replica: Replica
     commands: tuple[Command, ...]
     events: tuple[Event, ...]
+    commit_time_unix_us: int
 
     def carry_out(self, state: TwinState, twin: Twin, twin_type: TwinType) -> Change:
         """Write the plan to the state, and return the change that tells it whole."""
-        version, before = state.version, state.replica.revision
+        version, before, rules = state.version, state.replica.revision, state.rulebook
         state.take_identity(twin, twin_type)
         state.replica = self.replica
+        cleared = take_rules(state, rules, self.replica.offset, self.commit_time_unix_us)
         state.tracks = {key: track for key, track in state.tracks.items() if key in self.replica.predicted.predictions}
         state.commands.update((command.command_id, command) for command in self.commands)
         state.events.update((event.event_id, event) for event in self.events)
@@ -61,13 +66,14 @@ class StatePlan:
             offset=self.replica.offset,
             revision=self.replica.revision,
             previous_revision=before,
-            replica=self.replica,
+            replica=state.replica,
             desired_revision=self.replica.desired.revision,
             commands=self.commands,
             events=self.events,
             identity=True,
             before=version,
             after=state.renew_version(),
+            alarms=cleared,
         )
 
 
@@ -103,6 +109,7 @@ def plan_state(
         replica=replica,
         commands=tuple(sorted(commands.values(), key=Command.order)),
         events=(event,) if len(state.events) < MAX_EVENTS else (),
+        commit_time_unix_us=commit_time_unix_us,
     )
 
 

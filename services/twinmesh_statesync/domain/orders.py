@@ -1,18 +1,51 @@
-"""What entries do to commands: deliver, report progress, end with a result, cancel or ask to give up."""
+"""What entries do to commands: queue, deliver, report progress, end with a result, cancel or ask to give up."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Final
 
-from twinmesh_core.errors import FailedPrecondition, NotFound, Reason
+from twinmesh_core.errors import AlreadyExists, FailedPrecondition, NotFound, Reason, invalid_field
 from twinmesh_core.ids import quoted
+from twinmesh_statesync.domain.arguments import checked_args
 from twinmesh_statesync.domain.commands import Command, CommandState, may_move
-from twinmesh_statesync.domain.entries import CancelCommand, UpdateCommand
+from twinmesh_statesync.domain.entries import CancelCommand, QueueCommand, UpdateCommand
 from twinmesh_statesync.domain.targets import follow_command
 from twinmesh_statesync.domain.twin_state import Draft, TwinState
 
 _BY_DEVICE: Final = (CommandState.DELIVERED, CommandState.SUCCEEDED, CommandState.FAILED)
+
+
+def queued(draft: Draft, action: QueueCommand) -> Command:
+    """Return the command that an action asks for, as it begins.
+
+    Raises:
+        AlreadyExists: a command of this id.
+        InvalidArgument: the twin's type has no such command, or not with these arguments.
+    """
+    state = draft.state
+    if action.command_id in state.commands:
+        raise AlreadyExists(
+            f"Command {quoted(action.command_id)} of {quoted(action.twin_id)} exists; choose another id."
+        )
+    spec = state.twin_type.command(action.name)
+    if spec is None:
+        names = ", ".join(command.name for command in state.twin_type.commands) or "none"
+        raise invalid_field("name", f"{quoted(action.name)} is not a command of this twin's type; it has: {names}")
+    args = checked_args(state.twin_type, spec, action)
+    return Command(
+        command_id=action.command_id,
+        twin_id=action.twin_id,
+        name=action.name,
+        args=args,
+        state=CommandState.QUEUED,
+        message="",
+        create_time_unix_us=draft.commit_time_unix_us,
+        expire_time_unix_us=action.expire_time_unix_us,
+        create_offset=draft.offset,
+        offset=draft.offset,
+        update_time_unix_us=draft.commit_time_unix_us,
+    )
 
 
 def update_command(draft: Draft, action: UpdateCommand) -> None:

@@ -1,4 +1,4 @@
-"""A twin's replica at one offset, immutable, and the law of its delta.
+"""A twin's replica at one offset, immutable, and the laws of its targets and its delta.
 
 Being immutable it can be handed to any number of readers while the fold goes on; a change makes a new one that shares
 whatever stayed the same.
@@ -7,11 +7,13 @@ whatever stayed the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+from twinmesh_core.registry import ChannelSpec
+from twinmesh_statesync.domain.alarms.alarm import Alarm
 from twinmesh_statesync.domain.events import Connectivity, Prediction
 from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue, Value
@@ -107,6 +109,7 @@ NOTHING_REPORTED: Final = Reported(values=MappingProxyType({}))
 NOTHING_DESIRED: Final = Desired(values=MappingProxyType({}))
 NOTHING_PREDICTED: Final = Predicted(predictions=MappingProxyType({}))
 NO_RESIDUALS: Final[Mapping[tuple[str, str], Residual]] = MappingProxyType({})
+NO_ALARMS: Final[Mapping[str, Alarm]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,7 @@ class Replica:
         delta: desired minus reported, by channel in order.
         connectivity: whether the entity is heard from.
         residuals: how predictions compare with facts, by channel and model.
+        alarms: by rule, every one that was ever raised or shelved.
     """
 
     revision: int
@@ -132,6 +136,7 @@ class Replica:
     delta: tuple[DeltaItem, ...] = ()
     connectivity: Connectivity = Connectivity.UNSPECIFIED
     residuals: Mapping[tuple[str, str], Residual] = field(default_factory=lambda: NO_RESIDUALS)
+    alarms: Mapping[str, Alarm] = field(default_factory=lambda: NO_ALARMS)
 
 
 def delta_of(desired: Mapping[str, DesiredValue], reported: Mapping[str, ReportedValue]) -> tuple[DeltaItem, ...]:
@@ -144,4 +149,34 @@ def delta_of(desired: Mapping[str, DesiredValue], reported: Mapping[str, Reporte
         )
         for channel in sorted(desired)
         if not desired[channel].in_sync
+    )
+
+
+def settled(
+    target: DesiredValue, fact: ReportedValue | None, spec: ChannelSpec | None, commit_time_unix_us: int
+) -> DesiredValue:
+    """Return a target with what a fact says about it: newly met, drifted away, or as it was."""
+    tolerance = target.tolerance
+    if tolerance is None:
+        tolerance = spec.tolerance if spec is not None else 0.0
+    met = fact is not None and fact.meets(target.value, tolerance)
+    if met is target.in_sync:
+        return target
+    if not met:
+        return replace(
+            target,
+            in_sync=False,
+            delta_since_unix_us=commit_time_unix_us,
+            drift_count=target.drift_count + 1,
+        )
+    # Whatever was said before, the entity has it now; only a command that waits still has to be delivered.
+    waits = target.progress is DesiredState.PENDING and target.command_id
+    return replace(
+        target,
+        in_sync=True,
+        ever_met=True,
+        progress=DesiredState.PENDING if waits else DesiredState.DELIVERED,
+        rejection="",
+        delta_since_unix_us=None,
+        first_met_unix_us=target.first_met_unix_us or commit_time_unix_us,
     )

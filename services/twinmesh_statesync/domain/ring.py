@@ -177,6 +177,7 @@ def _offset_of(item: RingItem) -> int:
 
 def _weight(change: Change) -> int:
     values = len(change.reported) + len(change.desired) + len(change.commands) + len(change.events)
+    values += 4 * len(change.alarms)
     if change.replica is not None:
         values += len(change.replica.reported.values)
     numbers = sum(len(prediction.values) for prediction in change.predicted)

@@ -10,6 +10,7 @@ from typing import Final
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.shards import shard_of
 from twinmesh_core.time import Clock
+from twinmesh_statesync.domain.alarm_clock import AlarmClock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.clockwork import Clockwork, Due, silences
 from twinmesh_statesync.domain.entries import ConnectivityChange
@@ -50,6 +51,7 @@ class Timekeeper:
         self._report = report
         self._clockwork = Clockwork()
         self._silence = Silence(live.fold)
+        self._alarms = AlarmClock()
         self._generation = -1
         self._head_before: int | None = None
         self._leases: Holding = leases or Everything()
@@ -69,6 +71,8 @@ class Timekeeper:
                     self._wind_up()
                 now_s = self._clock.monotonic_s()
                 due = self._clockwork.due(self._live.fold, monotonic_s=now_s, mine=self._mine)
+                now_unix_us = self._clock.now_unix_us()
+                due += self._alarms.due(self._live.fold, now_unix_us=now_unix_us, monotonic_s=now_s, mine=self._mine)
                 if now_s - listened_s >= _LISTEN_S:
                     listened_s = now_s
                     due += await self._listen(now_s)
@@ -88,7 +92,9 @@ class Timekeeper:
     def _wind_up(self) -> None:
         self._generation = self._live.generation
         now_s = self._clock.monotonic_s()
-        self._clockwork.wind_up(self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=now_s)
+        now_unix_us = self._clock.now_unix_us()
+        self._clockwork.wind_up(self._live.fold, now_unix_us=now_unix_us, monotonic_s=now_s)
+        self._alarms.wind_up(self._live.fold, now_unix_us=now_unix_us, monotonic_s=now_s)
         self._silence = Silence(self._live.fold)
 
     async def _listen(self, now_s: float) -> list[Due]:
@@ -128,3 +134,6 @@ class Timekeeper:
         if self._generation == self._live.generation:
             self._clockwork.notice(changes, monotonic_s=self._clock.monotonic_s())
             self._silence.notice(changes)
+            self._alarms.notice(
+                changes, self._live.fold, now_unix_us=self._clock.now_unix_us(), monotonic_s=self._clock.monotonic_s()
+            )

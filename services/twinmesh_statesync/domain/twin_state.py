@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from twinmesh_core.errors import NotFound, Reason
 from twinmesh_core.ids import quoted
 from twinmesh_core.registry import ChannelSpec, KeptUnit, Twin, TwinType
+from twinmesh_statesync.domain.alarms.alarm import Alarm
+from twinmesh_statesync.domain.alarms.desk import AlarmDesk, maintenance_among
+from twinmesh_statesync.domain.alarms.memory import NO_MEMORY, AlarmMemory
+from twinmesh_statesync.domain.alarms.rulebook import rulebook_of
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import Command
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.reduce import Fact
 from twinmesh_statesync.domain.replica import (
     Desired,
-    DesiredState,
     DesiredValue,
     Predicted,
     Replica,
     Reported,
     delta_of,
+    settled,
 )
 from twinmesh_statesync.domain.residuals import Residual, Track
 from twinmesh_statesync.domain.values import ReportedValue
@@ -48,10 +52,14 @@ class TwinState:
         rescaled: channels whose facts come in another unit than the type states, and how they change.
         previous_create_offset: where the life before the present one began; 0 = there was none.
         erase_offset: where all that was known of it was forgotten last; 0 = never.
+        rulebook: the rules of its type; None = it has none.
+        alarm_memory: how they stand.
+        maintenance: its MAINTENANCE events that are not over, by id.
     """
 
     __slots__ = (
         "_version",
+        "alarm_memory",
         "alive",
         "commands",
         "delete_offset",
@@ -60,9 +68,11 @@ class TwinState:
         "last_arrival_offset",
         "last_arrival_unix_us",
         "last_lag_us",
+        "maintenance",
         "previous_create_offset",
         "replica",
         "rescaled",
+        "rulebook",
         "specs",
         "tenant",
         "tracks",
@@ -84,6 +94,8 @@ class TwinState:
         self.delete_offset = 0
         self.previous_create_offset = 0
         self.erase_offset = 0
+        self.alarm_memory: AlarmMemory = NO_MEMORY
+        self.maintenance: dict[str, Event] = {}
         self._version: TwinVersion | None = None
 
     @property
@@ -116,6 +128,17 @@ class TwinState:
         self.twin_type = twin_type
         self.specs: dict[str, ChannelSpec] = {channel.name: channel for channel in twin_type.channels}
         self.rescaled: dict[str, KeptUnit] = {kept.channel: kept for kept in twin.kept_units}
+        self.rulebook = rulebook_of(twin_type)
+
+    def note_maintenance(self, events: Iterable[Event]) -> None:
+        """Keep the MAINTENANCE events among these that are not over."""
+        looked = self.alarm_memory.looked_unix_us
+        known = {**self.maintenance, **maintenance_among(events)}
+        self.maintenance = {
+            key: event
+            for key, event in known.items()
+            if event.end_time_unix_us is None or event.end_time_unix_us > looked
+        }
 
     def open_commands(self) -> list[Command]:
         """Return the commands that have not ended, in the order of delivery."""
@@ -138,6 +161,7 @@ class Draft:
         "desired",
         "desired_changed",
         "desired_moves",
+        "desk",
         "events",
         "identity",
         "offset",
@@ -164,6 +188,7 @@ class Draft:
         self.commands: dict[str, Command] = {}
         self.events: list[Event] = []
         self.identity = False
+        self.desk: AlarmDesk | None = None
 
     def observe(self, facts: list[Fact]) -> None:
         """Take the facts that are news: of a channel the twin has, not older than what is known, and not the same."""
@@ -221,7 +246,8 @@ class Draft:
 
     def finish(self, kind: ChangeKind = ChangeKind.CHANGED) -> Change | None:
         """Write the draft to the state and return the change; None when nothing changed."""
-        touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands
+        alarms = self._settle_alarms()
+        touched = self.reported or self.desired_changed or self.removed or self.predicted or self.commands or alarms
         said = self.events or self.residuals or self.identity or self.connectivity is not None
         if kind is ChangeKind.CHANGED and not (touched or said):
             return None
@@ -243,10 +269,13 @@ class Draft:
             delta=delta,
             connectivity=before.connectivity if self.connectivity is None else self.connectivity,
             residuals={**before.residuals, **self.residuals} if self.residuals else before.residuals,
+            alarms=before.alarms if alarms is None else alarms,
         )
         state.replica = after
         state.commands.update(self.commands)
-        state.events.update((event.event_id, event) for event in self.events)
+        if self.events:
+            state.events.update((event.event_id, event) for event in self.events)
+            state.note_maintenance(self.events)
         return Change(
             tenant=state.tenant,
             twin=state.twin,
@@ -270,12 +299,20 @@ class Draft:
             identity=self.identity,
             before=None if kind is ChangeKind.CREATED else self.before,
             after=None if kind is ChangeKind.DELETED else state.renew_version(),
+            alarms=tuple(self.desk.told) if alarms is not None and self.desk is not None else (),
         )
+
+    def _settle_alarms(self) -> Mapping[str, Alarm] | None:
+        """Have the state remember how its rules stand; return its alarms if something happened to any."""
+        if self.desk is None:
+            return None
+        alarms, self.state.alarm_memory = self.desk.settle()
+        return alarms if self.desk.told else None
 
     def _only_reported(self) -> bool:
         """Whether facts are all there is, of a twin without targets: nearly every change of a busy day."""
         told = self.desired or self.predicted or self.commands or self.events or self.connectivity is not None
-        beside = self.residuals or self.identity
+        beside = self.residuals or self.identity or (self.desk is not None and self.desk.told)
         return not (told or beside) and not self.state.replica.desired.values
 
     def _finish_reported(self) -> Change:
@@ -292,6 +329,7 @@ class Draft:
             delta=before.delta,
             connectivity=before.connectivity,
             residuals=before.residuals,
+            alarms=before.alarms,
         )
         return Change(
             tenant=state.tenant,
@@ -324,36 +362,6 @@ class Draft:
             return before
         newest = {(p.channel, p.model_id): p for p in self.predicted}
         return Predicted(revision=before.revision + 1, predictions={**before.predictions, **newest})
-
-
-def settled(
-    target: DesiredValue, fact: ReportedValue | None, spec: ChannelSpec | None, commit_time_unix_us: int
-) -> DesiredValue:
-    """Return a target with what a fact says about it: newly met, drifted away, or as it was."""
-    tolerance = target.tolerance
-    if tolerance is None:
-        tolerance = spec.tolerance if spec is not None else 0.0
-    met = fact is not None and fact.meets(target.value, tolerance)
-    if met is target.in_sync:
-        return target
-    if not met:
-        return replace(
-            target,
-            in_sync=False,
-            delta_since_unix_us=commit_time_unix_us,
-            drift_count=target.drift_count + 1,
-        )
-    # Whatever was said before, the entity has it now; only a command that waits still has to be delivered.
-    waits = target.progress is DesiredState.PENDING and target.command_id
-    return replace(
-        target,
-        in_sync=True,
-        ever_met=True,
-        progress=DesiredState.PENDING if waits else DesiredState.DELIVERED,
-        rejection="",
-        delta_since_unix_us=None,
-        first_met_unix_us=target.first_met_unix_us or commit_time_unix_us,
-    )
 
 
 def require_channel(state: TwinState, channel: str) -> ChannelSpec:

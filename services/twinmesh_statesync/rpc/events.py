@@ -11,6 +11,8 @@ from twinmesh_core.errors import Internal, invalid_field
 from twinmesh_core.ids import require_name, require_twin_id
 from twinmesh_core.time import MAX_TIME_UNIX_US, MIN_TIME_UNIX_US
 from twinmesh_runtime.caller import current_caller
+from twinmesh_runtime.registry_mapping import time_from_message
+from twinmesh_statesync.domain.alarms.actions import EndEvent
 from twinmesh_statesync.domain.entries import RecordEvent
 from twinmesh_statesync.domain.events import Event, EventKind
 from twinmesh_statesync.domain.writer import Writer, derived_id, request_id_or_new
@@ -62,6 +64,30 @@ class EventServicer(EventServiceServicer):
             event=event_to_message(stored), position=position_to_message(decided.position)
         )
 
+    async def EndEvent(  # noqa: N802
+        self, request: statesync_pb2.EndEventRequest, context: Any
+    ) -> statesync_pb2.EndEventResponse:
+        """End an event that was still going on."""
+        caller = current_caller()
+        require_twin_id(request.twin_id)
+        require_twin_id(request.event_id, "event_id")
+        if not request.HasField("end_time"):
+            raise invalid_field("end_time", "is required: when it ended")
+        end_time = time_from_message(request.end_time)
+        if not MIN_TIME_UNIX_US <= end_time <= MAX_TIME_UNIX_US:
+            raise invalid_field("end_time", "must be within the years 1 to 9999")
+        decided = await self._writer.write(
+            caller.tenant,
+            caller.principal,
+            EndEvent(twin_id=request.twin_id, event_id=request.event_id, end_time_unix_us=end_time),
+            request_id=request_id_or_new(request.request_id),
+            content=content_of(request),
+        )
+        state = await self._reading.twin(caller.tenant, request.twin_id)
+        return statesync_pb2.EndEventResponse(
+            event=event_to_message(state.events[request.event_id]), position=position_to_message(decided.position)
+        )
+
     async def ListEvents(  # noqa: N802
         self, request: statesync_pb2.ListEventsRequest, context: Any
     ) -> statesync_pb2.ListEventsResponse:
@@ -90,8 +116,8 @@ def _checked(request: statesync_pb2.RecordEventRequest) -> Event:
     require_twin_id(event.twin_id, f"{at}.twin_id")
     if event.kind is EventKind.UNSPECIFIED:
         raise invalid_field(f"{at}.kind", "is required: FAILURE, MAINTENANCE, REPLACEMENT, OPERATING_MODE or NOTE")
-    if event.kind is EventKind.NOT_CONVERGED:
-        raise invalid_field(f"{at}.kind", "NOT_CONVERGED is written by the server alone")
+    if event.kind in (EventKind.NOT_CONVERGED, EventKind.DELIVERY_FAILED):
+        raise invalid_field(f"{at}.kind", f"{event.kind.name} is written by the server alone")
     if not request.event.HasField("start_time"):
         raise invalid_field(f"{at}.start_time", "is required: when it happened or began")
     for name, time_unix_us in (("start_time", event.start_time_unix_us), ("end_time", event.end_time_unix_us)):

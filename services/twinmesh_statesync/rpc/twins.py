@@ -21,6 +21,7 @@ from twinmesh_runtime.registry_mapping import (
     twin_type_from_message,
     twin_type_to_message,
 )
+from twinmesh_statesync.domain.alarms.writing import limit_units, with_usable_rules
 from twinmesh_statesync.domain.entries import CreateTwin, CreateTwinType, DeleteTwin
 from twinmesh_statesync.domain.writer import Writer, request_id_or_new
 from twinmesh_statesync.rpc.identities import Identities
@@ -58,9 +59,10 @@ class TwinServicer(TwinServiceServicer):
         """Create a version of a twin type."""
         caller = current_caller()
         wanted = as_written(twin_type_from_message(request.twin_type))
-        unlearnt = self._units.unlearnt(units_of(wanted))
+        unlearnt = self._units.unlearnt(units_of(wanted) | limit_units(wanted))
         if unlearnt:
             await asyncio.to_thread(self._units.learn, unlearnt)
+        wanted = with_usable_rules(wanted, self._units)
         check_writable(wanted, self._units)
         decided = await self._writer.write(
             caller.tenant,

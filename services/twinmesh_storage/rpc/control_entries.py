@@ -29,6 +29,12 @@ OF_TWIN: Final = frozenset(
         "set_connectivity",
         "acknowledge_desired",
         "cancel_command",
+        "acknowledge_alarm",
+        "shelve_alarm",
+        "unshelve_alarm",
+        "set_alarm_service",
+        "look_at_alarms",
+        "end_event",
     }
 )
 """Actions whose content is of one twin, and is lost with it. Its creation and deletion are the registry's."""

@@ -11,9 +11,11 @@ import grpc.aio
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.statesync.v1.statesync_pb2_grpc import (
+    AlarmServiceStub,
     CommandServiceStub,
     EventServiceStub,
     ReplicaServiceStub,
+    SubscriptionServiceStub,
     TwinServiceStub,
 )
 from twinmesh.storage.v1 import storage_pb2
@@ -43,6 +45,8 @@ class StateSync:
     replicas: Any
     commands: Any
     events: Any
+    alarms: Any
+    subscriptions: Any
     store: Any
 
     async def make_type(self) -> None:
@@ -88,7 +92,7 @@ class StateSync:
         self, twin_id: str, channel: str, times: Sequence[int], values: Sequence[float], quality: int = 1
     ) -> int:
         """Append as ingestion would; returns the offset."""
-        unit = "Cel" if channel == "temperature" else "1"
+        unit = "Cel" if channel in ("temperature", "oil") else "1"
         key = SeriesKey(twin_id=twin_id, channel=channel, unit=unit, kind=ChannelKind.GAUGE)
         asked = storage_pb2.ResolveSeriesRequest(
             series=[
@@ -158,5 +162,7 @@ async def connect(
         replicas=ReplicaServiceStub(channel),
         commands=CommandServiceStub(channel),
         events=EventServiceStub(channel),
+        alarms=AlarmServiceStub(channel),
+        subscriptions=SubscriptionServiceStub(channel),
         store=StorageServiceStub(below),
     )

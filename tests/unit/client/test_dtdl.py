@@ -20,6 +20,7 @@ from twinmesh_core.inheritance import resolve
 from twinmesh_core.kinds import ChannelKind, PipelineStage
 from twinmesh_core.registry import ChannelSpec, CommandSpec, RelationshipSpec, TwinType
 from twinmesh_core.registry_rules import check_twin_type
+from twinmesh_core.rules import Absence, AlarmRule, NotConverging, PredictedCrossing, RateOfChange, Threshold
 from twinmesh_core.units import TABLE
 from twinmesh_core.value_specs import ArgumentSpec, PropertySpec, ValueKind
 from twinmesh_core.values import Json
@@ -97,6 +98,32 @@ geometries = st.sampled_from(
     [None, Geometry(uri="https://e.org/a.glb", frame="EPSG:4978", translation=(1.0, 2.5, 3.0))]
 )
 
+conditions = st.one_of(
+    st.builds(
+        Threshold,
+        channel=names,
+        low=st.none() | st.just(-1.0),
+        high=st.just(9.5),
+        hysteresis=st.sampled_from([0.0, 2.0]),
+    ),
+    st.builds(Absence, channel=names, after_us=st.integers(1, 10**9)),
+    st.builds(RateOfChange, channel=names, max_rise_per_s=st.just(0.5), window_us=st.sampled_from([0, 7_000_000])),
+    st.builds(NotConverging, channel=st.just("") | names, after_us=st.integers(1, 10**9)),
+    st.builds(PredictedCrossing, channel=names, high=st.just(1.0), within_us=st.sampled_from([0, 60_000_000])),
+    st.just("reported.oil > 1.0"),
+)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> AlarmRule:
+    condition = draw(conditions)
+    kinds = {Threshold: "threshold", Absence: "absence", RateOfChange: "rate", NotConverging: "not_converging"}
+    kind = "expression" if isinstance(condition, str) else kinds.get(type(condition), "prediction")
+    return AlarmRule(
+        name=draw(names), severity=draw(st.integers(1, 1_000)), on_delay_us=draw(st.sampled_from([0, 1_500_000])),
+        message=draw(texts), description=draw(texts), **{kind: condition},
+    )  # fmt: skip
+
 
 @st.composite
 def twin_types(draw: st.DrawFn, extends: str = "") -> TwinType:
@@ -106,6 +133,7 @@ def twin_types(draw: st.DrawFn, extends: str = "") -> TwinType:
         display_name=draw(texts), description=draw(texts), extends=extends,
         channels=draw(unique(channels())), properties=draw(unique(specs(PropertySpec))),
         commands=draw(unique(commands(), 2)), relationships=draw(unique(relationships, 2)), geometry=draw(geometries),
+        rules=draw(unique(rules(), 2)),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.type.v1 import alarm_pb2 as _alarm_pb2
 from twinmesh.type.v1 import command_pb2 as _command_pb2
 from twinmesh.type.v1 import condition_pb2 as _condition_pb2
 from twinmesh.type.v1 import error_pb2 as _error_pb2
@@ -238,6 +239,34 @@ WATCH_EVENT_KIND_ENTERED: WatchEventKind.ValueType  # 5
 WATCH_EVENT_KIND_LEFT: WatchEventKind.ValueType  # 6
 """With a filter: the twin still exists and matches no longer; nothing more is told of it until it is ENTERED again."""
 Global___WatchEventKind: _TypeAlias = WatchEventKind  # noqa: Y015
+
+class _NoticeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTICE_KIND_UNSPECIFIED: _NoticeKind.ValueType  # 0
+    """Invalid on input."""
+    NOTICE_KIND_ALARM: _NoticeKind.ValueType  # 1
+    """What happens to alarms, as long as they are not shelved, suppressed or out of service."""
+    NOTICE_KIND_EVENT: _NoticeKind.ValueType  # 2
+    """Events that are recorded, or ended."""
+    NOTICE_KIND_TWIN: _NoticeKind.ValueType  # 3
+    """Twins that are created or deleted, and their connectivity."""
+
+class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
+    """What a subscriber may be told of."""
+
+NOTICE_KIND_UNSPECIFIED: NoticeKind.ValueType  # 0
+"""Invalid on input."""
+NOTICE_KIND_ALARM: NoticeKind.ValueType  # 1
+"""What happens to alarms, as long as they are not shelved, suppressed or out of service."""
+NOTICE_KIND_EVENT: NoticeKind.ValueType  # 2
+"""Events that are recorded, or ended."""
+NOTICE_KIND_TWIN: NoticeKind.ValueType  # 3
+"""Twins that are created or deleted, and their connectivity."""
+Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
 
 @_typing.final
 class CreateTwinTypeRequest(_message.Message):
@@ -1644,6 +1673,7 @@ class WatchEvent(_message.Message):
     RESET_REASON_FIELD_NUMBER: _builtins.int
     TWIN_FIELD_NUMBER: _builtins.int
     PREVIOUS_OFFSET_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The offset that made it."""
     twin_id: _builtins.str
@@ -1706,6 +1736,10 @@ class WatchEvent(_message.Message):
     def twin(self) -> _twin_pb2.Twin:
         """CHANGED: what the twin is, if that changed (UpdateTwin, MigrateTwins)."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_alarm_pb2.Alarm]:
+        """CHANGED: alarms that something happened to, in order; one alarm twice if two things happened to it (LATEST: the last one)."""
+
     def __init__(
         self,
         *,
@@ -1727,10 +1761,11 @@ class WatchEvent(_message.Message):
         reset_reason: _error_pb2.ErrorReason.ValueType = ...,
         twin: _twin_pb2.Twin | None = ...,
         previous_offset: _builtins.int = ...,
+        alarms: _abc.Iterable[_alarm_pb2.Alarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "replica", b"replica", "reported", b"reported", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_offset", b"previous_offset", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin", b"twin", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "commands", b"commands", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "events", b"events", "kind", b"kind", "merged_count", b"merged_count", "offset", b"offset", "predicted", b"predicted", "previous_offset", b"previous_offset", "previous_revision", b"previous_revision", "replica", b"replica", "reported", b"reported", "reset_reason", b"reset_reason", "residuals", b"residuals", "revision", b"revision", "twin", b"twin", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2573,3 +2608,921 @@ class VerifyReplicasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyReplicasResponse: _TypeAlias = VerifyReplicasResponse  # noqa: Y015
+
+@_typing.final
+class EndEventRequest(_message.Message):
+    """Asks to end an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    event_id: _builtins.str
+    """Required. The event."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Required. When it ended; not before its start."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "event_id", b"event_id", "request_id", b"request_id", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndEventRequest: _TypeAlias = EndEventRequest  # noqa: Y015
+
+@_typing.final
+class EndEventResponse(_message.Message):
+    """The event has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.Event:
+        """The event now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.Event | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndEventResponse: _TypeAlias = EndEventResponse  # noqa: Y015
+
+@_typing.final
+class ListAlarmsRequest(_message.Message):
+    """Asks for alarms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MIN_SEVERITY_FIELD_NUMBER: _builtins.int
+    ONLY_TOLD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Only alarms of this twin; empty = all."""
+    twin_type_id: _builtins.str
+    """Only alarms of twins of this type; empty = all."""
+    min_severity: _builtins.int
+    """Only alarms at least this severe, 1 to 1,000; 0 = all."""
+    only_told: _builtins.bool
+    """Leave out those that are shelved, suppressed or out of service."""
+    page_size: _builtins.int
+    """1 to 1,000; 0 = 100."""
+    page_token: _builtins.str
+    """From the previous answer."""
+    min_offset: _builtins.int
+    """Waits until the answer reflects this offset; 0 = the present."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_alarm_pb2.AlarmState.ValueType]:
+        """Only alarms in these states; empty = ACTIVE, ACKNOWLEDGED and RETURNED."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        twin_type_id: _builtins.str = ...,
+        states: _abc.Iterable[_alarm_pb2.AlarmState.ValueType] | None = ...,
+        min_severity: _builtins.int = ...,
+        only_told: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        min_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "min_severity", b"min_severity", "only_told", b"only_told", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "twin_id", b"twin_id", "twin_type_id", b"twin_type_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlarmsRequest: _TypeAlias = ListAlarmsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlarmsResponse(_message.Message):
+    """A page of alarms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty = the end."""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_alarm_pb2.Alarm]:
+        """By twin, then by rule. Each as it is at as_of: alarms of later pages may have moved since the first."""
+
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What the answer reflects."""
+
+    def __init__(
+        self,
+        *,
+        alarms: _abc.Iterable[_alarm_pb2.Alarm] | None = ...,
+        next_page_token: _builtins.str = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "as_of", b"as_of", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlarmsResponse: _TypeAlias = ListAlarmsResponse  # noqa: Y015
+
+@_typing.final
+class GetAlarmRequest(_message.Message):
+    """Asks for an alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    MIN_OFFSET_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    rule: _builtins.str
+    """Required. The rule."""
+    min_offset: _builtins.int
+    """Waits until the answer reflects this offset; 0 = the present."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        min_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_offset", b"min_offset", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAlarmRequest: _TypeAlias = GetAlarmRequest  # noqa: Y015
+
+@_typing.final
+class GetAlarmResponse(_message.Message):
+    """An alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARM_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarm(self) -> _alarm_pb2.Alarm:
+        """The alarm."""
+
+    @_builtins.property
+    def as_of(self) -> _position_pb2.LogPosition:
+        """What the answer reflects."""
+
+    def __init__(
+        self,
+        *,
+        alarm: _alarm_pb2.Alarm | None = ...,
+        as_of: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "as_of", b"as_of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAlarmResponse: _TypeAlias = GetAlarmResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgeAlarmRequest(_message.Message):
+    """Asks to acknowledge an alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    IF_RAISE_COUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    rule: _builtins.str
+    """Required. The rule."""
+    note: _builtins.str
+    """Optional. A note for others, at most 1 KiB."""
+    if_raise_count: _builtins.int
+    """Optional. Only if it was raised so often, as seen in the alarm: never acknowledge one that was not seen; 0 = whatever it is."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        note: _builtins.str = ...,
+        if_raise_count: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_raise_count", b"if_raise_count", "note", b"note", "request_id", b"request_id", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeAlarmRequest: _TypeAlias = AcknowledgeAlarmRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeAlarmResponse(_message.Message):
+    """The alarm is acknowledged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarm(self) -> _alarm_pb2.Alarm:
+        """The alarm now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    def __init__(
+        self,
+        *,
+        alarm: _alarm_pb2.Alarm | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeAlarmResponse: _TypeAlias = AcknowledgeAlarmResponse  # noqa: Y015
+
+@_typing.final
+class ShelveAlarmRequest(_message.Message):
+    """Asks to shelve an alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    rule: _builtins.str
+    """Required. The rule."""
+    note: _builtins.str
+    """Optional. A note for others, at most 1 KiB."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Required. For how long from now, above 0, at most 30 days."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "note", b"note", "request_id", b"request_id", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShelveAlarmRequest: _TypeAlias = ShelveAlarmRequest  # noqa: Y015
+
+@_typing.final
+class ShelveAlarmResponse(_message.Message):
+    """The alarm is shelved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarm(self) -> _alarm_pb2.Alarm:
+        """The alarm now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    def __init__(
+        self,
+        *,
+        alarm: _alarm_pb2.Alarm | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShelveAlarmResponse: _TypeAlias = ShelveAlarmResponse  # noqa: Y015
+
+@_typing.final
+class UnshelveAlarmRequest(_message.Message):
+    """Asks to end a shelving."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    rule: _builtins.str
+    """Required. The rule."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshelveAlarmRequest: _TypeAlias = UnshelveAlarmRequest  # noqa: Y015
+
+@_typing.final
+class UnshelveAlarmResponse(_message.Message):
+    """The alarm is told of again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarm(self) -> _alarm_pb2.Alarm:
+        """The alarm now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    def __init__(
+        self,
+        *,
+        alarm: _alarm_pb2.Alarm | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshelveAlarmResponse: _TypeAlias = UnshelveAlarmResponse  # noqa: Y015
+
+@_typing.final
+class SetAlarmServiceRequest(_message.Message):
+    """Asks to take an alarm out of service, or to put it back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    OUT_OF_SERVICE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """Required. The twin."""
+    rule: _builtins.str
+    """Required. The rule."""
+    out_of_service: _builtins.bool
+    """Whether nobody shall be told of it."""
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        out_of_service: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["out_of_service", b"out_of_service", "request_id", b"request_id", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAlarmServiceRequest: _TypeAlias = SetAlarmServiceRequest  # noqa: Y015
+
+@_typing.final
+class SetAlarmServiceResponse(_message.Message):
+    """It is out of service, or back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alarm(self) -> _alarm_pb2.Alarm:
+        """The alarm now."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.LogPosition:
+        """Offset of the entry."""
+
+    def __init__(
+        self,
+        *,
+        alarm: _alarm_pb2.Alarm | None = ...,
+        position: _position_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAlarmServiceResponse: _TypeAlias = SetAlarmServiceResponse  # noqa: Y015
+
+@_typing.final
+class WebhookTarget(_message.Message):
+    """A webhook: one signed POST of JSON for each notice, in the manner of Standard Webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Required. https://HOST/PATH. Redirects are not followed. Addresses of loopback, link-local and private networks are refused, and so is
+    plain http, unless the operator allows their network.
+    """
+    secret: _builtins.str
+    """Input only. "whsec_" and 24 to 64 bytes in base64; empty = made up, and told once in the answer."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookTarget: _TypeAlias = WebhookTarget  # noqa: Y015
+
+@_typing.final
+class MqttTarget(_message.Message):
+    """A topic of an MQTT 5 broker; QoS 1. The user properties are the headers of a webhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Required. mqtts://HOST:PORT (or mqtt, within networks that the operator allows)."""
+    topic: _builtins.str
+    """Required. Published to TOPIC/TWIN/RULE for alarms, TOPIC/TWIN for the rest."""
+    username: _builtins.str
+    """Optional. Who logs in."""
+    password: _builtins.str
+    """Input only."""
+    secret: _builtins.str
+    """Input only. Signs as for a webhook; empty = made up, and told once in the answer."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password: _builtins.str = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "secret", b"secret", "topic", b"topic", "url", b"url", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MqttTarget: _TypeAlias = MqttTarget  # noqa: Y015
+
+@_typing.final
+class Subscription(_message.Message):
+    """Who is told of what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    MQTT_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    MIN_SEVERITY_FIELD_NUMBER: _builtins.int
+    TWIN_TYPE_ID_FIELD_NUMBER: _builtins.int
+    TWIN_IDS_FIELD_NUMBER: _builtins.int
+    RETRY_FOR_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Required. Id, [a-z0-9][a-z0-9._-]{0,127}, unique in the tenant."""
+    min_severity: _builtins.int
+    """Only alarms at least this severe, 1 to 1,000; 0 = all."""
+    twin_type_id: _builtins.str
+    """Only twins of this type; empty = all."""
+    description: _builtins.str
+    """Optional. For people, at most 512 bytes."""
+    created_by: _builtins.str
+    """Output only. Who created it."""
+    @_builtins.property
+    def webhook(self) -> Global___WebhookTarget:
+        """To a webhook."""
+
+    @_builtins.property
+    def mqtt(self) -> Global___MqttTarget:
+        """To a broker."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___NoticeKind.ValueType]:
+        """Of what; empty = ALARM."""
+
+    @_builtins.property
+    def twin_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these twins, at most 1,000; empty = all."""
+
+    @_builtins.property
+    def retry_for(self) -> _duration_pb2.Duration:
+        """Optional. How long a delivery is tried, 1 s to 7 days; 0 or absent = 24 h. Then it is given up: an event of the twin says so."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When."""
+
+    @_builtins.property
+    def through(self) -> _position_pb2.LogPosition:
+        """Output only. Up to where notices have been taken up for delivery."""
+
+    @_builtins.property
+    def status(self) -> Global___DeliveryStatus:
+        """Output only. How deliveries go."""
+
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        webhook: Global___WebhookTarget | None = ...,
+        mqtt: Global___MqttTarget | None = ...,
+        kinds: _abc.Iterable[Global___NoticeKind.ValueType] | None = ...,
+        min_severity: _builtins.int = ...,
+        twin_type_id: _builtins.str = ...,
+        twin_ids: _abc.Iterable[_builtins.str] | None = ...,
+        retry_for: _duration_pb2.Duration | None = ...,
+        description: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        through: _position_pb2.LogPosition | None = ...,
+        status: Global___DeliveryStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "mqtt", b"mqtt", "retry_for", b"retry_for", "status", b"status", "target", b"target", "through", b"through", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "description", b"description", "kinds", b"kinds", "min_severity", b"min_severity", "mqtt", b"mqtt", "retry_for", b"retry_for", "status", b"status", "subscription_id", b"subscription_id", "target", b"target", "through", b"through", "twin_ids", b"twin_ids", "twin_type_id", b"twin_type_id", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook", "mqtt"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
+
+@_typing.final
+class DeliveryStatus(_message.Message):
+    """How the deliveries of a subscription go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PENDING_COUNT_FIELD_NUMBER: _builtins.int
+    DEAD_COUNT_FIELD_NUMBER: _builtins.int
+    DELIVERED_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_TIME_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
+    MISSED_COUNT_FIELD_NUMBER: _builtins.int
+    pending_count: _builtins.int
+    """Waiting, or being tried again. Beyond 10,000 the oldest are given up."""
+    dead_count: _builtins.int
+    """Given up and kept, at most 1,000: RetryDeliveries tries them again."""
+    delivered_count: _builtins.int
+    """Taken by the receiver, ever."""
+    failed_attempt_count: _builtins.int
+    """Attempts that failed, ever."""
+    given_up_count: _builtins.int
+    """Given up, ever."""
+    last_error: _builtins.str
+    """Why."""
+    missed_count: _builtins.int
+    """How often notices were missed since more than 10,000 came while nobody took them up."""
+    @_builtins.property
+    def last_success_time(self) -> _timestamp_pb2.Timestamp:
+        """When one was last taken; absent = never."""
+
+    @_builtins.property
+    def last_failure_time(self) -> _timestamp_pb2.Timestamp:
+        """When an attempt last failed; absent = never."""
+
+    @_builtins.property
+    def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when the oldest one waits; absent = none does."""
+
+    def __init__(
+        self,
+        *,
+        pending_count: _builtins.int = ...,
+        dead_count: _builtins.int = ...,
+        delivered_count: _builtins.int = ...,
+        failed_attempt_count: _builtins.int = ...,
+        given_up_count: _builtins.int = ...,
+        last_success_time: _timestamp_pb2.Timestamp | None = ...,
+        last_failure_time: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
+        missed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_failure_time", b"last_failure_time", "last_success_time", b"last_success_time", "oldest_pending_time", b"oldest_pending_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_count", b"dead_count", "delivered_count", b"delivered_count", "failed_attempt_count", b"failed_attempt_count", "given_up_count", b"given_up_count", "last_error", b"last_error", "last_failure_time", b"last_failure_time", "last_success_time", b"last_success_time", "missed_count", b"missed_count", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryStatus: _TypeAlias = DeliveryStatus  # noqa: Y015
+
+@_typing.final
+class CreateSubscriptionRequest(_message.Message):
+    """Asks to create a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Idempotency key."""
+    @_builtins.property
+    def subscription(self) -> Global___Subscription:
+        """Required. The subscription."""
+
+    def __init__(
+        self,
+        *,
+        subscription: Global___Subscription | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSubscriptionRequest: _TypeAlias = CreateSubscriptionRequest  # noqa: Y015
+
+@_typing.final
+class CreateSubscriptionResponse(_message.Message):
+    """The subscription exists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The secret that signs its deliveries. Told here only."""
+    @_builtins.property
+    def subscription(self) -> Global___Subscription:
+        """As stored, without secrets."""
+
+    def __init__(
+        self,
+        *,
+        subscription: Global___Subscription | None = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSubscriptionResponse: _TypeAlias = CreateSubscriptionResponse  # noqa: Y015
+
+@_typing.final
+class GetSubscriptionRequest(_message.Message):
+    """Asks for a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Required. Its id."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSubscriptionRequest: _TypeAlias = GetSubscriptionRequest  # noqa: Y015
+
+@_typing.final
+class GetSubscriptionResponse(_message.Message):
+    """A subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def subscription(self) -> Global___Subscription:
+        """The subscription, without secrets."""
+
+    def __init__(
+        self,
+        *,
+        subscription: Global___Subscription | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSubscriptionResponse: _TypeAlias = GetSubscriptionResponse  # noqa: Y015
+
+@_typing.final
+class ListSubscriptionsRequest(_message.Message):
+    """Asks for the subscriptions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSubscriptionsRequest: _TypeAlias = ListSubscriptionsRequest  # noqa: Y015
+
+@_typing.final
+class ListSubscriptionsResponse(_message.Message):
+    """All subscriptions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subscription]:
+        """By id, at most 100; without secrets."""
+
+    def __init__(
+        self,
+        *,
+        subscriptions: _abc.Iterable[Global___Subscription] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSubscriptionsResponse: _TypeAlias = ListSubscriptionsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSubscriptionRequest(_message.Message):
+    """Asks to delete a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Required. Its id."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSubscriptionRequest: _TypeAlias = DeleteSubscriptionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSubscriptionResponse(_message.Message):
+    """The subscription is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSubscriptionResponse: _TypeAlias = DeleteSubscriptionResponse  # noqa: Y015
+
+@_typing.final
+class RetryDeliveriesRequest(_message.Message):
+    """Asks to try again what was given up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Required. The subscription."""
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeliveriesRequest: _TypeAlias = RetryDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class RetryDeliveriesResponse(_message.Message):
+    """Deliveries wait again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVIVED_COUNT_FIELD_NUMBER: _builtins.int
+    revived_count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        revived_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revived_count", b"revived_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeliveriesResponse: _TypeAlias = RetryDeliveriesResponse  # noqa: Y015

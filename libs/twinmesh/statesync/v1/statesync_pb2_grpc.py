@@ -1174,6 +1174,11 @@ class EventServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.EndEvent = channel.unary_unary(
+                '/twinmesh.statesync.v1.EventService/EndEvent',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer:
@@ -1194,6 +1199,13 @@ class EventServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndEvent(self, request, context):
+        """Ends an event that was recorded without an end. NOT_FOUND: EVENT_NOT_FOUND. Idempotent for the same end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1206,6 +1218,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'EndEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndEvent,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1263,6 +1280,582 @@ class EventService:
             '/twinmesh.statesync.v1.EventService/ListEvents',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.EventService/EndEvent',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.EndEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AlarmServiceStub:
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListAlarms = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/ListAlarms',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsResponse.FromString,
+                _registered_method=True)
+        self.GetAlarm = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/GetAlarm',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmResponse.FromString,
+                _registered_method=True)
+        self.AcknowledgeAlarm = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/AcknowledgeAlarm',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmResponse.FromString,
+                _registered_method=True)
+        self.ShelveAlarm = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/ShelveAlarm',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmResponse.FromString,
+                _registered_method=True)
+        self.UnshelveAlarm = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/UnshelveAlarm',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmResponse.FromString,
+                _registered_method=True)
+        self.SetAlarmService = channel.unary_unary(
+                '/twinmesh.statesync.v1.AlarmService/SetAlarmService',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceResponse.FromString,
+                _registered_method=True)
+
+
+class AlarmServiceServicer:
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch.
+    """
+
+    def ListAlarms(self, request, context):
+        """Lists alarms by twin and rule. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlarm(self, request, context):
+        """Returns an alarm; one that was never raised is CLEARED. NOT_FOUND: TWIN_NOT_FOUND, RULE_NOT_FOUND. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeAlarm(self, request, context):
+        """Acknowledges an alarm: ACTIVE becomes ACKNOWLEDGED, RETURNED becomes CLEARED; acknowledged ones stay. FAILED_PRECONDITION: ALARM_STATE for
+        one that is CLEARED. ABORTED: REVISION_CONFLICT if it was raised again meanwhile (if_raise_count). Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShelveAlarm(self, request, context):
+        """Shelves an alarm: until a time nobody is told of it; its state goes on. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnshelveAlarm(self, request, context):
+        """Ends a shelving before its time. FAILED_PRECONDITION: ALARM_STATE for one that is not shelved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlarmService(self, request, context):
+        """Takes an alarm out of service until it is put back: nobody is told of it; its state goes on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AlarmServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListAlarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlarms,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsResponse.SerializeToString,
+            ),
+            'GetAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlarm,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmResponse.SerializeToString,
+            ),
+            'AcknowledgeAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeAlarm,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmResponse.SerializeToString,
+            ),
+            'ShelveAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShelveAlarm,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmResponse.SerializeToString,
+            ),
+            'UnshelveAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnshelveAlarm,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmResponse.SerializeToString,
+            ),
+            'SetAlarmService': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlarmService,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'twinmesh.statesync.v1.AlarmService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('twinmesh.statesync.v1.AlarmService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AlarmService:
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch.
+    """
+
+    @staticmethod
+    def ListAlarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/ListAlarms',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListAlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/GetAlarm',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetAlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/AcknowledgeAlarm',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.AcknowledgeAlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShelveAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/ShelveAlarm',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ShelveAlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnshelveAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/UnshelveAlarm',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.UnshelveAlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlarmService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.AlarmService/SetAlarmService',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.SetAlarmServiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SubscriptionServiceStub:
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateSubscription = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/CreateSubscription',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionResponse.FromString,
+                _registered_method=True)
+        self.GetSubscription = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/GetSubscription',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionResponse.FromString,
+                _registered_method=True)
+        self.ListSubscriptions = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/ListSubscriptions',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSubscription = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/DeleteSubscription',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.FromString,
+                _registered_method=True)
+        self.RetryDeliveries = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/RetryDeliveries',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesResponse.FromString,
+                _registered_method=True)
+
+
+class SubscriptionServiceServicer:
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm.
+    """
+
+    def CreateSubscription(self, request, context):
+        """Creates a subscription, from now on. ALREADY_EXISTS. RESOURCE_EXHAUSTED beyond 100. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSubscription(self, request, context):
+        """Returns a subscription and how its deliveries go, without secrets. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSubscriptions(self, request, context):
+        """Lists all subscriptions, without secrets. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSubscription(self, request, context):
+        """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeliveries(self, request, context):
+        """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SubscriptionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSubscription,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionResponse.SerializeToString,
+            ),
+            'GetSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSubscription,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionResponse.SerializeToString,
+            ),
+            'ListSubscriptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubscriptions,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsResponse.SerializeToString,
+            ),
+            'DeleteSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSubscription,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.SerializeToString,
+            ),
+            'RetryDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeliveries,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'twinmesh.statesync.v1.SubscriptionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('twinmesh.statesync.v1.SubscriptionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SubscriptionService:
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm.
+    """
+
+    @staticmethod
+    def CreateSubscription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/CreateSubscription',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.CreateSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSubscription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/GetSubscription',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.GetSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSubscriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/ListSubscriptions',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.ListSubscriptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSubscription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/DeleteSubscription',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/RetryDeliveries',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

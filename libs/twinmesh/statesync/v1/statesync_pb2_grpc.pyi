@@ -478,6 +478,8 @@ class EventServiceStub:
     """Records an event. NOT_FOUND: TWIN_NOT_FOUND. Idempotent by request_id."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListEventsRequest, _statesync_pb2.ListEventsResponse]
     """Lists events of a twin by start time, newest first. Idempotent."""
+    EndEvent: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.EndEventRequest, _statesync_pb2.EndEventResponse]
+    """Ends an event that was recorded without an end. NOT_FOUND: EVENT_NOT_FOUND. Idempotent for the same end."""
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -488,6 +490,8 @@ class EventServiceAsyncStub(EventServiceStub):
     """Records an event. NOT_FOUND: TWIN_NOT_FOUND. Idempotent by request_id."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListEventsRequest, _statesync_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Lists events of a twin by start time, newest first. Idempotent."""
+    EndEvent: _aio.UnaryUnaryMultiCallable[_statesync_pb2.EndEventRequest, _statesync_pb2.EndEventResponse]  # type: ignore[assignment]
+    """Ends an event that was recorded without an end. NOT_FOUND: EVENT_NOT_FOUND. Idempotent for the same end."""
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """Dated facts of twins."""
@@ -508,4 +512,188 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_statesync_pb2.ListEventsResponse, _abc.Awaitable[_statesync_pb2.ListEventsResponse]]:
         """Lists events of a twin by start time, newest first. Idempotent."""
 
+    @_abc_1.abstractmethod
+    def EndEvent(
+        self,
+        request: _statesync_pb2.EndEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.EndEventResponse, _abc.Awaitable[_statesync_pb2.EndEventResponse]]:
+        """Ends an event that was recorded without an end. NOT_FOUND: EVENT_NOT_FOUND. Idempotent for the same end."""
+
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AlarmServiceStub:
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AlarmServiceAsyncStub: ...
+    ListAlarms: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListAlarmsRequest, _statesync_pb2.ListAlarmsResponse]
+    """Lists alarms by twin and rule. Idempotent."""
+    GetAlarm: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetAlarmRequest, _statesync_pb2.GetAlarmResponse]
+    """Returns an alarm; one that was never raised is CLEARED. NOT_FOUND: TWIN_NOT_FOUND, RULE_NOT_FOUND. Idempotent."""
+    AcknowledgeAlarm: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeAlarmRequest, _statesync_pb2.AcknowledgeAlarmResponse]
+    """Acknowledges an alarm: ACTIVE becomes ACKNOWLEDGED, RETURNED becomes CLEARED; acknowledged ones stay. FAILED_PRECONDITION: ALARM_STATE for
+    one that is CLEARED. ABORTED: REVISION_CONFLICT if it was raised again meanwhile (if_raise_count). Idempotent by request_id.
+    """
+    ShelveAlarm: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ShelveAlarmRequest, _statesync_pb2.ShelveAlarmResponse]
+    """Shelves an alarm: until a time nobody is told of it; its state goes on. Idempotent by request_id."""
+    UnshelveAlarm: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.UnshelveAlarmRequest, _statesync_pb2.UnshelveAlarmResponse]
+    """Ends a shelving before its time. FAILED_PRECONDITION: ALARM_STATE for one that is not shelved."""
+    SetAlarmService: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.SetAlarmServiceRequest, _statesync_pb2.SetAlarmServiceResponse]
+    """Takes an alarm out of service until it is put back: nobody is told of it; its state goes on. Idempotent."""
+
+@_typing.type_check_only
+class AlarmServiceAsyncStub(AlarmServiceStub):
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListAlarms: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListAlarmsRequest, _statesync_pb2.ListAlarmsResponse]  # type: ignore[assignment]
+    """Lists alarms by twin and rule. Idempotent."""
+    GetAlarm: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetAlarmRequest, _statesync_pb2.GetAlarmResponse]  # type: ignore[assignment]
+    """Returns an alarm; one that was never raised is CLEARED. NOT_FOUND: TWIN_NOT_FOUND, RULE_NOT_FOUND. Idempotent."""
+    AcknowledgeAlarm: _aio.UnaryUnaryMultiCallable[_statesync_pb2.AcknowledgeAlarmRequest, _statesync_pb2.AcknowledgeAlarmResponse]  # type: ignore[assignment]
+    """Acknowledges an alarm: ACTIVE becomes ACKNOWLEDGED, RETURNED becomes CLEARED; acknowledged ones stay. FAILED_PRECONDITION: ALARM_STATE for
+    one that is CLEARED. ABORTED: REVISION_CONFLICT if it was raised again meanwhile (if_raise_count). Idempotent by request_id.
+    """
+    ShelveAlarm: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ShelveAlarmRequest, _statesync_pb2.ShelveAlarmResponse]  # type: ignore[assignment]
+    """Shelves an alarm: until a time nobody is told of it; its state goes on. Idempotent by request_id."""
+    UnshelveAlarm: _aio.UnaryUnaryMultiCallable[_statesync_pb2.UnshelveAlarmRequest, _statesync_pb2.UnshelveAlarmResponse]  # type: ignore[assignment]
+    """Ends a shelving before its time. FAILED_PRECONDITION: ALARM_STATE for one that is not shelved."""
+    SetAlarmService: _aio.UnaryUnaryMultiCallable[_statesync_pb2.SetAlarmServiceRequest, _statesync_pb2.SetAlarmServiceResponse]  # type: ignore[assignment]
+    """Takes an alarm out of service until it is put back: nobody is told of it; its state goes on. Idempotent."""
+
+class AlarmServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Alarms of twins, raised by the rules of their types. They are also in every replica and in every watch."""
+
+    @_abc_1.abstractmethod
+    def ListAlarms(
+        self,
+        request: _statesync_pb2.ListAlarmsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.ListAlarmsResponse, _abc.Awaitable[_statesync_pb2.ListAlarmsResponse]]:
+        """Lists alarms by twin and rule. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetAlarm(
+        self,
+        request: _statesync_pb2.GetAlarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.GetAlarmResponse, _abc.Awaitable[_statesync_pb2.GetAlarmResponse]]:
+        """Returns an alarm; one that was never raised is CLEARED. NOT_FOUND: TWIN_NOT_FOUND, RULE_NOT_FOUND. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeAlarm(
+        self,
+        request: _statesync_pb2.AcknowledgeAlarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.AcknowledgeAlarmResponse, _abc.Awaitable[_statesync_pb2.AcknowledgeAlarmResponse]]:
+        """Acknowledges an alarm: ACTIVE becomes ACKNOWLEDGED, RETURNED becomes CLEARED; acknowledged ones stay. FAILED_PRECONDITION: ALARM_STATE for
+        one that is CLEARED. ABORTED: REVISION_CONFLICT if it was raised again meanwhile (if_raise_count). Idempotent by request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def ShelveAlarm(
+        self,
+        request: _statesync_pb2.ShelveAlarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.ShelveAlarmResponse, _abc.Awaitable[_statesync_pb2.ShelveAlarmResponse]]:
+        """Shelves an alarm: until a time nobody is told of it; its state goes on. Idempotent by request_id."""
+
+    @_abc_1.abstractmethod
+    def UnshelveAlarm(
+        self,
+        request: _statesync_pb2.UnshelveAlarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.UnshelveAlarmResponse, _abc.Awaitable[_statesync_pb2.UnshelveAlarmResponse]]:
+        """Ends a shelving before its time. FAILED_PRECONDITION: ALARM_STATE for one that is not shelved."""
+
+    @_abc_1.abstractmethod
+    def SetAlarmService(
+        self,
+        request: _statesync_pb2.SetAlarmServiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.SetAlarmServiceResponse, _abc.Awaitable[_statesync_pb2.SetAlarmServiceResponse]]:
+        """Takes an alarm out of service until it is put back: nobody is told of it; its state goes on. Idempotent."""
+
+def add_AlarmServiceServicer_to_server(servicer: AlarmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SubscriptionServiceStub:
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SubscriptionServiceAsyncStub: ...
+    CreateSubscription: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.CreateSubscriptionRequest, _statesync_pb2.CreateSubscriptionResponse]
+    """Creates a subscription, from now on. ALREADY_EXISTS. RESOURCE_EXHAUSTED beyond 100. Idempotent by request_id."""
+    GetSubscription: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.GetSubscriptionRequest, _statesync_pb2.GetSubscriptionResponse]
+    """Returns a subscription and how its deliveries go, without secrets. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent."""
+    ListSubscriptions: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.ListSubscriptionsRequest, _statesync_pb2.ListSubscriptionsResponse]
+    """Lists all subscriptions, without secrets. Idempotent."""
+    DeleteSubscription: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.DeleteSubscriptionRequest, _statesync_pb2.DeleteSubscriptionResponse]
+    """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+    RetryDeliveries: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.RetryDeliveriesRequest, _statesync_pb2.RetryDeliveriesResponse]
+    """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+
+@_typing.type_check_only
+class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateSubscription: _aio.UnaryUnaryMultiCallable[_statesync_pb2.CreateSubscriptionRequest, _statesync_pb2.CreateSubscriptionResponse]  # type: ignore[assignment]
+    """Creates a subscription, from now on. ALREADY_EXISTS. RESOURCE_EXHAUSTED beyond 100. Idempotent by request_id."""
+    GetSubscription: _aio.UnaryUnaryMultiCallable[_statesync_pb2.GetSubscriptionRequest, _statesync_pb2.GetSubscriptionResponse]  # type: ignore[assignment]
+    """Returns a subscription and how its deliveries go, without secrets. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent."""
+    ListSubscriptions: _aio.UnaryUnaryMultiCallable[_statesync_pb2.ListSubscriptionsRequest, _statesync_pb2.ListSubscriptionsResponse]  # type: ignore[assignment]
+    """Lists all subscriptions, without secrets. Idempotent."""
+    DeleteSubscription: _aio.UnaryUnaryMultiCallable[_statesync_pb2.DeleteSubscriptionRequest, _statesync_pb2.DeleteSubscriptionResponse]  # type: ignore[assignment]
+    """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+    RetryDeliveries: _aio.UnaryUnaryMultiCallable[_statesync_pb2.RetryDeliveriesRequest, _statesync_pb2.RetryDeliveriesResponse]  # type: ignore[assignment]
+    """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+
+class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Who is told of alarms and events, by signed webhook or MQTT; at least once, in order for each alarm."""
+
+    @_abc_1.abstractmethod
+    def CreateSubscription(
+        self,
+        request: _statesync_pb2.CreateSubscriptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.CreateSubscriptionResponse, _abc.Awaitable[_statesync_pb2.CreateSubscriptionResponse]]:
+        """Creates a subscription, from now on. ALREADY_EXISTS. RESOURCE_EXHAUSTED beyond 100. Idempotent by request_id."""
+
+    @_abc_1.abstractmethod
+    def GetSubscription(
+        self,
+        request: _statesync_pb2.GetSubscriptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.GetSubscriptionResponse, _abc.Awaitable[_statesync_pb2.GetSubscriptionResponse]]:
+        """Returns a subscription and how its deliveries go, without secrets. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListSubscriptions(
+        self,
+        request: _statesync_pb2.ListSubscriptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.ListSubscriptionsResponse, _abc.Awaitable[_statesync_pb2.ListSubscriptionsResponse]]:
+        """Lists all subscriptions, without secrets. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def DeleteSubscription(
+        self,
+        request: _statesync_pb2.DeleteSubscriptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.DeleteSubscriptionResponse, _abc.Awaitable[_statesync_pb2.DeleteSubscriptionResponse]]:
+        """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RetryDeliveries(
+        self,
+        request: _statesync_pb2.RetryDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.RetryDeliveriesResponse, _abc.Awaitable[_statesync_pb2.RetryDeliveriesResponse]]:
+        """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+
+def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

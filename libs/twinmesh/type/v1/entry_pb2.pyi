@@ -878,6 +878,188 @@ class MigrateTwinsEntry(_message.Message):
 Global___MigrateTwinsEntry: _TypeAlias = MigrateTwinsEntry  # noqa: Y015
 
 @_typing.final
+class AcknowledgeAlarmEntry(_message.Message):
+    """Acknowledges an alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    IF_RAISE_COUNT_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    rule: _builtins.str
+    """The rule."""
+    note: _builtins.str
+    """What the caller notes."""
+    if_raise_count: _builtins.int
+    """Condition: how often the alarm was raised, as the caller saw it; 0 = none."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        note: _builtins.str = ...,
+        if_raise_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_raise_count", b"if_raise_count", "note", b"note", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeAlarmEntry: _TypeAlias = AcknowledgeAlarmEntry  # noqa: Y015
+
+@_typing.final
+class ShelveAlarmEntry(_message.Message):
+    """Shelves an alarm until a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    rule: _builtins.str
+    """The rule."""
+    note: _builtins.str
+    """What the caller notes."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "rule", b"rule", "twin_id", b"twin_id", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShelveAlarmEntry: _TypeAlias = ShelveAlarmEntry  # noqa: Y015
+
+@_typing.final
+class UnshelveAlarmEntry(_message.Message):
+    """Ends the shelving of an alarm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    rule: _builtins.str
+    """The rule."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshelveAlarmEntry: _TypeAlias = UnshelveAlarmEntry  # noqa: Y015
+
+@_typing.final
+class SetAlarmServiceEntry(_message.Message):
+    """Takes an alarm out of service, or puts it back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    OUT_OF_SERVICE_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    rule: _builtins.str
+    """The rule."""
+    out_of_service: _builtins.bool
+    """Whether nobody shall be told of it."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        out_of_service: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["out_of_service", b"out_of_service", "rule", b"rule", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAlarmServiceEntry: _TypeAlias = SetAlarmServiceEntry  # noqa: Y015
+
+@_typing.final
+class LookAtAlarmsEntry(_message.Message):
+    """Says that time has passed for a twin's alarms: delays, absences, shelvings and maintenance that are over at this entry's commit time take
+    effect; written by state-sync's clock so that every fold sees it at one offset. Without effect when nothing is due.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookAtAlarmsEntry: _TypeAlias = LookAtAlarmsEntry  # noqa: Y015
+
+@_typing.final
+class EndEventEntry(_message.Message):
+    """Ends an event that was still going on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWIN_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    twin_id: _builtins.str
+    """The twin."""
+    event_id: _builtins.str
+    """The event."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        twin_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "event_id", b"event_id", "twin_id", b"twin_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndEventEntry: _TypeAlias = EndEventEntry  # noqa: Y015
+
+@_typing.final
 class ControlEntry(_message.Message):
     """A control entry of the log. The fold decides its condition at the entry's own offset; a rejected entry has no effect."""
 
@@ -904,6 +1086,12 @@ class ControlEntry(_message.Message):
     UPDATE_TWIN_FIELD_NUMBER: _builtins.int
     CREATE_TWINS_FIELD_NUMBER: _builtins.int
     MIGRATE_TWINS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_ALARM_FIELD_NUMBER: _builtins.int
+    SHELVE_ALARM_FIELD_NUMBER: _builtins.int
+    UNSHELVE_ALARM_FIELD_NUMBER: _builtins.int
+    SET_ALARM_SERVICE_FIELD_NUMBER: _builtins.int
+    LOOK_AT_ALARMS_FIELD_NUMBER: _builtins.int
+    END_EVENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request that wrote it; the same id again has no second effect. Unique within the tenant."""
     principal: _builtins.str
@@ -984,6 +1172,30 @@ class ControlEntry(_message.Message):
     def migrate_twins(self) -> Global___MigrateTwinsEntry:
         """Brings twins to another version of their type."""
 
+    @_builtins.property
+    def acknowledge_alarm(self) -> Global___AcknowledgeAlarmEntry:
+        """Acknowledges an alarm."""
+
+    @_builtins.property
+    def shelve_alarm(self) -> Global___ShelveAlarmEntry:
+        """Shelves an alarm."""
+
+    @_builtins.property
+    def unshelve_alarm(self) -> Global___UnshelveAlarmEntry:
+        """Ends the shelving of an alarm."""
+
+    @_builtins.property
+    def set_alarm_service(self) -> Global___SetAlarmServiceEntry:
+        """Takes an alarm out of service, or puts it back."""
+
+    @_builtins.property
+    def look_at_alarms(self) -> Global___LookAtAlarmsEntry:
+        """Says that time has passed for a twin's alarms."""
+
+    @_builtins.property
+    def end_event(self) -> Global___EndEventEntry:
+        """Ends an event that was still going on."""
+
     def __init__(
         self,
         *,
@@ -1008,12 +1220,18 @@ class ControlEntry(_message.Message):
         update_twin: Global___UpdateTwinEntry | None = ...,
         create_twins: Global___CreateTwinsEntry | None = ...,
         migrate_twins: Global___MigrateTwinsEntry | None = ...,
+        acknowledge_alarm: Global___AcknowledgeAlarmEntry | None = ...,
+        shelve_alarm: Global___ShelveAlarmEntry | None = ...,
+        unshelve_alarm: Global___UnshelveAlarmEntry | None = ...,
+        set_alarm_service: Global___SetAlarmServiceEntry | None = ...,
+        look_at_alarms: Global___LookAtAlarmsEntry | None = ...,
+        end_event: Global___EndEventEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "migrate_twins", b"migrate_twins", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alarm", b"acknowledge_alarm", "acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "end_event", b"end_event", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "look_at_alarms", b"look_at_alarms", "migrate_twins", b"migrate_twins", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "set_alarm_service", b"set_alarm_service", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "shelve_alarm", b"shelve_alarm", "unshelve_alarm", b"unshelve_alarm", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "migrate_twins", b"migrate_twins", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alarm", b"acknowledge_alarm", "acknowledge_desired", b"acknowledge_desired", "action", b"action", "cancel_command", b"cancel_command", "create_twin", b"create_twin", "create_twin_type", b"create_twin_type", "create_twins", b"create_twins", "delete_range", b"delete_range", "delete_twin", b"delete_twin", "drop_history", b"drop_history", "end_event", b"end_event", "erase_twin", b"erase_twin", "expire_desired", b"expire_desired", "look_at_alarms", b"look_at_alarms", "migrate_twins", b"migrate_twins", "principal", b"principal", "queue_command", b"queue_command", "record_event", b"record_event", "record_prediction", b"record_prediction", "request_id", b"request_id", "set_alarm_service", b"set_alarm_service", "set_connectivities", b"set_connectivities", "set_connectivity", b"set_connectivity", "set_desired", b"set_desired", "shelve_alarm", b"shelve_alarm", "unshelve_alarm", b"unshelve_alarm", "update_command", b"update_command", "update_twin", b"update_twin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "set_connectivities", "acknowledge_desired", "cancel_command", "update_twin", "create_twins", "migrate_twins"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["create_twin_type", "create_twin", "delete_twin", "set_desired", "record_prediction", "queue_command", "update_command", "record_event", "expire_desired", "set_connectivity", "delete_range", "erase_twin", "drop_history", "set_connectivities", "acknowledge_desired", "cancel_command", "update_twin", "create_twins", "migrate_twins", "acknowledge_alarm", "shelve_alarm", "unshelve_alarm", "set_alarm_service", "look_at_alarms", "end_event"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 

@@ -112,6 +112,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
     ERROR_REASON_PAGE_EXPIRED: _ErrorReason.ValueType  # 45
     """OUT_OF_RANGE: the offset that the pages of a list reflect is no longer kept; begin the list again."""
+    ERROR_REASON_RULE_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """NOT_FOUND: the twin's type has no such rule; metadata "rules" lists those it has."""
+    ERROR_REASON_ALARM_STATE: _ErrorReason.ValueType  # 51
+    """FAILED_PRECONDITION: the alarm is in a state that does not allow this; metadata "state" names it."""
+    ERROR_REASON_SUBSCRIPTION_NOT_FOUND: _ErrorReason.ValueType  # 52
+    """NOT_FOUND: no such subscription."""
+    ERROR_REASON_EVENT_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """NOT_FOUND: no such event."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The frozen register of reasons that travel in google.rpc.ErrorInfo.reason with domain "twinmesh".
@@ -208,4 +216,12 @@ ERROR_REASON_RELATIONSHIP_TARGET: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the target of a relationship does not exist or is of another type than the relationship allows."""
 ERROR_REASON_PAGE_EXPIRED: ErrorReason.ValueType  # 45
 """OUT_OF_RANGE: the offset that the pages of a list reflect is no longer kept; begin the list again."""
+ERROR_REASON_RULE_NOT_FOUND: ErrorReason.ValueType  # 50
+"""NOT_FOUND: the twin's type has no such rule; metadata "rules" lists those it has."""
+ERROR_REASON_ALARM_STATE: ErrorReason.ValueType  # 51
+"""FAILED_PRECONDITION: the alarm is in a state that does not allow this; metadata "state" names it."""
+ERROR_REASON_SUBSCRIPTION_NOT_FOUND: ErrorReason.ValueType  # 52
+"""NOT_FOUND: no such subscription."""
+ERROR_REASON_EVENT_NOT_FOUND: ErrorReason.ValueType  # 53
+"""NOT_FOUND: no such event."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwinmesh/type/v1/event.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.twinmesh.type.v1.EventKind\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x03\x12\x0f\n\x07\x63hannel\x18\t \x01(\t*\xc9\x01\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45VENT_KIND_FAILURE\x10\x01\x12\x1a\n\x16\x45VENT_KIND_MAINTENANCE\x10\x02\x12\x1a\n\x16\x45VENT_KIND_REPLACEMENT\x10\x03\x12\x1d\n\x19\x45VENT_KIND_OPERATING_MODE\x10\x04\x12\x13\n\x0f\x45VENT_KIND_NOTE\x10\x05\x12\x1c\n\x18\x45VENT_KIND_NOT_CONVERGED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwinmesh/type/v1/event.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07twin_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.twinmesh.type.v1.EventKind\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x03\x12\x0f\n\x07\x63hannel\x18\t \x01(\t*\xe9\x01\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45VENT_KIND_FAILURE\x10\x01\x12\x1a\n\x16\x45VENT_KIND_MAINTENANCE\x10\x02\x12\x1a\n\x16\x45VENT_KIND_REPLACEMENT\x10\x03\x12\x1d\n\x19\x45VENT_KIND_OPERATING_MODE\x10\x04\x12\x13\n\x0f\x45VENT_KIND_NOTE\x10\x05\x12\x1c\n\x18\x45VENT_KIND_NOT_CONVERGED\x10\x06\x12\x1e\n\x1a\x45VENT_KIND_DELIVERY_FAILED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.type.v1.event_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENTKIND']._serialized_start=330
-  _globals['_EVENTKIND']._serialized_end=531
+  _globals['_EVENTKIND']._serialized_end=563
   _globals['_EVENT']._serialized_start=84
   _globals['_EVENT']._serialized_end=327
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A remark."""
     EVENT_KIND_NOT_CONVERGED: _EventKind.ValueType  # 6
     """Written by the server: a desired value was not met by its deadline."""
+    EVENT_KIND_DELIVERY_FAILED: _EventKind.ValueType  # 7
+    """Written by the server: something about this twin could not be delivered to a subscription; mode names it."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a dated fact of a twin is."""
@@ -56,6 +58,8 @@ EVENT_KIND_NOTE: EventKind.ValueType  # 5
 """A remark."""
 EVENT_KIND_NOT_CONVERGED: EventKind.ValueType  # 6
 """Written by the server: a desired value was not met by its deadline."""
+EVENT_KIND_DELIVERY_FAILED: EventKind.ValueType  # 7
+"""Written by the server: something about this twin could not be delivered to a subscription; mode names it."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final

@@ -23,38 +23,39 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from twinmesh.type.v1 import alarm_pb2 as twinmesh_dot_type_dot_v1_dot_alarm__pb2
 from twinmesh.type.v1 import observation_pb2 as twinmesh_dot_type_dot_v1_dot_observation__pb2
 from twinmesh.type.v1 import prediction_pb2 as twinmesh_dot_type_dot_v1_dot_prediction__pb2
 from twinmesh.type.v1 import twin_pb2 as twinmesh_dot_type_dot_v1_dot_twin__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwinmesh/type/v1/replica.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"twinmesh/type/v1/observation.proto\x1a!twinmesh/type/v1/prediction.proto\x1a\x1btwinmesh/type/v1/twin.proto\"\xb4\x01\n\rReportedValue\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12*\n\x07quality\x18\x03 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\xa9\x03\n\x0c\x44\x65siredValue\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.DesiredState\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x11\n\trejection\x18\x06 \x01(\t\x12\x12\n\ncommand_id\x18\x07 \x01(\t\x12/\n\x0b\x64\x65lta_since\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\ttolerance\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12,\n\x08set_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x66irst_met_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64rift_count\x18\x18 \x01(\x05\x42\x0c\n\n_tolerance\"|\n\x16\x44\x65siredAcknowledgement\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\nset_offset\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.DesiredState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"q\n\tDeltaItem\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12(\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12)\n\x08reported\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\"R\n\rReportedFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x06values\x18\x02 \x03(\x0b\x32\x1f.twinmesh.type.v1.ReportedValue\"a\n\x0c\x44\x65siredFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x06values\x18\x02 \x03(\x0b\x32\x1e.twinmesh.type.v1.DesiredValue\x12\x0f\n\x07removed\x18\x03 \x03(\t\"U\n\x0ePredictedFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x31\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x1c.twinmesh.type.v1.Prediction\"3\n\x05\x44\x65lta\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.DeltaItem\"\xf7\x02\n\x07Replica\x12$\n\x04twin\x18\x01 \x01(\x0b\x32\x16.twinmesh.type.v1.Twin\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x31\n\x08reported\x18\x04 \x01(\x0b\x32\x1f.twinmesh.type.v1.ReportedFacet\x12/\n\x07\x64\x65sired\x18\x05 \x01(\x0b\x32\x1e.twinmesh.type.v1.DesiredFacet\x12\x33\n\tpredicted\x18\x06 \x01(\x0b\x32 .twinmesh.type.v1.PredictedFacet\x12&\n\x05\x64\x65lta\x18\x07 \x01(\x0b\x32\x17.twinmesh.type.v1.Delta\x12\x34\n\x0c\x63onnectivity\x18\x08 \x01(\x0e\x32\x1e.twinmesh.type.v1.Connectivity\x12-\n\tresiduals\x18\x19 \x03(\x0b\x32\x1a.twinmesh.type.v1.Residual*\x90\x01\n\x0c\x43onnectivity\x12\x1c\n\x18\x43ONNECTIVITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ONNECTIVITY_ONLINE\x10\x01\x12\x16\n\x12\x43ONNECTIVITY_STALE\x10\x02\x12\x18\n\x14\x43ONNECTIVITY_OFFLINE\x10\x03\x12\x17\n\x13\x43ONNECTIVITY_REPLAY\x10\x04*\xb7\x01\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45SIRED_STATE_PENDING\x10\x01\x12\x1b\n\x17\x44\x45SIRED_STATE_DELIVERED\x10\x02\x12\x19\n\x15\x44\x45SIRED_STATE_APPLIED\x10\x03\x12\x1a\n\x16\x44\x45SIRED_STATE_REJECTED\x10\x04\x12\x19\n\x15\x44\x45SIRED_STATE_EXPIRED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwinmesh/type/v1/replica.proto\x12\x10twinmesh.type.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctwinmesh/type/v1/alarm.proto\x1a\"twinmesh/type/v1/observation.proto\x1a!twinmesh/type/v1/prediction.proto\x1a\x1btwinmesh/type/v1/twin.proto\"\xb4\x01\n\rReportedValue\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12*\n\x07quality\x18\x03 \x01(\x0e\x32\x19.twinmesh.type.v1.Quality\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\xa9\x03\n\x0c\x44\x65siredValue\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.DesiredState\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x11\n\trejection\x18\x06 \x01(\t\x12\x12\n\ncommand_id\x18\x07 \x01(\t\x12/\n\x0b\x64\x65lta_since\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\ttolerance\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12,\n\x08set_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x66irst_met_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64rift_count\x18\x18 \x01(\x05\x42\x0c\n\n_tolerance\"|\n\x16\x44\x65siredAcknowledgement\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\nset_offset\x18\x02 \x01(\x03\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.twinmesh.type.v1.DesiredState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"q\n\tDeltaItem\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12(\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12)\n\x08reported\x18\x03 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\"R\n\rReportedFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x06values\x18\x02 \x03(\x0b\x32\x1f.twinmesh.type.v1.ReportedValue\"a\n\x0c\x44\x65siredFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x06values\x18\x02 \x03(\x0b\x32\x1e.twinmesh.type.v1.DesiredValue\x12\x0f\n\x07removed\x18\x03 \x03(\t\"U\n\x0ePredictedFacet\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x31\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x1c.twinmesh.type.v1.Prediction\"3\n\x05\x44\x65lta\x12*\n\x05items\x18\x01 \x03(\x0b\x32\x1b.twinmesh.type.v1.DeltaItem\"\xa0\x03\n\x07Replica\x12$\n\x04twin\x18\x01 \x01(\x0b\x32\x16.twinmesh.type.v1.Twin\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x31\n\x08reported\x18\x04 \x01(\x0b\x32\x1f.twinmesh.type.v1.ReportedFacet\x12/\n\x07\x64\x65sired\x18\x05 \x01(\x0b\x32\x1e.twinmesh.type.v1.DesiredFacet\x12\x33\n\tpredicted\x18\x06 \x01(\x0b\x32 .twinmesh.type.v1.PredictedFacet\x12&\n\x05\x64\x65lta\x18\x07 \x01(\x0b\x32\x17.twinmesh.type.v1.Delta\x12\x34\n\x0c\x63onnectivity\x18\x08 \x01(\x0e\x32\x1e.twinmesh.type.v1.Connectivity\x12-\n\tresiduals\x18\x19 \x03(\x0b\x32\x1a.twinmesh.type.v1.Residual\x12\'\n\x06\x61larms\x18\x14 \x03(\x0b\x32\x17.twinmesh.type.v1.Alarm*\x90\x01\n\x0c\x43onnectivity\x12\x1c\n\x18\x43ONNECTIVITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ONNECTIVITY_ONLINE\x10\x01\x12\x16\n\x12\x43ONNECTIVITY_STALE\x10\x02\x12\x18\n\x14\x43ONNECTIVITY_OFFLINE\x10\x03\x12\x17\n\x13\x43ONNECTIVITY_REPLAY\x10\x04*\xb7\x01\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45SIRED_STATE_PENDING\x10\x01\x12\x1b\n\x17\x44\x45SIRED_STATE_DELIVERED\x10\x02\x12\x19\n\x15\x44\x45SIRED_STATE_APPLIED\x10\x03\x12\x1a\n\x16\x44\x45SIRED_STATE_REJECTED\x10\x04\x12\x19\n\x15\x44\x45SIRED_STATE_EXPIRED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.type.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTIVITY']._serialized_start=1739
-  _globals['_CONNECTIVITY']._serialized_end=1883
-  _globals['_DESIREDSTATE']._serialized_start=1886
-  _globals['_DESIREDSTATE']._serialized_end=2069
-  _globals['_REPORTEDVALUE']._serialized_start=186
-  _globals['_REPORTEDVALUE']._serialized_end=366
-  _globals['_DESIREDVALUE']._serialized_start=369
-  _globals['_DESIREDVALUE']._serialized_end=794
-  _globals['_DESIREDACKNOWLEDGEMENT']._serialized_start=796
-  _globals['_DESIREDACKNOWLEDGEMENT']._serialized_end=920
-  _globals['_DELTAITEM']._serialized_start=922
-  _globals['_DELTAITEM']._serialized_end=1035
-  _globals['_REPORTEDFACET']._serialized_start=1037
-  _globals['_REPORTEDFACET']._serialized_end=1119
-  _globals['_DESIREDFACET']._serialized_start=1121
-  _globals['_DESIREDFACET']._serialized_end=1218
-  _globals['_PREDICTEDFACET']._serialized_start=1220
-  _globals['_PREDICTEDFACET']._serialized_end=1305
-  _globals['_DELTA']._serialized_start=1307
-  _globals['_DELTA']._serialized_end=1358
-  _globals['_REPLICA']._serialized_start=1361
-  _globals['_REPLICA']._serialized_end=1736
+  _globals['_CONNECTIVITY']._serialized_start=1810
+  _globals['_CONNECTIVITY']._serialized_end=1954
+  _globals['_DESIREDSTATE']._serialized_start=1957
+  _globals['_DESIREDSTATE']._serialized_end=2140
+  _globals['_REPORTEDVALUE']._serialized_start=216
+  _globals['_REPORTEDVALUE']._serialized_end=396
+  _globals['_DESIREDVALUE']._serialized_start=399
+  _globals['_DESIREDVALUE']._serialized_end=824
+  _globals['_DESIREDACKNOWLEDGEMENT']._serialized_start=826
+  _globals['_DESIREDACKNOWLEDGEMENT']._serialized_end=950
+  _globals['_DELTAITEM']._serialized_start=952
+  _globals['_DELTAITEM']._serialized_end=1065
+  _globals['_REPORTEDFACET']._serialized_start=1067
+  _globals['_REPORTEDFACET']._serialized_end=1149
+  _globals['_DESIREDFACET']._serialized_start=1151
+  _globals['_DESIREDFACET']._serialized_end=1248
+  _globals['_PREDICTEDFACET']._serialized_start=1250
+  _globals['_PREDICTEDFACET']._serialized_end=1335
+  _globals['_DELTA']._serialized_start=1337
+  _globals['_DELTA']._serialized_end=1388
+  _globals['_REPLICA']._serialized_start=1391
+  _globals['_REPLICA']._serialized_end=1807
 # @@protoc_insertion_point(module_scope)

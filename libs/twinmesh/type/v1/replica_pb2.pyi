@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.type.v1 import alarm_pb2 as _alarm_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 from twinmesh.type.v1 import prediction_pb2 as _prediction_pb2
 from twinmesh.type.v1 import twin_pb2 as _twin_pb2
@@ -414,6 +415,7 @@ class Replica(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     CONNECTIVITY_FIELD_NUMBER: _builtins.int
     RESIDUALS_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Dense revision of the twin, 1..n, going on across delete and re-create."""
     offset: _builtins.int
@@ -444,6 +446,10 @@ class Replica(_message.Message):
     def residuals(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Residual]:
         """How predictions compare with the facts: one per channel and model that predicted it."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_alarm_pb2.Alarm]:
+        """Alarms that are not CLEARED, or are shelved or out of service; by rule."""
+
     def __init__(
         self,
         *,
@@ -456,10 +462,11 @@ class Replica(_message.Message):
         delta: Global___Delta | None = ...,
         connectivity: Global___Connectivity.ValueType = ...,
         residuals: _abc.Iterable[_prediction_pb2.Residual] | None = ...,
+        alarms: _abc.Iterable[_alarm_pb2.Alarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "desired", b"desired", "predicted", b"predicted", "reported", b"reported", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "offset", b"offset", "predicted", b"predicted", "reported", b"reported", "residuals", b"residuals", "revision", b"revision", "twin", b"twin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "connectivity", b"connectivity", "delta", b"delta", "desired", b"desired", "offset", b"offset", "predicted", b"predicted", "reported", b"reported", "residuals", b"residuals", "revision", b"revision", "twin", b"twin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

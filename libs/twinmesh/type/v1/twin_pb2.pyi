@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.type.v1 import alarm_pb2 as _alarm_pb2
 from twinmesh.type.v1 import observation_pb2 as _observation_pb2
 import builtins as _builtins
 import sys
@@ -575,6 +576,7 @@ class TwinType(_message.Message):
     GEOMETRY_FIELD_NUMBER: _builtins.int
     ANCESTORS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     twin_type_id: _builtins.str
     """Required. Id, [a-z0-9][a-z0-9._-]{0,127}."""
     version: _builtins.int
@@ -614,6 +616,10 @@ class TwinType(_message.Message):
     def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Ids of the types it extends, nearest first: it is one of each."""
 
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[_alarm_pb2.AlarmRule]:
+        """Optional. Rules that raise alarms of its twins; at most 100."""
+
     def __init__(
         self,
         *,
@@ -629,10 +635,11 @@ class TwinType(_message.Message):
         geometry: Global___Geometry | None = ...,
         ancestors: _abc.Iterable[_builtins.str] | None = ...,
         description: _builtins.str = ...,
+        rules: _abc.Iterable[_alarm_pb2.AlarmRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "channels", b"channels", "commands", b"commands", "create_offset", b"create_offset", "description", b"description", "display_name", b"display_name", "extends", b"extends", "geometry", b"geometry", "properties", b"properties", "relationships", b"relationships", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "channels", b"channels", "commands", b"commands", "create_offset", b"create_offset", "description", b"description", "display_name", b"display_name", "extends", b"extends", "geometry", b"geometry", "properties", b"properties", "relationships", b"relationships", "rules", b"rules", "twin_type_id", b"twin_type_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,7 @@ from twinmesh_statesync.domain.entries import (
 from twinmesh_statesync.domain.events import Connectivity
 from twinmesh_statesync.domain.replica import DesiredState
 from twinmesh_statesync.domain.values import Value
+from twinmesh_statesync.rpc.mapping.alarms import ALARM_DECODERS, ALARM_ENCODERS
 from twinmesh_statesync.rpc.mapping.conditions import conditions_from_messages, conditions_to_messages
 from twinmesh_statesync.rpc.mapping.values import (
     command_state_from_message,
@@ -223,6 +224,7 @@ _ENCODERS: Final[dict[type, Callable[[Any], tuple[str, Any]]]] = {
             last_arrival=time_to_message(a.last_arrival_unix_us),
         ),
     ),
+    **ALARM_ENCODERS,
 }
 
 _ENCODERS[SetConnectivities] = lambda a: (
@@ -318,4 +320,5 @@ _DECODERS: Final[dict[str, Callable[[Any], Action]]] = {
         )
     ),
     "erase_twin": lambda m: EraseTwin(twin_id=m.twin_id),
+    **ALARM_DECODERS,
 }

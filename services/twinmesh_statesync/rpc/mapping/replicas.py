@@ -15,6 +15,7 @@ from twinmesh_statesync.domain.events import Prediction
 from twinmesh_statesync.domain.replica import DeltaItem, DesiredValue, Replica
 from twinmesh_statesync.domain.residuals import Residual
 from twinmesh_statesync.domain.values import ReportedValue
+from twinmesh_statesync.rpc.mapping.alarms import alarm_to_message
 from twinmesh_statesync.rpc.mapping.values import (
     command_to_message,
     event_to_message,
@@ -40,6 +41,7 @@ def replica_to_message(twin: Twin, replica: Replica, *, present_unix_us: int | N
         delta=delta_to_message(replica.delta),
         connectivity=replica_pb2.Connectivity.ValueType(replica.connectivity),
         residuals=map(residual_to_message, replica.residuals.values()),
+        alarms=[alarm_to_message(replica.alarms[rule]) for rule in sorted(replica.alarms) if replica.alarms[rule].open],
     )
     if present_unix_us is not None:
         for told, prediction in zip(message.predicted.predictions, replica.predicted.predictions.values(), strict=True):
@@ -110,12 +112,11 @@ def change_to_message(change: Change) -> statesync_pb2.WatchEvent:
         event.delta.CopyFrom(delta_to_message(change.delta))
     if change.connectivity is not None:
         event.connectivity = replica_pb2.Connectivity.ValueType(change.connectivity)
-    if change.commands:
+    if change.commands or change.events or change.residuals or change.alarms:
         event.commands.extend(map(command_to_message, change.commands))
-    if change.events:
         event.events.extend(map(event_to_message, change.events))
-    if change.residuals:
         event.residuals.extend(map(residual_to_message, change.residuals))
+        event.alarms.extend(map(alarm_to_message, change.alarms))
     return event
 
 
