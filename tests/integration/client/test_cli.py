@@ -200,10 +200,10 @@ def test_what_takes_away_and_what_counts_it(twinmesh, pump):
 
 def test_rules_of_how_long_history_is_kept(twinmesh, pump):
     rule = ("--twin", pump, "--channel", "flow")
-    assert re.search(rf"{pump}\s+flow\s+90 d", twinmesh("retention", "set", "90d", *rule)[1])
-    assert re.search(rf"{pump}\s+flow\s+for ever", twinmesh("retention", "set", "forever", *rule)[1])
+    assert re.search(rf"{pump}\s+flow\s+any\s+90 d", twinmesh("retention", "set", "90d", *rule)[1])
+    assert re.search(rf"{pump}\s+flow\s+any\s+for ever", twinmesh("retention", "set", "forever", *rule)[1])
     rules = json.loads(twinmesh("retention", "list", "--json")[1])["rules"]
-    assert {"twin_id": pump, "channel": "flow", "keep": None} in rules
+    assert {"twin_id": pump, "channel": "flow", "keep": None, "retention_class": ""} in rules
     assert pump not in twinmesh("retention", "remove", *rule)[1]
     assert re.search(r"all\s+all\s+fast\s+7 d", twinmesh("retention", "set", "7d", "--class", "fast")[1])
     assert "fast" not in twinmesh("retention", "remove", "--class", "fast")[1]
