@@ -141,6 +141,9 @@ class _Line:
         with suppress(OSError, ValueError):
             self._client.disconnect()
         self._client.loop_stop()
+        # The client closes its last sockets when it is freed: at once, unless it and this keep one another alive.
+        self._client.on_connect = self._client.on_connect_fail = None
+        self._client.on_disconnect = self._client.on_publish = None
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._tell(self._connected, f"the broker refused: {reason}" if reason.is_failure else "")

@@ -240,7 +240,7 @@ async def test_a_broker_gets_them_at_least_once(database_url: str, tmp_path: Pat
     came: list[tuple[str, bytes]] = []
     reader = paho.Client(CallbackAPIVersion.VERSION2, client_id="reader", protocol=paho.MQTTv5)
     subscribed: list[int] = []
-    reader.on_connect = lambda *_: reader.subscribe("plant/#", qos=1)
+    reader.on_connect = lambda client, *_: client.subscribe("plant/#", qos=1)
     reader.on_subscribe = lambda _c, _d, number, *_: subscribed.append(number)
     reader.on_message = lambda _c, _d, message: came.append((message.topic, bytes(message.payload)))
     try:
@@ -266,5 +266,6 @@ async def test_a_broker_gets_them_at_least_once(database_url: str, tmp_path: Pat
         assert {topic for topic, _ in came} == {"plant/alarms/b/hot"}
         assert len(set(came)) == 4
     finally:
+        reader.disconnect()
         reader.loop_stop()
         broker.stop()
