@@ -298,6 +298,13 @@ def requests() -> dict[str, Message]:
             receipt=b"x",
             quarantine=[storage.QuarantinedRow(twin_id=TWIN, channel="temp", value=value(1), reason=1)],
         ),
+        "StorageService/AppendStream": storage.AppendStreamRequest(
+            entries=[
+                storage.AppendRequest(
+                    control=entry_pb2.ControlEntry(record_event=entry_pb2.RecordEventEntry(event=event()))
+                )
+            ]
+        ),
         "StorageService/OpenProducer": storage.OpenProducerRequest(producer_id="fuzz"),
         "StorageService/ResolveSeries": storage.ResolveSeriesRequest(
             series=[
@@ -386,6 +393,7 @@ def requests() -> dict[str, Message]:
         "CommandService/AcknowledgeCommand": statesync.AcknowledgeCommandRequest(
             twin_id=TWIN, command_id="none", state="COMMAND_STATE_SUCCEEDED", result={"code": value(1)}
         ),
+        "ReplicaService/VerifyReplicas": statesync.VerifyReplicasRequest(from_checkpoint=True, max_differences=10),
         "ReplicaService/AcknowledgeDesired": statesync.AcknowledgeDesiredRequest(
             twin_id=TWIN, items=[acknowledgement()]
         ),

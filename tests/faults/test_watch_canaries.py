@@ -22,7 +22,7 @@ from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.domain.fold import Fold, Folded
 from twinmesh_statesync.domain.live import LiveFold
-from twinmesh_statesync.domain.ring import Ring, RingItem
+from twinmesh_statesync.domain.ring import Ring
 from twinmesh_statesync.rpc import frames
 from twinmesh_statesync.rpc.watch import Watches
 
@@ -80,8 +80,8 @@ def stale_bookmark(patch: Patch) -> None:
     frame, bookmark = frames.Frames.frame, frames.bookmark
     patch.setattr(frames, "FRAME_CHANGES", 4)
 
-    def hasty(self: Any, ring: Ring, wanted: Any, index: int, position: Position, *, latest: bool) -> Any:
-        made = frame(self, ring, wanted, index, position, latest=latest)
+    def hasty(self: Any, audience: Any, index: int, position: Position, **options: Any) -> Any:
+        made = frame(self, audience, index, position, **options)
         return replace(made, body=made.body + bookmark(position), through=position.offset) if made.body else made
 
     patch.setattr(frames.Frames, "frame", hasty)
@@ -89,13 +89,8 @@ def stale_bookmark(patch: Patch) -> None:
 
 def reordered(patch: Patch) -> None:
     """Tell two offsets of a frame the other way round."""
-    fitting = frames._fitting
-
-    def swapped(items: list[RingItem], wanted: Any) -> tuple[list[RingItem], list[bytes]]:
-        kept, parts = fitting(items, wanted)
-        return kept, parts[::-1]
-
-    patch.setattr(frames, "_fitting", swapped)
+    fitting = frames._Piece.fitting
+    patch.setattr(frames._Piece, "fitting", lambda self: fitting(replace(self, told=self.told[::-1])))
     patch.setattr(frames, "FRAME_BYTES", 10**9)
 
 

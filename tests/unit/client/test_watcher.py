@@ -282,7 +282,11 @@ async def test_replicas_are_kept_only_when_asked_for(client, fake):
         _ = client.twins.watch().replicas
 
 
-def chosen(offset: int, previous_offset: int, kind: int = statesync_pb2.WATCH_EVENT_KIND_CHANGED):
+def chosen(
+    offset: int,
+    previous_offset: int,
+    kind: statesync_pb2.WatchEventKind = statesync_pb2.WATCH_EVENT_KIND_CHANGED,
+):
     told = change(offset, offset * 10)
     told.previous_offset, told.kind = previous_offset, kind
     return told
