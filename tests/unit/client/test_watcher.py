@@ -285,7 +285,7 @@ async def test_replicas_are_kept_only_when_asked_for(client, fake):
 def chosen(
     offset: int,
     previous_offset: int,
-    kind: statesync_pb2.WatchEventKind = statesync_pb2.WATCH_EVENT_KIND_CHANGED,
+    kind: statesync_pb2.WatchEventKind.ValueType = statesync_pb2.WATCH_EVENT_KIND_CHANGED,
 ):
     told = change(offset, offset * 10)
     told.previous_offset, told.kind = previous_offset, kind
