@@ -370,6 +370,7 @@ def requests() -> dict[str, Message]:
         ),
         "TwinService/GetTwin": statesync.GetTwinRequest(twin_id=TWIN, min_offset=1),
         "TwinService/ListTwins": statesync.ListTwinsRequest(twin_type_id="pump", page_size=1),
+        "TwinService/CountTwins": statesync.CountTwinsRequest(twin_type_id="pump", filter="revision > 0"),
         "TwinService/DeleteTwin": statesync.DeleteTwinRequest(twin_id="not-there"),
         "ReplicaService/GetReplica": statesync.GetReplicaRequest(twin_id=TWIN, min_offset=1),
         "ReplicaService/SetDesired": statesync.SetDesiredRequest(

@@ -236,7 +236,7 @@ def test_however_its_program_ends_nothing_is_left(data_dir, traces, kind, number
         assert len(facts["pids"]) == 8
         assert all(listens(port) for port in facts["ports"])
         program.send_signal(number)
-        program.wait(timeout=30)
+        program.wait(timeout=60)
     # The guardian gives each stage 3 s at most; fakes and an idle machine need far less.
     assert until(lambda: not traces.left(), timeout_s=15), traces.left()
     assert not any(listens(port) for port in facts["ports"])

@@ -238,7 +238,7 @@ async def test_a_broker_gets_them_at_least_once(database_url: str, tmp_path: Pat
     broker = Mosquitto(tmp_path)
     broker.start()
     came: list[tuple[str, bytes]] = []
-    reader = paho.Client(CallbackAPIVersion.VERSION2, client_id="reader", protocol=paho.MQTTv5)
+    reader: Any = paho.Client(CallbackAPIVersion.VERSION2, client_id="reader", protocol=paho.MQTTv5)
     subscribed: list[int] = []
     reader.on_connect = lambda client, *_: client.subscribe("plant/#", qos=1)
     reader.on_subscribe = lambda _c, _d, number, *_: subscribed.append(number)

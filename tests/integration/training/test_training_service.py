@@ -284,7 +284,7 @@ async def test_a_killed_service_takes_its_workers_along(
     finally:
         process.kill()
         await process.wait()
-    _, alive = psutil.wait_procs(children, timeout=8)
+    _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
 
 
