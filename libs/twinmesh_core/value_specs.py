@@ -129,10 +129,13 @@ def as_kind(value: Value, kind: ValueKind) -> Value | None:
         return value if isinstance(value, str) and not isinstance(value, Json) else None
     if kind is ValueKind.JSON:
         return Json(value) if isinstance(value, str) and _is_document(value) else None
-    if not is_number(value) or not math.isfinite(float(value)):
+    if not is_number(value) or (isinstance(value, int) and not -_INT64 <= value < _INT64):
+        return None
+    if not math.isfinite(value):
         return None
     if kind is ValueKind.NUMBER:
-        return float(value)
+        # Above 2**53 not every whole number is one.
+        return float(value) if float(value) == value else None
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return int(value) if whole and -_INT64 <= int(value) < _INT64 else None
 
