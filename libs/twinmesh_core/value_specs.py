@@ -131,7 +131,7 @@ def as_kind(value: Value, kind: ValueKind) -> Value | None:
         return Json(value) if isinstance(value, str) and _is_document(value) else None
     if not is_number(value) or (isinstance(value, int) and not -_INT64 <= value < _INT64):
         return None
-    if not math.isfinite(value):
+    if not math.isfinite(float(value)):
         return None
     if kind is ValueKind.NUMBER:
         # Above 2**53 not every whole number is one.
