@@ -52,7 +52,7 @@ test: setup
 	@$(RUN)/python -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: setup
-	@$(RUN)/python -m pytest tests $(ARGS)
+	@TWINMESH_LAWS=thorough $(RUN)/python -m pytest tests $(ARGS)
 
 check: $(STAMP)
 	@$(RUN)/python tools/check.py $(ARGS)

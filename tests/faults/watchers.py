@@ -31,7 +31,6 @@ from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.entries import LogEntry
 from twinmesh_statesync.rpc.mapping.control import control_from_message, control_to_message
 
-NOW: Final = time.time_ns() // 1_000
 _RESET: Final = (Reason.COMPACTED, Reason.LOG_REWOUND, Reason.FUTURE_OFFSET)
 _SLOW_S: Final = 0.05
 _FROZEN_S: Final = 1.5
@@ -124,7 +123,8 @@ class Load:
         self._twins = list(twins)
         self._rng = random.Random(seed)  # noqa: S311 -- chooses what is written
         self._series: dict[str, SeriesKey] = {}
-        self._time = NOW
+        # Of now, not of the import: values that lie minutes behind are a replay to the server.
+        self._time = time.time_ns() // 1_000
 
     async def begin(self, sync: StateSync) -> None:
         """Create the type and the twins."""

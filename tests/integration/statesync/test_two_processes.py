@@ -236,4 +236,6 @@ async def _tables(database_url: str, what: str) -> None:
                 continue
             await connection.execute(sql.SQL("delete from {}").format(table))
             if what == "restore":
-                await connection.execute(sql.SQL("insert into {} select * from {}").format(table, copy))
+                await connection.execute(
+                    sql.SQL("insert into {} overriding system value select * from {}").format(table, copy)
+                )
