@@ -215,6 +215,11 @@ class Replay:
                 await asyncio.sleep(0)
                 resumed = self._clock.monotonic_s()
         self._fold.advance(frame.through.offset)
+        told_s = self._clock.monotonic_s()
+        for reader in self.readers:
+            if reader.waits:
+                # Who waited has something to read now, and must not be left behind before it had its turn.
+                reader.waits, reader.moved_s = False, told_s
         self._tell()
 
     async def _asked(self) -> bool:

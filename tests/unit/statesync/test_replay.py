@@ -220,8 +220,6 @@ async def test_narrow_watchers_share_a_whole_fold_once_they_are_many() -> None:
         assert 0 < open_at_once <= replay.NARROW_REPLAYS + 1
 
 
-# Fails on a quiet machine: the live reader waits beside the frozen one for too long. Open; see docs/roadmap.md.
-@pytest.mark.slow
 async def test_a_frozen_reader_is_left_behind_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "WINDOW_CHANGES", 40)
     monkeypatch.setattr(replay, "WINDOW_BYTES", 60_000)
