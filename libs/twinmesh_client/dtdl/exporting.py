@@ -73,7 +73,8 @@ class _Export:
         self._pointer = pointer
         self._findings = findings
         self._extension = extension
-        self._taken = {name for _, name in self._inherited}
+        # As the base's own export may have named them: which of its names it found taken is not known here.
+        self._taken = {taken for _, name in self._inherited for taken in (name, _dtdl_name(name))}
         quiet = Findings()
         self._reader = Members(Schemas({}, quiet), quiet)
 

@@ -149,8 +149,6 @@ def test_our_own_types_come_back_exactly(found: TwinType) -> None:
     assert import_dtdl(json.loads(json.dumps(exported.document))).types == (found,)
 
 
-# Slow, and it still finds pairs of types that are not exact: names that end in "_" may meet another's in the export.
-@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(base=twin_types(), own=twin_types(extends="base@1"))
 def test_types_that_extend_each_other_come_back_exactly(base: TwinType, own: TwinType) -> None:
