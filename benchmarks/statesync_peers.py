@@ -295,12 +295,12 @@ class _Nats:
 @asynccontextmanager
 async def _nats_client(port: int) -> AsyncIterator[_Nats]:
     nats: Any = importlib.import_module("nats")
-
+    missing: Any = importlib.import_module("nats.js.errors").NotFoundError
     connection = await nats.connect(f"nats://127.0.0.1:{port}", pending_size=64 * 1024 * 1024)
     stream = connection.jetstream(timeout=30, publish_async_max_pending=4_000)
     try:
         bucket = await stream.key_value("twins")
-    except Exception:  # noqa: BLE001 -- whichever class this client's version has for "no such bucket"
+    except missing:
         bucket = await stream.create_key_value(bucket="twins", history=1)
     yield _Nats(bucket)
     await connection.close()
