@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Final, Self, TypeVar
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_runtime.collector import calm_collector
 from twinmesh_runtime.logs import configure_logs, log
 from twinmesh_runtime.mesh import version
 from twinmesh_runtime.server import ServiceServer, refuse_open_bind
@@ -66,7 +67,10 @@ async def run_service(token: str, settings: SettingsT, compose: Compose[Settings
         try:
             async with AsyncExitStack() as stack:
                 service = await signals.interruptible(compose(settings, stack))
-                return EXIT_STOPPED if service is None else await _serve(token, settings, service, signals)
+                if service is None:
+                    return EXIT_STOPPED
+                with calm_collector():
+                    return await _serve(token, settings, service, signals)
         except Exception as error:  # noqa: BLE001  the last line of defence: logged, and the exit code is not zero
             _tell(error)
         return EXIT_FAILED

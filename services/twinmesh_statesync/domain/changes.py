@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 
+from twinmesh_core.immutable import frozen_for_checkers
 from twinmesh_core.registry import Twin
 from twinmesh_statesync.domain.alarms.alarm import Alarm
 from twinmesh_statesync.domain.commands import Command
@@ -27,7 +28,7 @@ class ChangeKind(IntEnum):
     ERASED = 9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class Change:
     """One change of one twin at one offset; of the facets only what changed is set.
 
@@ -57,6 +58,8 @@ class Change:
         identity: what the twin is changed too.
         before: the twin before it; None = it did not live, or (read from a checkpoint) not kept.
         after: the twin after it; None likewise. With both, any filter can tell whether the twin came, stayed or went.
+        quiet: facts are all there is, of a twin that has nothing that could follow from them: no target, no rule, no
+            prediction to compare. Nearly every change of a busy day is.
     """
 
     tenant: str
@@ -83,6 +86,7 @@ class Change:
     before: TwinVersion | None = field(default=None, compare=False, repr=False)
     after: TwinVersion | None = field(default=None, compare=False, repr=False)
     alarms: tuple[Alarm, ...] = ()
+    quiet: bool = field(default=False, compare=False, repr=False)
 
 
 def merge(earlier: Change, later: Change) -> Change:
@@ -131,6 +135,7 @@ def merge(earlier: Change, later: Change) -> Change:
         residuals=tuple(residuals.values()),
         identity=earlier.identity or later.identity,
         after=later.after,
+        quiet=earlier.quiet and later.quiet,
     )
 
 

@@ -21,7 +21,14 @@ from twinmesh_core.registry_fold import Verdict as RegistryVerdict
 from twinmesh_statesync.domain.alarms.actions import AlarmAction, act_on_alarms
 from twinmesh_statesync.domain.alarms.desk import desk_of, judge
 from twinmesh_statesync.domain.alarms.memory import NO_MEMORY
-from twinmesh_statesync.domain.arrivals import fall_silent, note_arrival, set_connectivity
+from twinmesh_statesync.domain.arrivals import (
+    arrive_quietly,
+    fall_silent,
+    is_quiet,
+    newest_time,
+    note_arrival,
+    set_connectivity,
+)
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.commands import CommandState
 from twinmesh_statesync.domain.conditions import check_conditions
@@ -108,7 +115,7 @@ class Fold:
         self.offset = entry.offset
         if isinstance(entry.body, ObservationBatch):
             changes = self._observe(entry, entry.body)
-            if any(change.alarms for change in changes):
+            if any(not change.quiet and change.alarms for change in changes):
                 self._note(entry, changes)
             return Folded(changes=tuple(changes))
         if isinstance(entry.body, ControlEntry):
@@ -171,19 +178,25 @@ class Fold:
 
     def _observe(self, entry: LogEntry, batch: ObservationBatch, *, seeding: bool = False) -> list[Change]:
         states = self._twins.get(entry.tenant, {})
-        changes = []
+        now = entry.commit_time_unix_us
+        changes: list[Change] = []
         rows: Rows | None = None
         for twin_id, facts in newest_facts(batch, entry.offset).items():
             state = states.get(twin_id)
             if state is None or not state.alive:
                 continue
             self.unsaved.twins.add((entry.tenant, twin_id))
-            draft = Draft(state, entry.offset, entry.commit_time_unix_us)
+            if not seeding and is_quiet(state, facts, now):
+                change = arrive_quietly(state, facts, entry.offset, now)
+                if change is not None:
+                    changes.append(change)
+                continue
+            draft = Draft(state, entry.offset, now)
             draft.observe(facts)
             if state.tracks:
                 rows = rows or Rows(batch)
                 compare(draft, rows)
-            note_arrival(draft, max(fact.event_time_unix_us for _, fact in facts), seeding=seeding)
+            note_arrival(draft, newest_time(facts), seeding=seeding)
             if state.rulebook is not None:
                 judge(draft, state.rulebook)
             change = draft.finish()

@@ -22,6 +22,7 @@ from twinmesh_statesync.domain.checkpoint import (
     restore,
 )
 from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
+from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
 from twinmesh_statesync.domain.holds import Holds
@@ -102,6 +103,8 @@ class LiveFold:
         self._numbers = itertools.count()
         self._keeper = Keeper(log=log, store=checkpoints, spacing=spacing, report=report, leases=leases)
         self._listeners: list[Callable[[Sequence[Change]], None]] = []
+        self._loud_listeners: list[Callable[[Sequence[Change]], None]] = []
+        self._erasure_listeners: list[Callable[[Change], None]] = []
 
     @property
     def position(self) -> Position:
@@ -137,6 +140,14 @@ class LiveFold:
     def on_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
         """Have `listener` called with the changes of each entry, in order, right after it is folded."""
         self._listeners.append(listener)
+
+    def on_loud_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
+        """The same, but without changes that are quiet, and not if all are."""
+        self._loud_listeners.append(listener)
+
+    def on_erasure(self, listener: Callable[[Change], None]) -> None:
+        """Have `listener` called with each change that tells an erasure, after everybody was told of it as a change."""
+        self._erasure_listeners.append(listener)
 
     def ring(self, tenant: str) -> Ring:
         """Return the tenant's recent changes."""
@@ -355,10 +366,21 @@ class LiveFold:
         folded = self.fold.apply(entry)
         if folded.changes:
             self.ring(entry.tenant).append(folded.changes)
-            for listener in self._listeners:
-                listener(folded.changes)
+            self._tell(folded.changes)
         if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
             self.ring(entry.tenant).forget(entry.body.action.twin_id)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        for listener in self._listeners:
+            listener(changes)
+        loud = [change for change in changes if not change.quiet]
+        if not loud:
+            return
+        for listener in self._loud_listeners:
+            listener(loud)
+        for change in filter(is_erasure, loud):
+            for notice in self._erasure_listeners:
+                notice(change)
 
     def _wake(self) -> None:
         self.pulse.touch()

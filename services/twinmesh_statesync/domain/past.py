@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, OutOfRange, Reason
 from twinmesh_core.observations import ObservationBatch
-from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import UNREADABLE, Checkpoint, Position, restore
-from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, newest_at, newest_before
 from twinmesh_statesync.domain.live import LiveFold, rewound
@@ -46,7 +44,7 @@ class Past:
         self._store = store
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._kept: OrderedDict[tuple[str, Position], Fold] = OrderedDict()
-        live.on_changes(self._notice)
+        live.on_erasure(lambda _change: self._kept.clear())
 
     async def at_offset(self, tenant: str, offset: int, twin_ids: Collection[str] = (), *, timeout_s: float) -> Fold:
         """Return the fold exactly as it was at an offset that is folded already.
@@ -104,10 +102,6 @@ class Past:
         )
         found = newest_facts(batch, 0)
         return {twin_id: {fact.channel: fact for _, fact in facts} for twin_id, facts in found.items()}
-
-    def _notice(self, changes: Sequence[Change]) -> None:
-        if self._kept and any(is_erasure(change) for change in changes):
-            self._kept.clear()
 
     @asynccontextmanager
     async def _place(self, timeout_s: float) -> AsyncIterator[None]:

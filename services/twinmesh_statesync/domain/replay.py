@@ -9,7 +9,7 @@ begins another. So ten thousand watchers that come back at once cost one fold, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Final
 
@@ -17,7 +17,6 @@ from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, OutOfRang
 from twinmesh_core.time import Clock
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import UNREADABLE, Checkpoint, Position, restore
-from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import newest_at
 from twinmesh_statesync.domain.live import LiveFold
@@ -274,7 +273,7 @@ class Replays:
         self._begun = asyncio.Queue[Replay]()
         self._tasks: dict[Replay, asyncio.Task[None]] = {}
         self._entangled: set[str] = set()
-        live.on_changes(self._notice)
+        live.on_erasure(self._notice)
 
     @property
     def count(self) -> int:
@@ -337,13 +336,11 @@ class Replays:
         self._begun.put_nowait(begun)
         return begun
 
-    def _notice(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if is_erasure(change):
-                # What they hold was folded from a log that told more than it may now.
-                for replay in [r for r in self._open if r.tenant == change.tenant]:
-                    replay.give_up()
-                    self._open.discard(replay)
+    def _notice(self, erasure: Change) -> None:
+        # What they hold was folded from a log that told more than it may now.
+        for replay in [r for r in self._open if r.tenant == erasure.tenant]:
+            replay.give_up()
+            self._open.discard(replay)
 
     async def _whole_life(self, replay: Replay) -> None:
         try:

@@ -7,11 +7,12 @@ whatever stayed the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+from twinmesh_core.immutable import frozen_for_checkers
 from twinmesh_core.registry import ChannelSpec
 from twinmesh_statesync.domain.alarms.alarm import Alarm
 from twinmesh_statesync.domain.events import Connectivity, Prediction
@@ -30,7 +31,7 @@ class DesiredState(IntEnum):
     EXPIRED = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class DesiredValue:
     """The target of one channel and how far it got.
 
@@ -72,7 +73,7 @@ class DesiredValue:
         return DesiredState.APPLIED if self.in_sync else self.progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class DeltaItem:
     """One desired value that reported does not meet; `reported` None = nothing reported yet."""
 
@@ -81,7 +82,7 @@ class DeltaItem:
     reported: Value | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class Reported:
     """The facts: one per channel heard from; `revision` moves by one with each entry that changed any."""
 
@@ -89,7 +90,7 @@ class Reported:
     values: Mapping[str, ReportedValue] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class Desired:
     """The targets by channel; `revision` moves only when a caller changes targets, never by the device's doing."""
 
@@ -97,7 +98,7 @@ class Desired:
     values: Mapping[str, DesiredValue] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class Predicted:
     """The newest prediction per (channel, model)."""
 
@@ -112,7 +113,7 @@ NO_RESIDUALS: Final[Mapping[tuple[str, str], Residual]] = MappingProxyType({})
 NO_ALARMS: Final[Mapping[str, Alarm]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_for_checkers(frozen=True, slots=True, kw_only=True)
 class Replica:
     """A twin's whole state at one offset.
 

@@ -87,12 +87,18 @@ class Ring:
 
     def append(self, changes: Sequence[Change]) -> None:
         """Add the changes of one offset."""
+        by_twin = self._by_twin
         for change in changes:
             weight = _weight(change)
             item = RingItem(change, weight)
             self._items.append(item)
             self._offsets.append(change.offset)
-            self._by_twin.setdefault(change.twin.twin_id, []).append(item)
+            twin_id = change.twin.twin_id
+            items = by_twin.get(twin_id)
+            if items is None:
+                by_twin[twin_id] = [item]
+            else:
+                items.append(item)
             self._bytes += weight
             if change.before is None and change.after is None:
                 self.versions_floor = change.offset
@@ -176,6 +182,8 @@ def _offset_of(item: RingItem) -> int:
 
 
 def _weight(change: Change) -> int:
+    if change.quiet and change.after is not None:
+        return _BASE_BYTES + _VALUE_BYTES * len(change.reported) + getsizeof(change.after.replica.reported.values)
     values = len(change.reported) + len(change.desired) + len(change.commands) + len(change.events)
     values += 4 * len(change.alarms)
     if change.replica is not None:

@@ -192,19 +192,8 @@ class Draft:
 
     def observe(self, facts: list[Fact]) -> None:
         """Take the facts that are news: of a channel the twin has, not older than what is known, and not the same."""
-        known = self.state.replica.reported.values
-        specs = self.state.specs
-        rescaled = self.state.rescaled
         fresh = self.reported
-        for kinds, fact in facts:
-            spec = specs.get(fact.channel)
-            if spec is None or spec.kind not in kinds:
-                continue
-            if rescaled and fact.channel in rescaled:
-                fact = fact.rescaled(rescaled[fact.channel])
-            current = fresh.get(fact.channel) or known.get(fact.channel)
-            if current is None or fact.event_time_unix_us > current.event_time_unix_us or _corrects(fact, current):
-                fresh[fact.channel] = fact
+        take_news(self.state, facts, fresh)
         if fresh and self.state.replica.desired.values:
             for channel in fresh:
                 target = self.target(channel)
@@ -252,7 +241,7 @@ class Draft:
         if kind is ChangeKind.CHANGED and not (touched or said):
             return None
         if kind is ChangeKind.CHANGED and self.reported and self._only_reported():
-            return self._finish_reported()
+            return reported_change(self.state, self.reported, self.offset, self.before)
         state, before = self.state, self.state.replica
         desired = self._desired()
         reported = self._reported()
@@ -315,35 +304,6 @@ class Draft:
         beside = self.residuals or self.identity or (self.desk is not None and self.desk.told)
         return not (told or beside) and not self.state.replica.desired.values
 
-    def _finish_reported(self) -> Change:
-        """Do what `finish` does, with nothing built that such a change does not need."""
-        state, before = self.state, self.state.replica
-        reported = self._reported()
-        revision = before.revision + 1
-        state.replica = Replica(
-            revision=revision,
-            offset=self.offset,
-            reported=reported,
-            desired=before.desired,
-            predicted=before.predicted,
-            delta=before.delta,
-            connectivity=before.connectivity,
-            residuals=before.residuals,
-            alarms=before.alarms,
-        )
-        return Change(
-            tenant=state.tenant,
-            twin=state.twin,
-            kind=ChangeKind.CHANGED,
-            offset=self.offset,
-            revision=revision,
-            previous_revision=revision - 1,
-            reported=tuple(self.reported.values()),
-            reported_revision=reported.revision,
-            before=self.before,
-            after=state.renew_version(),
-        )
-
     def _reported(self) -> Reported:
         before = self.state.replica.reported
         if not self.reported:
@@ -362,6 +322,65 @@ class Draft:
             return before
         newest = {(p.channel, p.model_id): p for p in self.predicted}
         return Predicted(revision=before.revision + 1, predictions={**before.predictions, **newest})
+
+
+def take_news(state: TwinState, facts: Iterable[Fact], fresh: dict[str, ReportedValue]) -> None:
+    """Put into `fresh`, by channel, the facts that are news: of a channel the twin has, and not known, or older."""
+    known = state.replica.reported.values
+    specs = state.specs
+    rescaled = state.rescaled
+    for kinds, fact in facts:
+        channel = fact.channel
+        spec = specs.get(channel)
+        if spec is None or spec.kind not in kinds:
+            continue
+        if rescaled and channel in rescaled:
+            fact = fact.rescaled(rescaled[channel])
+        current = fresh.get(channel) or known.get(channel)
+        if current is None or fact.event_time_unix_us > current.event_time_unix_us or _corrects(fact, current):
+            fresh[channel] = fact
+
+
+def reported_change(
+    state: TwinState, fresh: dict[str, ReportedValue], offset: int, version: TwinVersion | None, *, quiet: bool = False
+) -> Change:
+    """Take facts that are all an entry does to a twin: what `Draft.finish` does, and nothing that it need not build.
+
+    Args:
+        state: the twin.
+        fresh: the facts, by channel.
+        offset: of the entry.
+        version: the twin before.
+        quiet: nothing can follow from them.
+    """
+    before = state.replica
+    facet = before.reported
+    reported = Reported(revision=facet.revision + 1, values={**facet.values, **fresh})
+    revision = before.revision + 1
+    state.replica = Replica(
+        revision=revision,
+        offset=offset,
+        reported=reported,
+        desired=before.desired,
+        predicted=before.predicted,
+        delta=before.delta,
+        connectivity=before.connectivity,
+        residuals=before.residuals,
+        alarms=before.alarms,
+    )
+    return Change(
+        tenant=state.tenant,
+        twin=state.twin,
+        kind=ChangeKind.CHANGED,
+        offset=offset,
+        revision=revision,
+        previous_revision=revision - 1,
+        reported=tuple(fresh.values()),
+        reported_revision=reported.revision,
+        before=version,
+        after=state.renew_version(),
+        quiet=quiet,
+    )
 
 
 def require_channel(state: TwinState, channel: str) -> ChannelSpec:

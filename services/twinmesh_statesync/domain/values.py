@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from typing import Final
 
 from twinmesh_core.errors import invalid_field
+from twinmesh_core.immutable import frozen_for_checkers
 from twinmesh_core.kinds import ChannelKind
 from twinmesh_core.quality import Quality
 from twinmesh_core.registry import KeptUnit
@@ -114,7 +114,7 @@ def _finite(text: str) -> float:
     return number
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_checkers(frozen=True, slots=True)
 class ReportedValue:
     """The newest fact of one channel.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
+from twinmesh_core.immutable import frozen_for_checkers
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_statesync.domain.replica import Replica
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_checkers(frozen=True, slots=True)
 class TwinVersion:
     """Identity, type and replica of a living twin at one offset.
 

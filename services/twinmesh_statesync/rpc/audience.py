@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from twinmesh_statesync.domain.changes import Change
-from twinmesh_statesync.domain.erasing import is_erasure, without_values
+from twinmesh_statesync.domain.erasing import without_values
 from twinmesh_statesync.domain.filter import Anchor
 from twinmesh_statesync.domain.filter.lineage import lineage
 from twinmesh_statesync.domain.interest import Interest, Judge
@@ -250,6 +250,7 @@ class Audiences:
         self._stirred: set[Audience] = set()
         self._generation = live.generation
         live.on_changes(self._hear)
+        live.on_erasure(self._forget)
         live.pulse.listen(self._wake)
 
     @contextmanager
@@ -295,11 +296,13 @@ class Audiences:
                     concerned.add(audience)
         for audience in concerned:
             audience.end()
-        for change in changes:
-            if is_erasure(change):
-                for audience in house.audiences.values():
-                    audience.forget(change.twin.twin_id)
         self._stirred |= concerned
+
+    def _forget(self, erasure: Change) -> None:
+        house = self._houses.get(erasure.tenant)
+        if house is not None:
+            for audience in house.audiences.values():
+                audience.forget(erasure.twin.twin_id)
 
     def _wake(self) -> None:
         if self._live.generation != self._generation:

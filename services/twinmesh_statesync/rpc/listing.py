@@ -24,7 +24,6 @@ from twinmesh_runtime.registry_mapping import time_to_message, twin_to_message
 from twinmesh_statesync.domain.catalogue import Catalogue
 from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Position
-from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.filter import EVERYTHING, Expression, parse_filter
 from twinmesh_statesync.domain.filter.expressions import And, Compare, Field, Op, Pattern
 from twinmesh_statesync.domain.live import rewound
@@ -98,7 +97,7 @@ class Listing:
         self._catalogue = catalogue
         self._kept: OrderedDict[tuple[str, str, int], list[TwinVersion]] = OrderedDict()
         self._kept_twins = 0
-        reading.live.on_changes(self._forget)
+        reading.live.on_erasure(self._forget)
 
     async def list(self, tenant: str, request: statesync_pb2.ListTwinsRequest) -> statesync_pb2.ListTwinsResponse:
         """Answer one page.
@@ -152,10 +151,9 @@ class Listing:
             count = len(await self._catalogue.select(tenant, expression, position.offset))
         return statesync_pb2.CountTwinsResponse(count=count, as_of=position_to_message(position))
 
-    def _forget(self, changes: Sequence[Change]) -> None:
-        if any(map(is_erasure, changes)):
-            self._kept.clear()
-            self._kept_twins = 0
+    def _forget(self, _erasure: Change) -> None:
+        self._kept.clear()
+        self._kept_twins = 0
 
     async def _found(
         self, query: _Query, fingerprint: str, position: Position, *, keep_beyond: int

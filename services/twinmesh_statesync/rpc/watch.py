@@ -20,9 +20,7 @@ from twinmesh_core.ids import require_resource_id, require_twin_id
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.catalogue import Catalogue
-from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Position
-from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.filter import EVERYTHING, hops, parse_filter
 from twinmesh_statesync.domain.interest import Interest
 from twinmesh_statesync.domain.live import LiveFold, rewound
@@ -107,7 +105,7 @@ class Watches:
         self._frames = Frames()
         self._audiences = Audiences(self._live)
         self._draining = False
-        self._live.on_changes(self._forget)
+        self._live.on_erasure(lambda _change: self._frames.clear())
 
     async def beat(self) -> None:
         """Wake those who follow commands now and then; runs for ever."""
@@ -195,10 +193,6 @@ class Watches:
         if index is None or index >= audience.since or not audience.interest.chosen:
             return index
         return index if through >= audience.ring.versions_floor else None
-
-    def _forget(self, changes: Sequence[Change]) -> None:
-        if any(map(is_erasure, changes)):
-            self._frames.clear()
 
     async def _once_usable(self) -> None:
         """Return when the fold is at the head of the log that began anew."""

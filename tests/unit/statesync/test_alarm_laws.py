@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.statesync.alarm_worlds import BOILER, RULES, Boilers
 from tests.unit.statesync.worlds import T0, TENANT, S, prediction
@@ -111,7 +111,17 @@ def told(world: Boilers) -> Any:
     return alarms, standings, memory.suppressed_by, memory.due_unix_us
 
 
+_TOLD_LATE = Event(
+    event_id="m1", twin_id="b", kind=EventKind.MAINTENANCE, start_time_unix_us=T0 + S, end_time_unix_us=None
+)
+
+
 @given(story=steps, looks=st.lists(st.floats(0, 190), max_size=12), seed=st.randoms(use_true_random=False))
+@example(  # a maintenance that is recorded when an alarm is due, and is said to have begun before
+    story=[(0, SetDesired(twin_id="b", values={"speed": 1.0})), (10, RecordEvent(event=_TOLD_LATE))],
+    looks=[11.0],
+    seed=random.Random(1),  # noqa: S311  which looks are repeated, no secret
+)
 def test_what_the_clock_writes_how_often_and_when_never_decides(
     story: list[tuple[int, Any]], looks: list[float], seed: random.Random
 ) -> None:

@@ -55,6 +55,7 @@ class AlarmDesk:
         self._suppressed_by = memory.suppressed_by
         self._looked = memory.looked_unix_us
         self._due = memory.due_unix_us
+        self._passing = False
 
     def begin(self) -> None:
         """Begin to count silences, and look who suppresses: the twin was created, perhaps once more."""
@@ -95,9 +96,17 @@ class AlarmDesk:
             self.told.append(alarm)
 
     def pass_time(self) -> None:
-        """Do what became due up to the entry's commit time, in the order in which it became due."""
+        """Do what became due up to the entry's commit time, in the order in which it became due.
+
+        Time passed without the events of this entry: nobody knew of them, whatever time they state.
+        """
         if self._now < self._due:
             return
+        self._passing = True
+        self._pass_time()
+        self._passing = False
+
+    def _pass_time(self) -> None:
         while True:
             due, _, rule = min(self._dues(), key=lambda found: found[:2], default=(NEVER, "", None))
             if due > self._now:
@@ -211,7 +220,7 @@ class AlarmDesk:
 
     def _maintenance(self) -> list[Event]:
         known = self._draft.state.maintenance
-        if self._draft.events:
+        if self._draft.events and not self._passing:
             known = {**known, **maintenance_among(self._draft.events)}
         return [e for e in known.values() if e.end_time_unix_us is None or e.end_time_unix_us > self._looked]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
-
-import cel
+from typing import TYPE_CHECKING, Any, Final
 
 from twinmesh_core.rules import MAX_EXPRESSION_CHARACTERS
+
+if TYPE_CHECKING:
+    import cel
 
 NAMES: Final = ("reported", "desired", "delta", "predicted", "attributes", "connectivity")
 """What an expression may name."""
@@ -60,6 +61,9 @@ def compiled(source: str) -> Expression | str:
         return f"must be at most {MAX_EXPRESSION_CHARACTERS:,} characters; split it into several rules"
     if _COMPREHENSION.search(source):
         return "uses a comprehension (all, exists, exists_one, map, filter); name the channels instead"
+    # It brings its command line along, a quarter of the whole start of a process that may have no such rule.
+    import cel
+
     try:
         program = cel.compile(source)
     except ValueError as error:
