@@ -30,6 +30,9 @@ from twinmesh_runtime.telemetry import serve_metrics
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 2
+_SWITCH_S: Final = 0.001
+"""How long a thread that works (a fold, a decode) may keep the event loop from going on; Python's own 5 ms come up each
+time the loop has waited for something, several times in one call."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 ResultT = TypeVar("ResultT")
 
@@ -55,6 +58,7 @@ def main(
             sys.stderr.write(f"{problem}\n")
         sys.stderr.write(f"See python -m twinmesh_{token} --help for every setting.\n")
         return EXIT_SETTINGS
+    sys.setswitchinterval(_SWITCH_S)
     log("starting", version=version(), settings=public_settings(settings))
     for name in unknown_variables(settings_type, token, os.environ):
         log("unknown_setting", level="warning", variable=name)

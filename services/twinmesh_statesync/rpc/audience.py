@@ -19,6 +19,11 @@ from twinmesh_statesync.domain.ring import Ring, RingItem
 
 _MAX_TOLD: Final = 2_000
 """Changes that an audience remembers having to tell; a watcher further behind has them judged anew from the ring."""
+_PER_WATCHER_S: Final = 0.000_15
+"""An audience is woken again after so long for each watcher: telling one takes about that, and who is told more often
+than all can be told makes everybody late."""
+_TOGETHER: Final = 8
+"""Watchers woken in one turn of the event loop: about 2 ms of work."""
 _MAX_TWINS: Final = 10_000
 """Twins of which it remembers where it told them last."""
 
@@ -57,6 +62,7 @@ class Audience:
         ring: the tenant's changes.
         since: from this index on, `told` has every change that concerns them; at the beginning of an offset.
         size: watchers now.
+        beats: how often they were woken.
     """
 
     def __init__(self, interest: Interest, ring: Ring) -> None:
@@ -64,6 +70,8 @@ class Audience:
         self.judge = Judge(interest)
         self.ring = ring
         self.size = 0
+        self.beats = 0
+        self.woken_s = float("-inf")
         self._told: list[Told] = []
         self._last: dict[str, int] = {}
         self._waiting: set[asyncio.Future[None]] = set()
@@ -139,8 +147,10 @@ class Audience:
             stop += 1
         return self._told[start:stop]
 
-    async def wait(self, timeout_s: float) -> None:
-        """Return when something that concerns them was heard, or after a while."""
+    async def wait(self, timeout_s: float, *, since: int) -> None:
+        """Return when they were woken since they had been woken `since` times, or after a while."""
+        if self.beats != since:
+            return
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._waiting.add(future)
@@ -152,13 +162,25 @@ class Audience:
             self._waiting.discard(future)
 
     def wake(self) -> None:
-        """Wake all who wait."""
-        for future in self._waiting:
-            _resolve(future)
+        """Wake all who wait, and let nobody wait who was about to."""
+        self.beats += 1
+        _wake_some(list(self._waiting))
 
 
 def _index_of(told: Told) -> int:
     return told.index
+
+
+def _wake_some(waiting: list[asyncio.Future[None]]) -> None:
+    """Wake a few, and the others in later turns of the event loop: between them the log must be read on.
+
+    Telling a hundred takes tens of milliseconds. In one turn, that would be the time for each frame of the log, however
+    many there are to read.
+    """
+    for future in waiting[:_TOGETHER]:
+        _resolve(future)
+    if len(waiting) > _TOGETHER:
+        asyncio.get_running_loop().call_soon(_wake_some, waiting[_TOGETHER:])
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -309,6 +331,13 @@ class Audiences:
             self._generation = self._live.generation
             self.wake_all()
             self._houses.clear()
+        now_s = asyncio.get_running_loop().time()
         stirred, self._stirred = self._stirred, set()
         for audience in stirred:
-            audience.wake()
+            if now_s - audience.woken_s < audience.size * _PER_WATCHER_S:
+                self._stirred.add(audience)
+            else:
+                audience.woken_s = now_s
+                audience.wake()
+        if self._stirred:
+            self._live.pulse.touch()

@@ -251,7 +251,9 @@ class Watches:
             if audience.lost(index):
                 return
             self._check_close(audience.count_after(index) if terms.close else 0, place, terms)
+            beats = audience.beats
             if audience.behind(index):
+                end = audience.ring.end
                 frame = self._frames.frame(audience, index, self._live.position, latest=terms.latest)
                 index, place.through = frame.end, frame.through
                 if frame.body:
@@ -259,6 +261,11 @@ class Watches:
                     place.told_s = self._clock.monotonic_s()
                 else:
                     await asyncio.sleep(0)
+                if index < end:
+                    continue  # it catches up
+                # What came while this was sent is told with the rest of the beat: else each change were a frame.
+                if (due_s := self._due_s(place, terms)) > 0:
+                    await audience.wait(due_s, since=beats)
                 continue
             index = audience.ring.end
             place.through, place.caught_up = self._live.fold.offset, True
@@ -266,7 +273,7 @@ class Watches:
             if due_s <= 0:
                 yield self._told(place, terms)
                 continue
-            await audience.wait(due_s)
+            await audience.wait(due_s, since=beats)
 
     async def _replayed(self, audience: Audience, place: _Place, terms: _Terms) -> AsyncGenerator[bytes, None]:
         """Yield frames from a replay; ends when the ring reaches back to the watcher, or another replay is needed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -29,6 +30,7 @@ from twinmesh_storage.adapters.postgres.copying import (
 )
 from twinmesh_storage.adapters.postgres.log_rows import (
     answers,
+    log_columns,
     log_pieces,
     new_entries,
     producer_moves,
@@ -37,7 +39,16 @@ from twinmesh_storage.adapters.postgres.log_rows import (
     request_columns,
     request_states,
 )
-from twinmesh_storage.domain.admission import Accept, Key, RowKey, Verdict, admit, taken_over
+from twinmesh_storage.domain.admission import (
+    Accept,
+    Key,
+    ProducerState,
+    RequestState,
+    RowKey,
+    Verdict,
+    admit,
+    taken_over,
+)
 from twinmesh_storage.domain.entries import (
     EntryKind,
     Lease,
@@ -50,6 +61,8 @@ from twinmesh_storage.domain.packing import Packer
 from twinmesh_storage.domain.ports import ContentRefused, GroupOutcome, LeaseLost, LogPage, OutcomeUnknown
 
 _PAGE_ENTRIES: Final = 2_000
+_SMALL_BYTES: Final = 64 << 10
+"""Groups up to this weight are written by INSERT, within the round trip that commits them; larger ones by COPY."""
 _OF_CONTENT: Final = ("22", "23", "54")
 """SQLSTATE classes that a row's values cause: data exception, integrity violation, program limit."""
 Connection = AsyncConnection[tuple[Any, ...]]
@@ -155,6 +168,8 @@ class PostgresLog:
         line = self._line
         if line is None:
             raise LeaseLost
+        if _is_small(group):
+            return await self._commit_at_once(line, lease, head, group_id, group)
         try:
             async with deadline(line, self._timeout_s):
                 outcome, closing = await self._write(line, lease, head, group_id, group)
@@ -169,8 +184,8 @@ class PostgresLog:
             await self.close()
             raise
         try:
-            async with deadline(line, self._timeout_s):
-                await closing.run(line)
+            async with deadline(line, self._timeout_s), line.pipeline():
+                await closing.send(line)
         except psycopg.Error as error:
             await self._roll_back(line)
             raise _refused(error) from error
@@ -179,33 +194,54 @@ class PostgresLog:
             raise OutcomeUnknown(outcome) from error
         return outcome
 
+    async def _commit_at_once(
+        self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
+    ) -> GroupOutcome:
+        """Look, write and commit in two round trips. COPY is not possible in a pipeline: with it there are six."""
+        outcome: GroupOutcome | None = None
+        try:
+            async with deadline(line, self._timeout_s), line.pipeline():
+                decided = self._decide(await _look(line, group), lease, head, group_id, group)
+                if decided.outcome.entries:
+                    columns = log_columns(group, decided.verdicts, decided.outcome.entries)
+                    await line.execute(sql.INSERT_LOG, columns)
+                outcome = decided.outcome
+                await decided.closing.send(line)
+        except LeaseLost:
+            await self._roll_back(line)
+            raise
+        except psycopg.Error as error:
+            await self._roll_back(line)
+            raise _refused(error) from error
+        except (Unavailable, ResourceExhausted) as error:
+            await self.close()
+            if outcome is None:  # COMMIT was not sent
+                raise
+            raise OutcomeUnknown(outcome) from error
+        return outcome
+
     async def _write(
         self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
     ) -> tuple[GroupOutcome, _Closing]:
         """Do everything of a group but what `_Closing` does: the last statements, COMMIT among them."""
-        stamped = sorted({(e.tenant, e.producer.producer_id) for e in group if e.producer is not None})
-        named = sorted({(e.tenant, e.request_id) for e in group if e.request_id})
-        changed = sorted({(e.tenant, i) for e in group if e.quarantine_change for i in e.quarantine_change.ids()})
         async with line.pipeline():
-            await line.execute("begin")
-            fence = await line.execute(sql.FENCE)
-            producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
-            request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
-            quarantined_rows = await _fetch_keyed(line, sql.LOCK_QUARANTINE, changed)
-            fenced = await fence.fetchone()
-            producers = producer_states(await producer_rows.fetchall() if producer_rows else [])
-            requests = request_states(await request_rows.fetchall() if request_rows else [])
-            quarantined: list[RowKey] = await quarantined_rows.fetchall() if quarantined_rows else []
+            found = await _look(line, group)
+        decided = self._decide(found, lease, head, group_id, group)
+        outcome, verdicts = decided.outcome, decided.verdicts
+        if outcome.entries:
+            await copy_rows(line, sql.COPY_LOG, log_pieces(group, verdicts, outcome.entries))
+            await self._copy_quarantine(line, group, verdicts, outcome.entries)
+            await self._change_quarantine(line, group, verdicts, outcome.entries)
+        return outcome, decided.closing
+
+    def _decide(self, found: _Found, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> _Decided:
+        """Return what becomes of a group, by what is there; raises `LeaseLost` if the log is not as it was left."""
+        fenced = found.fenced
         if fenced is None or fenced[0] != lease.epoch or fenced[1] != head:
             raise LeaseLost
         commit_time = from_datetime(fenced[2])
-        verdicts = admit(group, producers, requests, quarantined)
+        verdicts = admit(group, found.producers, found.requests, found.quarantined)
         entries = new_entries(group, verdicts, head, commit_time)
-        outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
-        if entries:
-            await copy_rows(line, sql.COPY_LOG, log_pieces(group, verdicts, entries))
-            await self._copy_quarantine(line, group, verdicts, entries)
-            await self._change_quarantine(line, group, verdicts, entries)
         closing = _Closing(
             lease=lease,
             lease_s=self._lease_s,
@@ -219,7 +255,8 @@ class PostgresLog:
                 if isinstance(v, Accept)
             ),
         )
-        return outcome, closing
+        outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
+        return _Decided(outcome=outcome, verdicts=verdicts, closing=closing)
 
     async def _copy_quarantine(
         self, line: Connection, group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
@@ -360,15 +397,58 @@ class _Closing:
         self._producers = producer_moves(accepted, commit_time_unix_us)
         self._requests = request_columns(accepted, commit_time_unix_us, keep_s)
 
-    async def run(self, line: Connection) -> None:
-        """Send it all in one round trip."""
-        async with line.pipeline():
-            if self._producers is not None:
-                await line.execute(sql.MOVE_PRODUCERS, self._producers)
-            if self._requests is not None:
-                await line.execute(sql.INSERT_REQUESTS, self._requests)
-            await line.execute(sql.MOVE_HEAD, self._move)
-            await line.execute("commit")
+    async def send(self, line: Connection) -> None:
+        """Send it all into the pipeline that is open."""
+        if self._producers is not None:
+            await line.execute(sql.MOVE_PRODUCERS, self._producers)
+        if self._requests is not None:
+            await line.execute(sql.INSERT_REQUESTS, self._requests)
+        await line.execute(sql.MOVE_HEAD, self._move)
+        await line.execute("commit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a group meets: the partition's state, its producers and requests, and rows in quarantine that it changes."""
+
+    fenced: tuple[Any, ...] | None
+    producers: dict[Key, ProducerState]
+    requests: dict[Key, RequestState]
+    quarantined: list[RowKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """What becomes of a group, and the statements that end it."""
+
+    outcome: GroupOutcome
+    verdicts: Sequence[Verdict]
+    closing: _Closing
+
+
+def _is_small(group: Sequence[NewEntry]) -> bool:
+    """Whether a group is so small that round trips cost more than rows, and only the log gets rows."""
+    return sum(entry.weight for entry in group) <= _SMALL_BYTES and not any(
+        entry.quarantine or entry.quarantine_change for entry in group
+    )
+
+
+async def _look(line: Connection, group: Sequence[NewEntry]) -> _Found:
+    """Begin the transaction, lock and read what decides about a group; in the pipeline that is open."""
+    stamped = sorted({(e.tenant, e.producer.producer_id) for e in group if e.producer is not None})
+    named = sorted({(e.tenant, e.request_id) for e in group if e.request_id})
+    changed = sorted({(e.tenant, i) for e in group if e.quarantine_change for i in e.quarantine_change.ids()})
+    await line.execute("begin")
+    fence = await line.execute(sql.FENCE)
+    producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
+    request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
+    quarantined_rows = await _fetch_keyed(line, sql.LOCK_QUARANTINE, changed)
+    return _Found(
+        fenced=await fence.fetchone(),
+        producers=producer_states(await producer_rows.fetchall() if producer_rows else []),
+        requests=request_states(await request_rows.fetchall() if request_rows else []),
+        quarantined=await quarantined_rows.fetchall() if quarantined_rows else [],
+    )
 
 
 def _refused(error: psycopg.Error) -> ContentRefused | Unavailable:

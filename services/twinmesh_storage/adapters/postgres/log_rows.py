@@ -177,3 +177,16 @@ def log_pieces(group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: 
         )
         pieces.append(body)
     return pieces
+
+
+def log_columns(group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]) -> dict[str, Any]:
+    """Return the columns of the accepted entries, of which there must be one; all have one commit time."""
+    accepted = [new for new, verdict in zip(group, verdicts, strict=True) if isinstance(verdict, Accept)]
+    return {
+        "tenant": [entry.tenant for entry in entries],
+        "offset": [entry.offset for entry in entries],
+        "kind": [int(entry.kind) for entry in entries],
+        "points": [entry.point_count for entry in entries],
+        "body": [new.at_rest or new.body for new in accepted],
+        "commit_time": to_datetime(entries[0].commit_time_unix_us),
+    }

@@ -143,6 +143,13 @@ delete from request where (tenant, request_id) in (
 LOG_COLUMNS: Final = ("tenant", "log_offset", "kind", "commit_time", "point_count", "body")
 COPY_LOG: Final = copy_statement("log", LOG_COLUMNS)
 
+INSERT_LOG: Final = """
+insert into log (tenant, log_offset, kind, commit_time, point_count, body)
+select v.tenant, v.log_offset, v.kind, %(commit_time)s::timestamptz, v.point_count, v.body
+from unnest(%(tenant)s::text[], %(offset)s::bigint[], %(kind)s::smallint[], %(points)s::integer[], %(body)b::bytea[])
+     as v (tenant, log_offset, kind, point_count, body)
+"""
+
 QUARANTINE_COLUMNS: Final = (
     "tenant",
     "log_offset",
