@@ -111,6 +111,20 @@ def open_channel(
         max_message_bytes: bound of one message, sent or received.
         options: further gRPC channel arguments; they win over the ones chosen here.
     """
+    return grpc.aio.insecure_channel(_resolvable(target), options=_arguments(target, max_message_bytes, options))
+
+
+def open_blocking_channel(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.Channel:
+    """Open a channel like `open_channel` for calls that a thread makes; see `twinmesh_client.read_ahead`.
+
+    Args:
+        target: see there.
+        max_message_bytes: bound of one message, sent or received.
+    """
+    return grpc.insecure_channel(_resolvable(target), options=_arguments(target, max_message_bytes, ()))
+
+
+def _arguments(target: str, max_message_bytes: int, options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     chosen: dict[str, Any] = {
         "grpc.service_config": service_config(),
         "grpc.max_send_message_length": max_message_bytes,
@@ -131,7 +145,7 @@ def open_channel(
         # http_proxy in the environment would otherwise send calls to this very machine through a proxy.
         chosen["grpc.enable_http_proxy"] = 0
     chosen.update(options)
-    return grpc.aio.insecure_channel(_resolvable(target), options=list(chosen.items()))
+    return list(chosen.items())
 
 
 def service_config() -> str:

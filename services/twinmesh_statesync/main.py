@@ -19,7 +19,7 @@ from twinmesh.statesync.v1.statesync_pb2_grpc import (
     add_SubscriptionServiceServicer_to_server,
     add_TwinServiceServicer_to_server,
 )
-from twinmesh_client.transport import open_channel
+from twinmesh_client.transport import open_blocking_channel, open_channel
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.time import Clock, SystemClock
 from twinmesh_core.units import Units
@@ -87,7 +87,9 @@ async def compose(settings: StatesyncSettings, stack: AsyncExitStack) -> Service
     channel = await stack.enter_async_context(
         open_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
     )
-    storage = StorageLog(channel, encode=control_to_message, decode=control_from_message)
+    reading = open_blocking_channel(settings.mesh_storage, max_message_bytes=settings.max_message_bytes)
+    stack.callback(reading.close)
+    storage = StorageLog(channel, reading=reading, encode=control_to_message, decode=control_from_message)
     # The database is no readiness check: only checkpoints need it, and a missed one costs a longer start at most.
     outbox = PostgresOutbox(pool, max_pending=settings.delivery_max_pending)
     carriers = await stack.enter_async_context(_carriers(settings))

@@ -20,7 +20,7 @@ from tests.integration.storage.mesh import Storage
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import position_pb2
 from twinmesh_core import wire
-from twinmesh_core.errors import Unavailable
+from twinmesh_core.errors import FailedPrecondition, Unavailable
 from twinmesh_runtime.caller import ALL_TENANTS
 
 _COUNTS = ("landed_point_count", "point_count", "quarantined_count", "entry_count")
@@ -195,12 +195,14 @@ class Follow:
 
     Attributes:
         seen: (offset, digest) of every entry, in the order seen.
+        rewound: the log was found to have lost what had been followed.
         kept: what the observation entries held; only of a `consumer`.
     """
 
     def __init__(self, store: Storage, *, dallies_s: float = 0.0, consumer: str = "") -> None:
         self.seen: list[tuple[int, str]] = []
         self.kept: list[Landed] = []
+        self.rewound = False
         self.dallies_s = dallies_s
         self._store = store
         self._consumer = consumer
@@ -224,6 +226,10 @@ class Follow:
                             await asyncio.sleep(self.dallies_s)
             except Unavailable:
                 await asyncio.sleep(0.05)
+            except FailedPrecondition:
+                # The log ends before what was followed already: no build but a broken one says so.
+                self.rewound = True
+                self.seen.clear()
 
     async def _register(self, through: position_pb2.LogPosition) -> None:
         request = storage_pb2.RegisterCheckpointRequest(consumer=self._consumer, covered=through)

@@ -72,6 +72,8 @@ async def load(
         await world.folded()
         for follow in watching:
             await follow.reached(head)
+            if follow.rewound:
+                ledger.note("wrong", "follower", 0, what="the log forgot what had been followed")
         for task in (*following, reading):
             task.cancel()
         if restart:

@@ -20,7 +20,7 @@ from tests.integration.statesync.mesh import TIMEOUT_S, StateSync, connect
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.type.v1 import observation_pb2, position_pb2, twin_pb2
-from twinmesh_client.transport import call, open_channel, stream, tenant_metadata
+from twinmesh_client.transport import call, open_blocking_channel, open_channel, stream, tenant_metadata
 from twinmesh_core import wire
 from twinmesh_core.errors import Reason, TwinmeshError
 from twinmesh_core.kinds import ChannelKind
@@ -233,7 +233,8 @@ async def answers(sync: StateSync, timeout_s: float = 40.0) -> None:
 async def whole_log(storage_target: str) -> list[LogEntry]:
     """Return every entry up to the head."""
     async with open_channel(storage_target) as channel:
-        log = StorageLog(channel, encode=control_to_message, decode=control_from_message)
+        reading = open_blocking_channel(storage_target)
+        log = StorageLog(channel, reading=reading, encode=control_to_message, decode=control_from_message)
         head = await log.head()
         entries: list[LogEntry] = []
         async with aclosing(log.follow(Position(incarnation="", offset=0))) as frames, asyncio.timeout(TIMEOUT_S):

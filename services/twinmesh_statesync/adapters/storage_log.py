@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
@@ -13,7 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from twinmesh.storage.v1 import storage_pb2
 from twinmesh.storage.v1.storage_pb2_grpc import StorageServiceStub
 from twinmesh.type.v1 import entry_pb2, position_pb2
-from twinmesh_client.transport import call, stream, tenant_metadata
+from twinmesh_client.read_ahead import read_ahead
+from twinmesh_client.transport import call, tenant_metadata
 from twinmesh_core.errors import InvalidArgument
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.caller import ALL_TENANTS
@@ -23,8 +23,6 @@ from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
 from twinmesh_statesync.domain.ports import LogFrame
 
-_THREAD_BYTES: Final = 64 * 1024
-"""Frames with more observation bytes than this are decoded off the event loop."""
 _BOOKMARK: Final = Duration(seconds=1)
 _REPLAY_BOOKMARK: Final = Duration(nanos=20_000_000)
 """Somebody waits for how far the filtered log has come."""
@@ -39,15 +37,23 @@ class StorageLog:
 
     Args:
         channel: to the storage service.
+        reading: another one to it, for the streams that threads read.
         encode: a control entry to its message.
         decode: and back.
         timeout_s: of one append or head.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, *, encode: EncodeControl, decode: DecodeControl, timeout_s: float = 10.0
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        reading: grpc.Channel,
+        encode: EncodeControl,
+        decode: DecodeControl,
+        timeout_s: float = 10.0,
     ) -> None:
         self._stub = StorageServiceStub(channel)
+        self._follow: Any = StorageServiceStub(reading).Follow
         self._encode = encode
         self._decode = decode
         self._timeout_s = timeout_s
@@ -82,19 +88,17 @@ class StorageLog:
         self, after: Position, request: storage_pb2.FollowRequest, tenant: str
     ) -> AsyncGenerator[LogFrame, None]:
         request.after.CopyFrom(position_pb2.LogPosition(incarnation=after.incarnation, offset=after.offset))
-        frames = stream(self._stub.Follow, request, timeout_s=None, metadata=tenant_metadata(tenant))
+        frames = read_ahead(self._follow(request, metadata=tenant_metadata(tenant)), self._frame)
         async with aclosing(frames):
             async for frame in frames:
-                size = sum(len(entry.observations) for entry in frame.entries)
-                if size > _THREAD_BYTES:
-                    entries = await asyncio.to_thread(self._entries, frame.entries)
-                else:
-                    entries = self._entries(frame.entries)
-                yield LogFrame(
-                    entries=entries,
-                    through=Position(incarnation=frame.through.incarnation, offset=frame.through.offset),
-                    head_offset=frame.head_offset,
-                )
+                yield frame
+
+    def _frame(self, frame: storage_pb2.FollowResponse) -> LogFrame:
+        return LogFrame(
+            entries=self._entries(frame.entries),
+            through=Position(incarnation=frame.through.incarnation, offset=frame.through.offset),
+            head_offset=frame.head_offset,
+        )
 
     async def latest(
         self, tenant: str, twin_ids: Sequence[str], *, at_unix_us: int | None = None, as_of_offset: int = 0

@@ -19,6 +19,7 @@ from twinmesh_statesync.domain.values import Json, Value
 
 PlainT = TypeVar("PlainT")
 _JSON_TAG: Final = "$json"
+_AS_THEY_ARE: Final = frozenset({str, bool, int, float, types.NoneType})
 
 
 def to_text(value: object) -> str:
@@ -35,6 +36,11 @@ def from_text(kind: type[PlainT], text: str) -> PlainT:
 
 def to_plain(value: Any) -> Any:
     """Return the value in JSON's own types; a mapping whose keys are not texts becomes the list of its values."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return {name: to_plain(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, Json):
         return {_JSON_TAG: str(value)}
     if isinstance(value, Enum):
@@ -56,7 +62,12 @@ def to_plain(value: Any) -> Any:
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
-    return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise TypeError(f"{kind.__name__} has no plain form")
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 @cache

@@ -19,11 +19,11 @@ from twinmesh_statesync.domain.ring import Ring, RingItem
 
 _MAX_TOLD: Final = 2_000
 """Changes that an audience remembers having to tell; a watcher further behind has them judged anew from the ring."""
-_PER_WATCHER_S: Final = 0.000_15
+_PER_WATCHER_S: Final = 0.000_2
 """An audience is woken again after so long for each watcher: telling one takes about that, and who is told more often
 than all can be told makes everybody late."""
-_TOGETHER: Final = 8
-"""Watchers woken in one turn of the event loop: about 2 ms of work."""
+_TOGETHER: Final = 16
+"""Watchers woken in one turn of the event loop: a few milliseconds of work."""
 _MAX_TWINS: Final = 10_000
 """Twins of which it remembers where it told them last."""
 

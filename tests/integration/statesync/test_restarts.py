@@ -14,7 +14,7 @@ from tests.unit.statesync.checker import WatchChecker, normal
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import observation_pb2, position_pb2, replica_pb2
-from twinmesh_client.transport import call, open_channel
+from twinmesh_client.transport import call, open_blocking_channel, open_channel
 from twinmesh_core.errors import FailedPrecondition, TwinmeshError, Unavailable
 from twinmesh_runtime.postgres import open_pool
 from twinmesh_runtime.server import ServiceServer
@@ -34,7 +34,8 @@ async def fold_from_the_beginning(target: str, offset: int) -> Fold:
     """Fold the whole log exactly up to an offset, by nothing but the log."""
     fold = Fold()
     async with open_channel(target) as channel:
-        log = StorageLog(channel, encode=control_to_message, decode=control_from_message)
+        reading = open_blocking_channel(target)
+        log = StorageLog(channel, reading=reading, encode=control_to_message, decode=control_from_message)
         async with aclosing(log.follow(Position(incarnation="", offset=0))) as frames, asyncio.timeout(TIMEOUT_S):
             async for frame in frames:
                 for entry in frame.entries:
