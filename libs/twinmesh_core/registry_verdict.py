@@ -40,3 +40,9 @@ class Verdict:
     def effective(self) -> bool:
         """Whether state changed."""
         return self.outcome is Outcome.ACCEPTED
+
+    def unless_rejected(self) -> Verdict:
+        """Return this; raises its error if it is a rejection."""
+        if self.error is not None:
+            raise self.error
+        return self

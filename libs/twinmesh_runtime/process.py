@@ -30,7 +30,7 @@ from twinmesh_runtime.telemetry import serve_metrics
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 2
-_SWITCH_S: Final = 0.001
+_SWITCH_S: Final = 0.0005
 """How long a thread that works (a fold, a decode) may keep the event loop from going on; Python's own 5 ms come up each
 time the loop has waited for something, several times in one call."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

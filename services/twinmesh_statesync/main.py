@@ -245,7 +245,7 @@ def assemble(
 
 def _measure(live: LiveFold, leases: Leases, replays: Replays) -> None:
     changes = counter("statesync", "changes", "Changes of replicas that were folded and told.")
-    live.on_changes(lambda told: changes.inc(len(told)))
+    live.listeners.on_changes(lambda told: changes.inc(len(told)))
     gauge("statesync", "offset", "Log offset that the replicas reflect.").set_function(lambda: live.fold.offset)
     gauge("statesync", "entries_behind", "Entries of the log not folded yet.").set_function(lambda: live.entries_behind)
     gauge("statesync", "replays", "Folds of the past for watchers that were behind.").set_function(

@@ -111,7 +111,13 @@ def test_the_sdk_imports_from_the_base_install() -> None:
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("runner", ""), ("config", ""), ("files.importing", ""), ("files.parquet", "files"), ("host", "host")],
+    [
+        ("runner", ""),
+        pytest.param("config", "", marks=pytest.mark.slow),
+        pytest.param("files.importing", "", marks=pytest.mark.slow),
+        ("files.parquet", "files"),
+        pytest.param("host", "host", marks=pytest.mark.slow),
+    ],
 )
 def test_a_connector_imports_from_its_own_extra_alone(module: str, extra: str) -> None:
     ours = {"twinmesh_connectors", "twinmesh_client", "twinmesh", "twinmesh_core"}

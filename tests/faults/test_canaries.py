@@ -222,7 +222,7 @@ async def left_alone(w: World, ledger: History, **_: Any) -> Readback:
         pytest.param("", resends_without_stamps, "twice", marks=pytest.mark.slow),
         ("no_dedup", resends, "twice"),
         ("ack_before_commit", killed, "lost"),
-        ("lossy_fold", left_alone, "points missing"),
+        pytest.param("lossy_fold", left_alone, "points missing", marks=pytest.mark.slow),
     ],
     ids=["no stamps", "no dedup", "ack before commit", "lossy fold"],
 )

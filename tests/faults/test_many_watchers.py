@@ -1,4 +1,4 @@
-"""Ten thousand watchers: opened in one burst, and again after a kill, all resumed without a gap."""
+"""Ten thousand watchers: opened in one burst, again after a kill, and ten thousand that only look in."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.statesync.v1.statesync_pb2_grpc import ReplicaServiceStub
 from twinmesh.type.v1 import position_pb2
 from twinmesh_client.transport import open_channel, stream
-from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_local.processes import Guardian
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(580)]
 Report = Callable[[Outcome, Path], None]
 WATCHERS = int(os.environ.get("TWINMESH_FAULTS_WATCHERS", "10000"))
 CHANNELS = 20
+VISITS = int(os.environ.get("TWINMESH_FAULTS_VISITS", "10000"))
+AT_ONCE = 100
+WAVES = 5
+OWN_CONNECTIONS = 8
+"""Of the test itself: its stubs, writers and readiness checks."""
 
 
 class Follower:
@@ -121,6 +126,59 @@ async def test_ten_thousand_watchers_open_at_once_and_come_back_after_a_restart_
     assert gaps == 0
     assert all(follower.revision == revisions[follower._twin_id] for follower in followers)
     assert (full - empty) / WATCHERS < 100 * 1024
+
+
+async def test_ten_thousand_visits_leave_nothing_behind(
+    guardian: Guardian, database_url: str, run_dir: Path, report: Report
+) -> None:
+    async with watched(guardian, run_dir, database_url, 1) as world:
+        (process,), (sync,) = world.processes, world.syncs
+        await Load(world.syncs, TWINS).begin(sync)
+
+        async def visits(count: int) -> None:
+            """Connect, look at the first frame, and go; with a connection of one's own each time."""
+            left = count
+            while left:
+                try:
+                    async with (
+                        open_channel(sync.target) as channel,
+                        aclosing(
+                            stream(ReplicaServiceStub(channel).Watch, statesync_pb2.WatchRequest(), timeout_s=None)
+                        ) as frames,
+                    ):
+                        await anext(frames)
+                    left -= 1
+                except Unavailable:  # of a hundred connections at once some have to try again
+                    await asyncio.sleep(0.1)
+
+        async def wave(count: int) -> tuple[int, int, int]:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(visits(count // AT_ONCE))
+            await asyncio.to_thread(_once_alone, process.pid, sync.target)
+            seen = psutil.Process(process.pid)
+            return seen.memory_info().rss, seen.num_fds(), seen.num_threads()
+
+        seen = [await wave(VISITS // WAVES) for _ in range(WAVES)]
+    (_, warm_fds, warm_threads), (last_rss, last_fds, last_threads) = seen[0], seen[-1]
+    note = ", ".join(f"{rss >> 20} MiB {fds} fds {threads} threads" for rss, fds, threads in seen)
+    report(Outcome(name="watch-visits", seed=0, ops=VISITS, note=note), run_dir)
+    # After the first wave memory is warm; what is left behind by each visit would show in all that follow.
+    assert last_rss - seen[1][0] < 16 << 20
+    assert last_fds <= warm_fds + 8
+    assert last_threads <= warm_threads + 2
+
+
+def _once_alone(pid: int, target: str, longest_s: float = 30.0) -> None:
+    """Return once no more than the test's own connections to a server are open, or after a while."""
+    port = int(target.rpartition(":")[2])
+    until = time.monotonic() + longest_s
+    while time.monotonic() < until:
+        found = psutil.Process(pid).net_connections("tcp")
+        if sum(c.laddr.port == port and c.status == psutil.CONN_ESTABLISHED for c in found) <= OWN_CONNECTIONS:
+            break
+        time.sleep(0.2)
+    time.sleep(1.0)
 
 
 def _memory(pid: int) -> int:

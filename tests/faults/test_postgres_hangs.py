@@ -83,7 +83,9 @@ async def every_process(_: World, server: PostgresServer) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "what", [a_commit_line, pytest.param(every_process, marks=pytest.mark.slow)], ids=["commit line", "everything"]
+    "what",
+    [pytest.param(each, marks=pytest.mark.slow) for each in (a_commit_line, every_process)],
+    ids=["commit line", "everything"],
 )
 async def test_no_call_outlives_its_deadline(
     guardian: Guardian,

@@ -118,7 +118,11 @@ async def stand_beside(w: World, directory: Path, plan: Plan) -> int:
 
 
 @pytest.mark.parametrize(
-    "build", [pytest.param("", id="real"), pytest.param("no_fence", id="canary", marks=pytest.mark.slow)]
+    "build",
+    [
+        pytest.param("", id="real", marks=pytest.mark.slow),
+        pytest.param("no_fence", id="canary", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_zombie_beside_its_copy(
     guardian: Guardian, database_url: str, run_dir: Path, report: Report, build: str

@@ -84,7 +84,7 @@ class Catalogue:
         self._built_from: tuple[Fold, int] | None = None
         self._indexes: dict[str, TwinIndex] = {}
         self._building = asyncio.Lock()
-        live.on_changes(self._follow)
+        live.listeners.on_changes(self._follow)
 
     @property
     def _current(self) -> bool:

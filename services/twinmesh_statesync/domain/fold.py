@@ -11,13 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from twinmesh_core.errors import (
-    TwinmeshError,
-)
+from twinmesh_core.errors import TwinmeshError
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_core.registry import Twin
 from twinmesh_core.registry_fold import Outcome, RegistryFold
-from twinmesh_core.registry_fold import Verdict as RegistryVerdict
 from twinmesh_statesync.domain.alarms.actions import AlarmAction, act_on_alarms
 from twinmesh_statesync.domain.alarms.desk import desk_of, judge
 from twinmesh_statesync.domain.alarms.memory import NO_MEMORY
@@ -188,18 +185,16 @@ class Fold:
             self.unsaved.twins.add((entry.tenant, twin_id))
             if not seeding and is_quiet(state, facts, now):
                 change = arrive_quietly(state, facts, entry.offset, now)
-                if change is not None:
-                    changes.append(change)
-                continue
-            draft = Draft(state, entry.offset, now)
-            draft.observe(facts)
-            if state.tracks:
-                rows = rows or Rows(batch)
-                compare(draft, rows)
-            note_arrival(draft, newest_time(facts), seeding=seeding)
-            if state.rulebook is not None:
-                judge(draft, state.rulebook)
-            change = draft.finish()
+            else:
+                draft = Draft(state, entry.offset, now)
+                draft.observe(facts)
+                if state.tracks:
+                    rows = rows or Rows(batch)
+                    compare(draft, rows)
+                note_arrival(draft, newest_time(facts), seeding=seeding)
+                if state.rulebook is not None:
+                    judge(draft, state.rulebook)
+                change = draft.finish()
             if change is not None:
                 changes.append(change)
         return changes
@@ -314,21 +309,20 @@ class Fold:
             yield from self._finished(draft, ChangeKind.CHANGED)
 
     def _create_twin_type(self, entry: LogEntry, action: CreateTwinType) -> Outcome:
-        verdict = _effect(self.registry.create_twin_type(entry.tenant, entry.offset, action.twin_type))
+        created = self.registry.create_twin_type(entry.tenant, entry.offset, action.twin_type)
+        verdict = created.unless_rejected()
         if verdict.effective and verdict.twin_type is not None:
             self.unsaved.twin_types.append((entry.tenant, verdict.twin_type))
         return verdict.outcome
 
     def _create_twin(self, entry: LogEntry, action: CreateTwin) -> tuple[Outcome, tuple[Change, ...]]:
-        verdict = _effect(
-            self.registry.create_twin(
-                entry.tenant,
-                entry.offset,
-                action.twin,
-                if_absent=action.if_absent,
-                commit_time_unix_us=entry.commit_time_unix_us,
-            )
-        )
+        verdict = self.registry.create_twin(
+            entry.tenant,
+            entry.offset,
+            action.twin,
+            if_absent=action.if_absent,
+            commit_time_unix_us=entry.commit_time_unix_us,
+        ).unless_rejected()
         if not verdict.effective or verdict.twin is None:
             return verdict.outcome, ()
         return verdict.outcome, self.begin_twin(entry, verdict.twin)
@@ -347,7 +341,7 @@ class Fold:
         return self._finished(draft, ChangeKind.CREATED)
 
     def _delete_twin(self, entry: LogEntry, state: TwinState) -> tuple[Outcome, tuple[Change, ...]]:
-        verdict = _effect(self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id))
+        verdict = self.registry.delete_twin(entry.tenant, entry.offset, state.twin.twin_id).unless_rejected()
         draft = Draft(state, entry.offset, entry.commit_time_unix_us)
         for command in state.open_commands():
             draft.put_command(touched(draft, replace(command, message="The twin was deleted."), CommandState.CANCELLED))
@@ -399,9 +393,3 @@ class Fold:
     def _require(self, tenant: str, twin_id: str) -> TwinState:
         self.registry.require_twin(tenant, twin_id)
         return self._twins[tenant][twin_id]
-
-
-def _effect(verdict: RegistryVerdict) -> RegistryVerdict:
-    if verdict.error is not None:
-        raise verdict.error
-    return verdict

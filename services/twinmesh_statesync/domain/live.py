@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 from twinmesh_core.errors import DeadlineExceeded, FailedPrecondition, Reason, TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
-from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import (
     UNREADABLE,
     Checkpoint,
@@ -22,12 +21,12 @@ from twinmesh_statesync.domain.checkpoint import (
     restore,
 )
 from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
-from twinmesh_statesync.domain.erasing import is_erasure
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import DEFAULT_SPACING, Generation, Spacing
 from twinmesh_statesync.domain.holds import Holds
 from twinmesh_statesync.domain.keeping import Keeper, Report
 from twinmesh_statesync.domain.leases import Holding
+from twinmesh_statesync.domain.listeners import Listeners
 from twinmesh_statesync.domain.ports import CheckpointStore, Log, LogFrame
 from twinmesh_statesync.domain.pulse import Pulse
 from twinmesh_statesync.domain.recovery import recovered
@@ -87,6 +86,7 @@ class LiveFold:
         self.seeded = 0
         self.pulse = Pulse(tick_s)
         self.holds = Holds()
+        self.listeners = Listeners()
         self._log = log
         self._checkpoints = checkpoints
         self._clock = clock
@@ -102,9 +102,6 @@ class LiveFold:
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._keeper = Keeper(log=log, store=checkpoints, spacing=spacing, report=report, leases=leases)
-        self._listeners: list[Callable[[Sequence[Change]], None]] = []
-        self._loud_listeners: list[Callable[[Sequence[Change]], None]] = []
-        self._erasure_listeners: list[Callable[[Change], None]] = []
 
     @property
     def position(self) -> Position:
@@ -136,18 +133,6 @@ class LiveFold:
         floor = self.ring(tenant).versions_floor if judged else self.ring(tenant).floor
         generations = self._keeper.generations
         return min(floor, generations[0].offset) if generations else floor
-
-    def on_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
-        """Have `listener` called with the changes of each entry, in order, right after it is folded."""
-        self._listeners.append(listener)
-
-    def on_loud_changes(self, listener: Callable[[Sequence[Change]], None]) -> None:
-        """The same, but without changes that are quiet, and not if all are."""
-        self._loud_listeners.append(listener)
-
-    def on_erasure(self, listener: Callable[[Change], None]) -> None:
-        """Have `listener` called with each change that tells an erasure, after everybody was told of it as a change."""
-        self._erasure_listeners.append(listener)
 
     def ring(self, tenant: str) -> Ring:
         """Return the tenant's recent changes."""
@@ -366,21 +351,9 @@ class LiveFold:
         folded = self.fold.apply(entry)
         if folded.changes:
             self.ring(entry.tenant).append(folded.changes)
-            self._tell(folded.changes)
+            self.listeners.tell(folded.changes)
         if isinstance(entry.body, ControlEntry) and isinstance(entry.body.action, EraseTwin):
             self.ring(entry.tenant).forget(entry.body.action.twin_id)
-
-    def _tell(self, changes: Sequence[Change]) -> None:
-        for listener in self._listeners:
-            listener(changes)
-        loud = [change for change in changes if not change.quiet]
-        if not loud:
-            return
-        for listener in self._loud_listeners:
-            listener(loud)
-        for change in filter(is_erasure, loud):
-            for notice in self._erasure_listeners:
-                notice(change)
 
     def _wake(self) -> None:
         self.pulse.touch()

@@ -44,7 +44,7 @@ class Past:
         self._store = store
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._kept: OrderedDict[tuple[str, Position], Fold] = OrderedDict()
-        live.on_erasure(lambda _change: self._kept.clear())
+        live.listeners.on_erasure(lambda _change: self._kept.clear())
 
     async def at_offset(self, tenant: str, offset: int, twin_ids: Collection[str] = (), *, timeout_s: float) -> Fold:
         """Return the fold exactly as it was at an offset that is folded already.

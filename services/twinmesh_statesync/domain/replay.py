@@ -273,7 +273,7 @@ class Replays:
         self._begun = asyncio.Queue[Replay]()
         self._tasks: dict[Replay, asyncio.Task[None]] = {}
         self._entangled: set[str] = set()
-        live.on_erasure(self._notice)
+        live.listeners.on_erasure(self._notice)
 
     @property
     def count(self) -> int:

@@ -55,7 +55,7 @@ class Timekeeper:
         self._generation = -1
         self._head_before: int | None = None
         self._leases: Holding = leases or Everything()
-        live.on_loud_changes(self._notice)
+        live.listeners.on_loud_changes(self._notice)
 
     async def run(self) -> None:
         """Look for ever."""

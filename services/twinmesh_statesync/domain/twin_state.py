@@ -337,7 +337,7 @@ def take_news(state: TwinState, facts: Iterable[Fact], fresh: dict[str, Reported
         if rescaled and channel in rescaled:
             fact = fact.rescaled(rescaled[channel])
         current = fresh.get(channel) or known.get(channel)
-        if current is None or fact.event_time_unix_us > current.event_time_unix_us or _corrects(fact, current):
+        if current is None or fact.event_time_unix_us > current.event_time_unix_us or fact.corrects(current):
             fresh[channel] = fact
 
 
@@ -394,10 +394,3 @@ def require_channel(state: TwinState, channel: str) -> ChannelSpec:
             metadata={"channels": names},
         )
     return spec
-
-
-def _corrects(fact: ReportedValue, current: ReportedValue) -> bool:
-    """Whether a fact of the same event time says something else: the higher offset wins."""
-    return fact.event_time_unix_us == current.event_time_unix_us and (
-        fact.value != current.value or fact.quality is not current.quality
-    )

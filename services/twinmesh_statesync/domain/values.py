@@ -139,6 +139,12 @@ class ReportedValue:
         value = float(self.value) * kept.scale + kept.offset if isinstance(self.value, float) else self.value
         return ReportedValue(self.channel, value, self.quality, self.event_time_unix_us, self.offset)
 
+    def corrects(self, current: ReportedValue) -> bool:
+        """Whether this is of the same event time and says something else: the higher offset wins."""
+        return self.event_time_unix_us == current.event_time_unix_us and (
+            self.value != current.value or self.quality is not current.quality
+        )
+
     def meets(self, desired: Value, tolerance: float) -> bool:
         """Whether this fact meets the target; a BAD value proves nothing and therefore never does."""
         return self.quality is not Quality.BAD and values_agree(desired, self.value, tolerance)

@@ -271,8 +271,8 @@ class Audiences:
         self._houses: dict[str, _House] = {}
         self._stirred: set[Audience] = set()
         self._generation = live.generation
-        live.on_changes(self._hear)
-        live.on_erasure(self._forget)
+        live.listeners.on_changes(self._hear)
+        live.listeners.on_erasure(self._forget)
         live.pulse.listen(self._wake)
 
     @contextmanager

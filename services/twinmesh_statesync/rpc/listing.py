@@ -97,7 +97,7 @@ class Listing:
         self._catalogue = catalogue
         self._kept: OrderedDict[tuple[str, str, int], list[TwinVersion]] = OrderedDict()
         self._kept_twins = 0
-        reading.live.on_erasure(self._forget)
+        reading.live.listeners.on_erasure(self._forget)
 
     async def list(self, tenant: str, request: statesync_pb2.ListTwinsRequest) -> statesync_pb2.ListTwinsResponse:
         """Answer one page.

@@ -105,7 +105,7 @@ class Watches:
         self._frames = Frames()
         self._audiences = Audiences(self._live)
         self._draining = False
-        self._live.on_erasure(lambda _change: self._frames.clear())
+        self._live.listeners.on_erasure(lambda _change: self._frames.clear())
 
     async def beat(self) -> None:
         """Wake those who follow commands now and then; runs for ever."""

@@ -222,7 +222,7 @@ async def test_rows_before_a_time_are_dropped_to_the_row(world: World, interval_
     assert await world.read(one, two) == [[], []]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 async def test_any_sequence_of_folds_reads_like_the_simplest_model(world: World, seed: int) -> None:
     """Late rows, corrections and hides in any order, over cells of several sizes, as of any offset."""
     rng = np.random.default_rng(seed)

@@ -107,6 +107,7 @@ async def test_nothing_told_is_lost_or_stored_twice_when_the_producer_is_killed(
     await kills(mesh, target, tmp_path / "spool", "spool-short", lives=5, seed=5)
 
 
+@pytest.mark.slow
 async def test_refused_batches_are_kept_once_and_stop_nobody_when_the_producer_is_killed(mesh, target, tmp_path):
     await kills(mesh, target, tmp_path / "spool", "spool-poison", lives=3, seed=5, options=("--poison",))
 

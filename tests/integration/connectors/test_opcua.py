@@ -166,6 +166,7 @@ async def test_a_server_that_restarts_is_found_again(plant: Mesh) -> None:
         assert plc.url in runner.status.last_error
 
 
+@pytest.mark.slow
 async def test_what_the_server_recorded_meanwhile_is_read_from_its_history(plant: Mesh) -> None:
     async with serving() as plc:
         await plc.server.historize_node_data_change(plc.nodes["temperature"], timedelta(hours=1), 1_000)

@@ -125,6 +125,7 @@ class IngestionProcess:
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 async def test_kills_between_the_steps_of_a_replay_land_each_row_once(database_url):
     rows, page = 400, 20
     async with storage_process(database_url) as storage:

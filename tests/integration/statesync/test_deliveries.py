@@ -212,6 +212,7 @@ async def test_a_deleted_subscription_is_told_no_more(database_url: str) -> None
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 async def test_killed_in_mid_delivery_and_nothing_is_lost(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in FAST.items():
         monkeypatch.setenv(f"TWINMESH_STATESYNC_{name.upper()}", str(value))

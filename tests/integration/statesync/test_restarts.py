@@ -59,6 +59,7 @@ async def live_a_little(sync: StateSync, round_number: int) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_over_restarts_checkpoints_equal_a_rebuild_from_the_beginning(database_url: str) -> None:
     async with storage(database_url) as target:
         for round_number in range(3):

@@ -65,6 +65,7 @@ async def land(store: Storage, twin_id: str, values: np.ndarray, start_us: int) 
         )
 
 
+@pytest.mark.slow
 async def test_training_reads_means_gaps_units_and_zones_as_of_one_offset(database_url: str, tmp_path: Path) -> None:
     made = [plants.transformer(days=30, step_us=RAW_US, seed=i, twin_id=f"T{i}") for i in (1, 2)]
     made[0].values[300:360] = np.nan

@@ -145,6 +145,7 @@ async def all_versions(service: Training):
     return (await call(service.models.ListModelVersions, request, timeout_s=10)).versions
 
 
+@pytest.mark.slow
 async def test_a_dynamics_run_records_the_range_and_the_effect_of_its_control(service: Training) -> None:
     spec = forecast_spec("cooling", task=2, inputs=["oil", "load", "ambient"], controls=["cooling_stage"])
     done = (await service.watched((await service.create(spec)).run_id))[-1]
@@ -250,6 +251,7 @@ async def test_a_killed_worker_costs_a_run_one_attempt_and_a_second_kill_fails_i
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 async def test_a_restart_of_the_service_puts_the_run_back_and_leaves_no_worker(
     database_url: str, tmp_path: Path, store: tuple[StandIn, str]
 ) -> None:

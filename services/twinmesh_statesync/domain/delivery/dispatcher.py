@@ -81,7 +81,7 @@ class Dispatcher:
         self._woken = asyncio.Event()
         self._erased: dict[tuple[str, str], int] = {}
         self._generation = -1
-        live.on_loud_changes(self._notice)
+        live.listeners.on_loud_changes(self._notice)
 
     def wake(self) -> None:
         """Look at once: there may be something to tell, or somebody to tell it to."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -16,9 +15,10 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from twinmesh_core.errors import Reason, ResourceExhausted, TwinmeshError, Unavailable
-from twinmesh_core.time import from_datetime, to_datetime
+from twinmesh_core.time import from_datetime
 from twinmesh_runtime.postgres import Pool, connection, deadline
 from twinmesh_storage.adapters.postgres import log_sql as sql
+from twinmesh_storage.adapters.postgres.commits import Closing, Connection, Decided, Found, look
 from twinmesh_storage.adapters.postgres.copying import (
     bytea_head,
     copy_rows,
@@ -33,18 +33,10 @@ from twinmesh_storage.adapters.postgres.log_rows import (
     log_columns,
     log_pieces,
     new_entries,
-    producer_moves,
-    producer_states,
     quarantine_moves,
-    request_columns,
-    request_states,
 )
 from twinmesh_storage.domain.admission import (
     Accept,
-    Key,
-    ProducerState,
-    RequestState,
-    RowKey,
     Verdict,
     admit,
     taken_over,
@@ -65,7 +57,6 @@ _SMALL_BYTES: Final = 64 << 10
 """Groups up to this weight are written by INSERT, within the round trip that commits them; larger ones by COPY."""
 _OF_CONTENT: Final = ("22", "23", "54")
 """SQLSTATE classes that a row's values cause: data exception, integrity violation, program limit."""
-Connection = AsyncConnection[tuple[Any, ...]]
 
 
 class PostgresLog:
@@ -156,7 +147,8 @@ class PostgresLog:
         if self._line is not None and not self._line.closed:
             return self._line
         try:
-            self._line = await AsyncConnection.connect(self._conninfo, autocommit=True)
+            # Nothing is prepared: of a pipeline that fails the driver believes statements to be that are not.
+            self._line = await AsyncConnection.connect(self._conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.OperationalError as error:
             raise Unavailable("The database cannot be reached; try again.", retry_after_s=1.0) from error
         return self._line
@@ -191,6 +183,8 @@ class PostgresLog:
             raise _refused(error) from error
         except (Unavailable, ResourceExhausted) as error:
             await self.close()
+            if _told(error):
+                raise
             raise OutcomeUnknown(outcome) from error
         return outcome
 
@@ -201,7 +195,7 @@ class PostgresLog:
         outcome: GroupOutcome | None = None
         try:
             async with deadline(line, self._timeout_s), line.pipeline():
-                decided = self._decide(await _look(line, group), lease, head, group_id, group)
+                decided = self._decide(await look(line, group), lease, head, group_id, group)
                 if decided.outcome.entries:
                     columns = log_columns(group, decided.verdicts, decided.outcome.entries)
                     await line.execute(sql.INSERT_LOG, columns)
@@ -215,17 +209,17 @@ class PostgresLog:
             raise _refused(error) from error
         except (Unavailable, ResourceExhausted) as error:
             await self.close()
-            if outcome is None:  # COMMIT was not sent
+            if outcome is None or _told(error):  # COMMIT was not sent, or not reached
                 raise
             raise OutcomeUnknown(outcome) from error
         return outcome
 
     async def _write(
         self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
-    ) -> tuple[GroupOutcome, _Closing]:
-        """Do everything of a group but what `_Closing` does: the last statements, COMMIT among them."""
+    ) -> tuple[GroupOutcome, Closing]:
+        """Do everything of a group but what `Closing` does: the last statements, COMMIT among them."""
         async with line.pipeline():
-            found = await _look(line, group)
+            found = await look(line, group)
         decided = self._decide(found, lease, head, group_id, group)
         outcome, verdicts = decided.outcome, decided.verdicts
         if outcome.entries:
@@ -234,7 +228,7 @@ class PostgresLog:
             await self._change_quarantine(line, group, verdicts, outcome.entries)
         return outcome, decided.closing
 
-    def _decide(self, found: _Found, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> _Decided:
+    def _decide(self, found: Found, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> Decided:
         """Return what becomes of a group, by what is there; raises `LeaseLost` if the log is not as it was left."""
         fenced = found.fenced
         if fenced is None or fenced[0] != lease.epoch or fenced[1] != head:
@@ -242,7 +236,7 @@ class PostgresLog:
         commit_time = from_datetime(fenced[2])
         verdicts = admit(group, found.producers, found.requests, found.quarantined)
         entries = new_entries(group, verdicts, head, commit_time)
-        closing = _Closing(
+        closing = Closing(
             lease=lease,
             lease_s=self._lease_s,
             keep_s=self._request_keep_s,
@@ -256,7 +250,7 @@ class PostgresLog:
             ),
         )
         outcome = GroupOutcome(answers=answers(group, verdicts, entries), entries=entries)
-        return _Decided(outcome=outcome, verdicts=verdicts, closing=closing)
+        return Decided(outcome=outcome, verdicts=verdicts, closing=closing)
 
     async def _copy_quarantine(
         self, line: Connection, group: Sequence[NewEntry], verdicts: Sequence[Verdict], entries: Sequence[LogEntry]
@@ -372,60 +366,6 @@ class PostgresLog:
             return (await conn.execute(sql.PRUNE_REQUESTS)).rowcount
 
 
-class _Closing:
-    """The last statements of a group: producers, requests and head move, and the transaction commits."""
-
-    def __init__(
-        self,
-        *,
-        lease: Lease,
-        lease_s: float,
-        keep_s: float,
-        group_id: str,
-        head: int,
-        commit_time_unix_us: int,
-        accepted: tuple[tuple[NewEntry, int], ...],
-    ) -> None:
-        self._move = {
-            "epoch": lease.epoch,
-            "lease_s": lease_s,
-            "group_id": group_id,
-            "head": head,
-            "moved": bool(accepted),
-            "commit_time": to_datetime(commit_time_unix_us),
-        }
-        self._producers = producer_moves(accepted, commit_time_unix_us)
-        self._requests = request_columns(accepted, commit_time_unix_us, keep_s)
-
-    async def send(self, line: Connection) -> None:
-        """Send it all into the pipeline that is open."""
-        if self._producers is not None:
-            await line.execute(sql.MOVE_PRODUCERS, self._producers)
-        if self._requests is not None:
-            await line.execute(sql.INSERT_REQUESTS, self._requests)
-        await line.execute(sql.MOVE_HEAD, self._move)
-        await line.execute("commit")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What a group meets: the partition's state, its producers and requests, and rows in quarantine that it changes."""
-
-    fenced: tuple[Any, ...] | None
-    producers: dict[Key, ProducerState]
-    requests: dict[Key, RequestState]
-    quarantined: list[RowKey]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Decided:
-    """What becomes of a group, and the statements that end it."""
-
-    outcome: GroupOutcome
-    verdicts: Sequence[Verdict]
-    closing: _Closing
-
-
 def _is_small(group: Sequence[NewEntry]) -> bool:
     """Whether a group is so small that round trips cost more than rows, and only the log gets rows."""
     return sum(entry.weight for entry in group) <= _SMALL_BYTES and not any(
@@ -433,22 +373,10 @@ def _is_small(group: Sequence[NewEntry]) -> bool:
     )
 
 
-async def _look(line: Connection, group: Sequence[NewEntry]) -> _Found:
-    """Begin the transaction, lock and read what decides about a group; in the pipeline that is open."""
-    stamped = sorted({(e.tenant, e.producer.producer_id) for e in group if e.producer is not None})
-    named = sorted({(e.tenant, e.request_id) for e in group if e.request_id})
-    changed = sorted({(e.tenant, i) for e in group if e.quarantine_change for i in e.quarantine_change.ids()})
-    await line.execute("begin")
-    fence = await line.execute(sql.FENCE)
-    producer_rows = await _fetch_keyed(line, sql.LOCK_PRODUCERS, stamped)
-    request_rows = await _fetch_keyed(line, sql.READ_REQUESTS, named)
-    quarantined_rows = await _fetch_keyed(line, sql.LOCK_QUARANTINE, changed)
-    return _Found(
-        fenced=await fence.fetchone(),
-        producers=producer_states(await producer_rows.fetchall() if producer_rows else []),
-        requests=request_states(await request_rows.fetchall() if request_rows else []),
-        quarantined=await quarantined_rows.fetchall() if quarantined_rows else [],
-    )
+def _told(error: TwinmeshError) -> bool:
+    """Whether the server itself said that a statement failed, in a session that goes on: then nothing is committed."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and cause.diag.severity_nonlocalized == "ERROR"
 
 
 def _refused(error: psycopg.Error) -> ContentRefused | Unavailable:
@@ -461,9 +389,3 @@ def _refused(error: psycopg.Error) -> ContentRefused | Unavailable:
         metadata={"dependency": "postgres", "sqlstate": error.sqlstate or ""},
         retry_after_s=1.0,
     )
-
-
-async def _fetch_keyed(line: Connection, statement: str, keys: Sequence[Key] | Sequence[RowKey]) -> Any:
-    if not keys:
-        return None
-    return await line.execute(statement, ([k[0] for k in keys], [k[1] for k in keys]), binary=True)
