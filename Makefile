@@ -49,7 +49,7 @@ up: setup
 	@$(RUN)/twinmesh up $(ARGS)
 
 test: setup
-	@$(RUN)/python -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+	@$(RUN)/python -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: setup
 	@TWINMESH_LAWS=thorough $(RUN)/python -m pytest tests $(ARGS)

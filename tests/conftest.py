@@ -19,3 +19,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     del session
     gc.collect()
     gc.freeze()
+
+
+_LONG = (
+    "tests/integration/storage/test_storage_timescale.py",  # fetches the extension where it is not there yet
+    "tests/e2e/test_bad_input.py",
+    "tests/integration/training/test_training_service.py",
+    "tests/integration/local/test_mesh.py",
+    "tests/e2e/test_faults_short.py",
+    "tests/faults",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files that start servers and wait take turns with those that compute: processes side by side waste less."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    waiting = [name for name in files if name.startswith(("tests/integration", "tests/e2e", "tests/faults"))]
+    waiting.sort(key=lambda name: next((n for n, first in enumerate(_LONG) if name.startswith(first)), len(_LONG)))
+    computing = [name for name in files if name not in waiting]
+    places = [(n / len(group), number, name) for number, group in enumerate((waiting, computing)) if group
+              for n, name in enumerate(group)]  # fmt: skip
+    items[:] = [item for _, _, name in sorted(places) for item in files[name]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -14,7 +15,7 @@ from twinmesh.storage.v1.storage_pb2_grpc import StorageServiceStub
 from twinmesh.type.v1 import entry_pb2, position_pb2
 from twinmesh_client.read_ahead import read_ahead
 from twinmesh_client.transport import call, tenant_metadata
-from twinmesh_core.errors import InvalidArgument
+from twinmesh_core.errors import InvalidArgument, Unavailable
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.caller import ALL_TENANTS
 from twinmesh_runtime.observation_codec import decode_batch
@@ -23,6 +24,8 @@ from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.entries import ControlEntry, LogEntry
 from twinmesh_statesync.domain.ports import LogFrame
 
+_PATIENCE_S: Final = 3.0
+"""So long storage may be away, which is a restart of it, before a caller is told; its log takes a request once."""
 _BOOKMARK: Final = Duration(seconds=1)
 _REPLAY_BOOKMARK: Final = Duration(nanos=20_000_000)
 """Somebody waits for how far the filtered log has come."""
@@ -63,8 +66,19 @@ class StorageLog:
         request = storage_pb2.AppendRequest(
             control=self._encode(entry), request_id=entry.request_id, content_hash=content_hash
         )
-        answer = await call(self._stub.Append, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant))
-        return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
+        patient_until_s = asyncio.get_running_loop().time() + _PATIENCE_S
+        pause_s = 0.05
+        while True:
+            try:
+                answer = await call(
+                    self._stub.Append, request, timeout_s=self._timeout_s, metadata=tenant_metadata(tenant)
+                )
+                return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
+            except Unavailable:
+                if not entry.request_id or asyncio.get_running_loop().time() + pause_s > patient_until_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.5)
 
     async def follow(self, after: Position, *, control_only: bool = False) -> AsyncGenerator[LogFrame, None]:
         """Yield frames after a position; see the port."""
