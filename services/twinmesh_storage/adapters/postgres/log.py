@@ -147,8 +147,7 @@ class PostgresLog:
         if self._line is not None and not self._line.closed:
             return self._line
         try:
-            # Nothing is prepared: of a pipeline that fails the driver believes statements to be that are not.
-            self._line = await AsyncConnection.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+            self._line = await AsyncConnection.connect(self._conninfo, autocommit=True)
         except psycopg.OperationalError as error:
             raise Unavailable("The database cannot be reached; try again.", retry_after_s=1.0) from error
         return self._line
@@ -160,47 +159,19 @@ class PostgresLog:
         line = self._line
         if line is None:
             raise LeaseLost
-        if _is_small(group):
-            return await self._commit_at_once(line, lease, head, group_id, group)
+        outcome: GroupOutcome | None = None  # known once COMMIT may have been sent
         try:
-            async with deadline(line, self._timeout_s):
-                outcome, closing = await self._write(line, lease, head, group_id, group)
-        except LeaseLost:
-            await self._roll_back(line)
-            raise
-        except psycopg.Error as error:
-            await self._roll_back(line)
-            raise _refused(error) from error
-        except (Unavailable, ResourceExhausted):
-            # COMMIT was not sent, so nothing was written, however the connection ended.
-            await self.close()
-            raise
-        try:
-            async with deadline(line, self._timeout_s), line.pipeline():
-                await closing.send(line)
-        except psycopg.Error as error:
-            await self._roll_back(line)
-            raise _refused(error) from error
-        except (Unavailable, ResourceExhausted) as error:
-            await self.close()
-            if _told(error):
-                raise
-            raise OutcomeUnknown(outcome) from error
-        return outcome
-
-    async def _commit_at_once(
-        self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
-    ) -> GroupOutcome:
-        """Look, write and commit in two round trips. COPY is not possible in a pipeline: with it there are six."""
-        outcome: GroupOutcome | None = None
-        try:
-            async with deadline(line, self._timeout_s), line.pipeline():
-                decided = self._decide(await look(line, group), lease, head, group_id, group)
-                if decided.outcome.entries:
-                    columns = log_columns(group, decided.verdicts, decided.outcome.entries)
-                    await line.execute(sql.INSERT_LOG, columns)
+            if _is_small(group):
+                async with deadline(line, self._timeout_s), line.pipeline():
+                    decided = await self._insert(line, lease, head, group_id, group)
+                    outcome = decided.outcome
+                    await decided.closing.send(line)
+            else:
+                async with deadline(line, self._timeout_s):
+                    decided = await self._copy(line, lease, head, group_id, group)
                 outcome = decided.outcome
-                await decided.closing.send(line)
+                async with deadline(line, self._timeout_s), line.pipeline():
+                    await decided.closing.send(line)
         except LeaseLost:
             await self._roll_back(line)
             raise
@@ -214,19 +185,28 @@ class PostgresLog:
             raise OutcomeUnknown(outcome) from error
         return outcome
 
-    async def _write(
+    async def _insert(
         self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
-    ) -> tuple[GroupOutcome, Closing]:
-        """Do everything of a group but what `Closing` does: the last statements, COMMIT among them."""
+    ) -> Decided:
+        """Look and write in the pipeline that also commits: two round trips in all, where COPY makes it six."""
+        decided = self._decide(await look(line, group), lease, head, group_id, group)
+        if decided.outcome.entries:
+            await line.execute(sql.INSERT_LOG, log_columns(group, decided.verdicts, decided.outcome.entries))
+        return decided
+
+    async def _copy(
+        self, line: Connection, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]
+    ) -> Decided:
+        """Look and write by COPY, which no pipeline can hold; `Closing` is left."""
         async with line.pipeline():
             found = await look(line, group)
         decided = self._decide(found, lease, head, group_id, group)
-        outcome, verdicts = decided.outcome, decided.verdicts
-        if outcome.entries:
-            await copy_rows(line, sql.COPY_LOG, log_pieces(group, verdicts, outcome.entries))
-            await self._copy_quarantine(line, group, verdicts, outcome.entries)
-            await self._change_quarantine(line, group, verdicts, outcome.entries)
-        return outcome, decided.closing
+        entries, verdicts = decided.outcome.entries, decided.verdicts
+        if entries:
+            await copy_rows(line, sql.COPY_LOG, log_pieces(group, verdicts, entries))
+            await self._copy_quarantine(line, group, verdicts, entries)
+            await self._change_quarantine(line, group, verdicts, entries)
+        return decided
 
     def _decide(self, found: Found, lease: Lease, head: int, group_id: str, group: Sequence[NewEntry]) -> Decided:
         """Return what becomes of a group, by what is there; raises `LeaseLost` if the log is not as it was left."""
@@ -296,6 +276,9 @@ class PostgresLog:
         try:
             async with deadline(line, self._timeout_s):
                 await line.execute("rollback")
+            # After a pipeline that failed, statements prepared later on this connection were found to be gone (26000);
+            # one that prepares nothing more has none to miss.
+            line.prepare_threshold = None
         except (TwinmeshError, psycopg.Error):
             await self.close()
 
