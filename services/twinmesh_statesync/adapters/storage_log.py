@@ -15,6 +15,7 @@ from twinmesh.storage.v1.storage_pb2_grpc import StorageServiceStub
 from twinmesh.type.v1 import entry_pb2, position_pb2
 from twinmesh_client.read_ahead import read_ahead
 from twinmesh_client.transport import call, tenant_metadata
+from twinmesh_core.call_context import remaining_s
 from twinmesh_core.errors import InvalidArgument, Unavailable
 from twinmesh_core.observations import ObservationBatch
 from twinmesh_runtime.caller import ALL_TENANTS
@@ -66,8 +67,10 @@ class StorageLog:
         request = storage_pb2.AppendRequest(
             control=self._encode(entry), request_id=entry.request_id, content_hash=content_hash
         )
-        patient_until_s = asyncio.get_running_loop().time() + _PATIENCE_S
-        pause_s = 0.05
+        clock, left_s = asyncio.get_running_loop().time, remaining_s()
+        # Without a request id it could be there twice; a caller in a hurry is told what is wrong, not that time ran out.
+        patience_s = 0.0 if not entry.request_id else _PATIENCE_S if left_s is None else min(_PATIENCE_S, left_s / 2)
+        until_s, pause_s = clock() + patience_s, 0.05
         while True:
             try:
                 answer = await call(
@@ -75,7 +78,7 @@ class StorageLog:
                 )
                 return Position(incarnation=answer.position.incarnation, offset=answer.position.offset)
             except Unavailable:
-                if not entry.request_id or asyncio.get_running_loop().time() + pause_s > patient_until_s:
+                if clock() + pause_s > until_s:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.5)

@@ -63,6 +63,7 @@ class Audience:
         since: from this index on, `told` has every change that concerns them; at the beginning of an offset.
         size: watchers now.
         beats: how often they were woken.
+        woken_s: when that was last, on the clock of the event loop.
     """
 
     def __init__(self, interest: Interest, ring: Ring) -> None:
