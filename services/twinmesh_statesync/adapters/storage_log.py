@@ -68,7 +68,7 @@ class StorageLog:
             control=self._encode(entry), request_id=entry.request_id, content_hash=content_hash
         )
         clock, left_s = asyncio.get_running_loop().time, remaining_s()
-        # Without a request id it could be there twice; a caller in a hurry is told what is wrong, not that time ran out.
+        # Without a request id it could be there twice; who is in a hurry is told what is wrong, not that time ran out.
         patience_s = 0.0 if not entry.request_id else _PATIENCE_S if left_s is None else min(_PATIENCE_S, left_s / 2)
         until_s, pause_s = clock() + patience_s, 0.05
         while True:
