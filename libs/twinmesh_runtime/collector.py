@@ -23,6 +23,19 @@ _OLDEST: Final = 2
 
 
 @contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the collector from looking while modules are imported.
+
+    What they make stays; looking at it again and again is a sixth of a service's start.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
 def calm_collector() -> Iterator[None]:
     """Have the collector look at what is new, as long as the block lasts; what there is already is left alone."""
     before = gc.get_threshold()

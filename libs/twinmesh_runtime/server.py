@@ -21,6 +21,8 @@ from twinmesh_runtime.service import Service
 from twinmesh_runtime.settings import ServiceSettings, SettingsError
 
 CONNECTION_AGE_GRACE_S: Final = 30.0
+_LONGEST_TURN_S: Final = 120
+"""How long a call may wait before the service takes it up; its own deadline is what usually ends that."""
 
 
 class ServiceServer:
@@ -131,6 +133,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+    waiting = settings.max_concurrent_rpcs + settings.max_concurrent_streams
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         # Our own check answers first and says what to do; this bound is for what goes around it.
@@ -142,6 +145,11 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A burst waits for its turn and for `Admission`, which says what to do: from 1,000 calls that wait on, gRPC
+        # drops some by chance, and all that waited 30 s, with nothing but CANCELLED.
+        ("grpc.server.max_pending_requests", waiting),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * waiting),
+        ("grpc.server_max_unrequested_time_in_server", _LONGEST_TURN_S),
     ]
     if settings.max_connection_age_s > 0:
         options += [

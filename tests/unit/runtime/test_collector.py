@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import weakref
 
-from twinmesh_runtime.collector import FULL_LOOKS, THRESHOLDS, calm_collector
+import pytest
+
+from twinmesh_runtime.collector import FULL_LOOKS, THRESHOLDS, calm_collector, collector_off
 
 
 class Knot:
@@ -35,6 +37,15 @@ def test_what_outlived_a_look_is_left_alone_and_found_by_a_look_at_everything() 
             assert gone() is not None
         gc.collect()
         assert gone() is None
+
+
+def test_nothing_is_looked_at_while_modules_are_imported_and_then_it_is_again() -> None:
+    with collector_off():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), collector_off():
+        1 / 0  # noqa: B018
+    assert gc.isenabled()
 
 
 def test_everything_is_as_before_afterwards() -> None:

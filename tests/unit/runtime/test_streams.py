@@ -132,6 +132,21 @@ async def test_streams_have_no_default_deadline_and_their_own_bound() -> None:
             assert [answer.value async for answer in answers] == ["2"]
 
 
+async def test_a_burst_waits_its_turn_and_is_dropped_by_nobody() -> None:
+    """Left to itself, gRPC drops calls that wait, by chance from a thousand on, with a bare CANCELLED."""
+
+    async def count(request: Any, context: Any) -> AsyncIterator[StringValue]:
+        yield text("1")
+
+    async def first(stub: EchoStub) -> str:
+        async with aclosing(stream(stub.count, text(""), timeout_s=50)) as answers:
+            return str((await anext(answers)).value)
+
+    async with serve(echo_service(count=count)) as target, open_channel(target) as channel:
+        answers = await asyncio.gather(*(first(EchoStub(channel)) for _ in range(4_000)), return_exceptions=True)
+    assert {str(answer) for answer in answers} == {"1"}
+
+
 async def test_a_server_that_goes_away_ends_a_stream_with_unavailable() -> None:
     async def count(request: Any, context: Any) -> AsyncIterator[StringValue]:
         yield text("1")
