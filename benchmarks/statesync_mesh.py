@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import queue
 import subprocess
@@ -10,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 from benchmarks.ingest_mesh import message
+from benchmarks.light_watchers import read_all
 from benchmarks.storage_bench import Storage, free_port, server, start_service, storage
 
 from twinmesh.ingestion.v1 import ingestion_pb2
@@ -224,6 +225,25 @@ def run_watchers(target: str, requests: Sequence[bytes], frozen: int, ready: Any
     results.put(asyncio.run(_watch(target, requests, frozen, ready, stop)))
 
 
+def run_light_watchers(target: str, requests: Sequence[bytes], ready: Any, stop: Any, results: Any) -> None:
+    """Hold one watch for each request, read by one thread; runs in a process of its own."""
+    times: list[list[int]] = [[] for _ in requests]
+    through: list[list[int]] = [[] for _ in requests]
+
+    def told(number: int, now_us: int, frame: bytes) -> None:
+        reached = through_of(frame)
+        if reached:
+            if not through[number]:
+                ready.release()
+            times[number].append(now_us)
+            through[number].append(reached)
+
+    # What is kept is numbers: a look of the collector at all of them is a pause that the mesh has not made.
+    gc.disable()
+    read_all(target, WATCH, requests, told, stop)
+    results.put(Received([np.array(each) for each in times], [np.array(each) for each in through]))
+
+
 async def _watch(target: str, requests: Sequence[bytes], frozen: int, ready: Any, stop: Any) -> Received:
     received = Received([], [])
 
@@ -271,28 +291,34 @@ async def _watch(target: str, requests: Sequence[bytes], frozen: int, ready: Any
 
 
 class Watchers:
-    """Watchers spread over two client processes; a context manager, `received` is filled when it ends.
+    """Watchers in client processes of their own; a context manager, `received` is filled when it ends.
 
     Args:
         target: state-sync.
         requests: one for each.
         frozen: so many of them never read.
+        light: the others are read by one thread (`light_watchers`) instead of being gRPC clients in two processes.
     """
 
-    def __init__(self, target: str, requests: Sequence[bytes], frozen: int = 0) -> None:
+    def __init__(self, target: str, requests: Sequence[bytes], frozen: int = 0, *, light: bool = False) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._stop = spawn.Event()
         self._ready = spawn.Semaphore(0)
         self._results: Any = spawn.Queue()
         self._count = len(requests)
-        halves = [requests[: len(requests) // 2], requests[len(requests) // 2 :]]
-        self._parts = [(part, frozen if n == 0 else 0) for n, part in enumerate(halves) if part]
-        if frozen and len(requests) == 1:
-            self._parts = [(requests, frozen)]
-        self._processes: list[SpawnProcess] = [
-            spawn.Process(target=run_watchers, args=(target, part, cold, self._ready, self._stop, self._results))
-            for part, cold in self._parts
-        ]
+        common = (self._ready, self._stop, self._results)
+        if light:
+            self._processes = [spawn.Process(target=run_light_watchers, args=(target, requests[frozen:], *common))]
+            if frozen:
+                cold = (target, requests[:frozen], frozen, *common)
+                self._processes.append(spawn.Process(target=run_watchers, args=cold))
+        else:
+            half = len(requests) // 2
+            # All that are frozen are in the first part.
+            parts = [(requests[:half], frozen), (requests[half:], 0)] if half else [(requests, frozen)]
+            self._processes = [
+                spawn.Process(target=run_watchers, args=(target, part, cold, *common)) for part, cold in parts
+            ]
         self.received = Received([], [])
 
     async def __aenter__(self) -> Watchers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twinmesh_core.errors import TwinmeshError
 from twinmesh_statesync.domain.backlog import Backlog
@@ -14,8 +14,10 @@ from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Everything, Holding
+from twinmesh_statesync.domain.pace import Pace
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 
+_PAUSES_S: Final = 2.0
 Report = Callable[[str, dict[str, Any]], None]
 """Takes the name of something noteworthy and its fields, for the log."""
 
@@ -158,7 +160,8 @@ class Keeper:
             captured = self._backlog.whole()
             complete = not self._on_checkpoint
             due = self._due(newest, position.offset, complete, forget_before)
-            records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset)))
+            pace = Pace(0.0 if last else _PAUSES_S)
+            records = await asyncio.to_thread(lambda: tuple(_records(captured, recent, position.offset, pace)))
             if position.incarnation != kept.position.incarnation:
                 return
             checkpoint = Checkpoint(
@@ -222,7 +225,9 @@ class Keeper:
             await self._log.register_checkpoint(replace(self._saved, offset=min(oldest, self._saved.offset)))
 
 
-def _records(captured: Captured, recent: Mapping[str, RecentChanges], offset: int) -> Iterator[Record]:
-    yield from captured.records()
+def _records(captured: Captured, recent: Mapping[str, RecentChanges], offset: int, pace: Pace) -> Iterator[Record]:
+    for record in captured.records():
+        yield record
+        pace.step()
     for tenant, changes in recent.items():
-        yield changes.record(tenant, offset)
+        yield changes.record(tenant, offset, pace)

@@ -36,11 +36,12 @@ def from_text(kind: type[PlainT], text: str) -> PlainT:
 
 def to_plain(value: Any) -> Any:
     """Return the value in JSON's own types; a mapping whose keys are not texts becomes the list of its values."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _AS_THEY_ARE:
         return value
-    if dataclasses.is_dataclass(kind):
-        return {name: to_plain(getattr(value, name)) for name in _names(kind)}
+    names = _names(kind)
+    if names is not None:
+        return {name: to_plain(getattr(value, name)) for name in names}
     if isinstance(value, Json):
         return {_JSON_TAG: str(value)}
     if isinstance(value, Enum):
@@ -66,8 +67,9 @@ def to_plain(value: Any) -> Any:
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+def _names(kind: Any) -> tuple[str, ...] | None:
+    """Return the fields of a dataclass; None for any other type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 @cache

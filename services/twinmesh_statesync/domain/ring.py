@@ -27,14 +27,14 @@ _TRIM_STEP: Final = 1_024
 
 
 class RingItem:
-    """A change and, once somebody needed it, its bytes for the wire: encoded once however many watch it whole."""
+    """A change and, once somebody needed it, its bytes in a frame: encoded once however many watch it whole."""
 
-    __slots__ = ("body", "change", "weight")
+    __slots__ = ("change", "event", "weight")
 
     def __init__(self, change: Change, weight: int) -> None:
         self.change = change
         self.weight = weight
-        self.body: bytes | None = None
+        self.event: bytes | None = None
 
 
 class Ring:
@@ -111,7 +111,7 @@ class Ring:
         No twin before now can be had any more: what was erased would be missing among them without a word.
         """
         for item in self._by_twin.get(twin_id, ()):
-            item.change, item.body = without_values(item.change), None
+            item.change, item.event = without_values(item.change), None
         self.versions_floor = self.last_offset
 
     def index_after(self, offset: int) -> int | None:

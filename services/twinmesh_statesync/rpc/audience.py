@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Final
 
 from twinmesh_statesync.domain.changes import Change
@@ -36,17 +37,17 @@ class Told:
         item: the change itself.
         change: what is told of it.
         previous_offset: no change of the twin between this offset and this change is told; 0 = revisions show that.
-        body: its bytes, if it is told otherwise than it happened, and once somebody needed them.
+        event: its bytes in a frame, if they are not those of the item, and once somebody needed them.
     """
 
-    __slots__ = ("body", "change", "index", "item", "previous_offset")
+    __slots__ = ("change", "event", "index", "item", "previous_offset")
 
     def __init__(self, index: int, item: RingItem, change: Change, previous_offset: int) -> None:
         self.index = index
         self.item = item
         self.change = change
         self.previous_offset = previous_offset
-        self.body: bytes | None = None
+        self.event: bytes | None = None
 
 
 class Audience:
@@ -58,6 +59,9 @@ class Audience:
 
     Attributes:
         interest: theirs.
+        number: tells it from every other audience of this process, those that are gone included.
+        plain: they want every change as it is.
+        chosen: see `Interest.chosen`.
         judge: says what changes mean to them.
         ring: the tenant's changes.
         since: from this index on, `told` has every change that concerns them; at the beginning of an offset.
@@ -66,8 +70,13 @@ class Audience:
         woken_s: when that was last, on the clock of the event loop.
     """
 
+    _numbers = count()
+
     def __init__(self, interest: Interest, ring: Ring) -> None:
         self.interest = interest
+        self.number = next(self._numbers)
+        self.plain = interest.plain
+        self.chosen = interest.chosen
         self.judge = Judge(interest)
         self.ring = ring
         self.size = 0
@@ -86,14 +95,14 @@ class Audience:
 
     def hear(self, index: int, item: RingItem) -> bool:
         """Take a change; return whether it concerns them."""
-        if self.interest.plain:
+        if self.plain:
             # Who wants everything reads the ring itself.
             return True
         told = self.judge.told(item.change)
         if told is None:
             return False
         previous = 0
-        if self.interest.chosen:
+        if self.chosen:
             twin_id = told.twin.twin_id
             previous = self._last.get(twin_id, self._since_offset)
             self._last[twin_id] = told.offset
@@ -111,7 +120,7 @@ class Audience:
         """Take what is remembered of a twin that was erased out of what is told."""
         for told in self._told:
             if told.change.twin.twin_id == twin_id:
-                told.change, told.body = without_values(told.change), None
+                told.change, told.event = without_values(told.change), None
 
     def _shorten(self) -> None:
         keep = self._told[_MAX_TOLD // 2]
@@ -121,23 +130,23 @@ class Audience:
 
     def behind(self, index: int) -> bool:
         """Whether there is something to tell, or to look at, for a watcher at `index`."""
-        if self.interest.plain or index < self.since:
+        if self.plain or index < self.since:
             return index < self.ring.end
         return bool(self._told) and self._told[-1].index >= index
 
     def count_after(self, index: int) -> int:
         """Return how many changes a watcher at `index` is behind, at most."""
-        if self.interest.plain or index < self.since:
+        if self.plain or index < self.since:
             return self.ring.end - index
         return len(self._told) - bisect_left(self._told, index, key=_index_of)
 
     def lost(self, index: int) -> bool:
         """Whether what a watcher at `index` has to be told is no longer known."""
-        if self.interest.plain:
+        if self.plain:
             return index < self.ring.first
         if index >= self.since:
             return False
-        unjudged = self.interest.chosen and self.ring.offset_before(index) < self.ring.versions_floor
+        unjudged = self.chosen and self.ring.offset_before(index) < self.ring.versions_floor
         return index < self.ring.first or unjudged
 
     def read(self, index: int, limit: int) -> list[Told]:

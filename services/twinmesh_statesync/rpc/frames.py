@@ -11,9 +11,11 @@ from twinmesh_runtime.registry_mapping import time_to_message
 from twinmesh_statesync.domain.changes import Change, merge, without_facets
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.interest import Interest
-from twinmesh_statesync.domain.ring import Ring
+from twinmesh_statesync.domain.mask import Mask
+from twinmesh_statesync.domain.ring import Ring, RingItem
+from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.rpc.audience import Audience, Told
-from twinmesh_statesync.rpc.mapping.replicas import encode_body, framed_event
+from twinmesh_statesync.rpc.mapping.replicas import encode_event, snapshot_change, with_previous
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 
 FRAME_CHANGES: Final = 1_000
@@ -22,6 +24,7 @@ FRAME_BYTES: Final = 1024 * 1024
 """A frame is closed at the first offset that begins beyond so many bytes."""
 LATEST_CHANGES: Final = 10_000
 """The same for LATEST, which may merge that many into few events."""
+_Key = tuple[str, int, int, int, int, bool]
 _MAX_CACHED: Final = 512
 _MAX_CACHED_BYTES: Final = 32 * 1024 * 1024
 
@@ -45,7 +48,7 @@ class Frames:
     """Makes frames; watchers of one audience at the same place share one."""
 
     def __init__(self) -> None:
-        self._cache: dict[tuple[str, int, Interest, int, int, bool], Frame] = {}
+        self._cache: dict[_Key, Frame] = {}
         self._bytes = 0
 
     def frame(
@@ -61,32 +64,66 @@ class Frames:
             latest: merge changes of one twin.
         """
         ring = audience.ring if replayed is None else replayed
-        key = (position.incarnation, ring.number, audience.interest, index, ring.end, latest)
+        key = (position.incarnation, ring.number, audience.number, index, ring.end, latest)
         known = self._cache.get(key)
         if known is not None:
             return known
+        made = None if latest or not audience.plain else _whole(ring, index, position)
+        made = made or self._made(audience, ring, index, position, latest=latest, replayed=replayed is not None)
+        if audience.size > 1:
+            self._keep(key, made)
+        return made
+
+    def _made(
+        self, audience: Audience, ring: Ring, index: int, position: Position, *, latest: bool, replayed: bool
+    ) -> Frame:
         limit = LATEST_CHANGES if latest else FRAME_CHANGES
-        if replayed is not None or audience.interest.plain:
+        if replayed or audience.plain:
             made = _scanned(audience, ring, index, ring.end, limit, position)
         elif index < audience.since:
             made = _scanned(audience, ring, index, audience.since, limit, position)
         else:
             made = _heard(audience, index, limit, position)
-        frame = made.merged(audience.interest) if latest else made.fitting()
-        if audience.size > 1:
-            self._keep(key, frame)
-        return frame
+        return made.merged(audience.interest) if latest else made.fitting()
 
     def clear(self) -> None:
         """Forget every frame: something told in one was erased."""
         self._cache.clear()
         self._bytes = 0
 
-    def _keep(self, key: tuple[str, int, Interest, int, int, bool], made: Frame) -> None:
+    def _keep(self, key: _Key, made: Frame) -> None:
         if len(self._cache) >= _MAX_CACHED or self._bytes > _MAX_CACHED_BYTES:
             self.clear()
         self._cache[key] = made
         self._bytes += len(made.body)
+
+
+class Snapshots:
+    """Makes the events that tell twins as they are; all watchers that begin at the same version share one."""
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[str, str, Mask], tuple[TwinVersion, bytes]] = {}
+        self._bytes = 0
+
+    def event(self, tenant: str, version: TwinVersion, mask: Mask) -> bytes:
+        """Return what a snapshot tells of a twin, as one `events` field of a WatchResponse."""
+        key = (tenant, version.twin.twin_id, mask)
+        known = self._events.get(key)
+        if known is not None and known[0] is version:
+            return known[1]
+        change = snapshot_change(tenant, mask.cut_twin(version.twin), mask.cut_replica(version.replica))
+        made = encode_event(change)
+        self._bytes += len(made) - (0 if known is None else len(known[1]))
+        if self._bytes > _MAX_CACHED_BYTES:
+            self.clear()
+            self._bytes = len(made)
+        self._events[key] = (version, made)
+        return made
+
+    def clear(self) -> None:
+        """Forget every event: something told in one was erased."""
+        self._events.clear()
+        self._bytes = 0
 
 
 def bookmark(
@@ -133,7 +170,7 @@ class _Piece:
             if size > FRAME_BYTES and told.change.offset != self.told[count - 1].change.offset:
                 last = self.told[count - 1]
                 return self._frame(parts, last.index + 1, last.change.offset)
-            parts.append(framed_event(_body(told), told.previous_offset))
+            parts.append(_event(told))
             size += len(parts[-1])
         return self._frame(parts, self.end, self.through)
 
@@ -147,17 +184,28 @@ class _Piece:
                 latest[twin_id] = (told, told.change)
             else:
                 latest[twin_id] = (earlier[0], _renewed(merge(earlier[1], told.change), interest))
-        events = [
-            (change.offset, framed_event(_body(first, change), first.previous_offset))
-            for first, change in latest.values()
-        ]
+        events = [(change.offset, _event(first, change)) for first, change in latest.values()]
         parts = [event for _, event in sorted(events, key=lambda pair: pair[0])]
         return self._frame(parts, self.end, self.through)
 
     def _frame(self, parts: list[bytes], end: int, through: int) -> Frame:
-        if parts:
-            parts.append(bookmark(Position(incarnation=self.incarnation, offset=through)))
-        return Frame(body=b"".join(parts), end=end, through=through)
+        return _joined(parts, end, Position(incarnation=self.incarnation, offset=through))
+
+
+def _joined(events: list[bytes], end: int, through: Position) -> Frame:
+    parts = [*events, bookmark(through)] if events else []
+    return Frame(body=b"".join(parts), end=end, through=through.offset)
+
+
+def _whole(ring: Ring, index: int, position: Position) -> Frame | None:
+    """Return a frame of every change as it is; None if they are too large for one."""
+    items = ring.read(index, FRAME_CHANGES)
+    events = [item.event or _item_event(item) for item in items]
+    if sum(map(len, events)) > FRAME_BYTES:
+        return None
+    end = index + len(items)
+    through = position if end == ring.end else replace(position, offset=items[-1].change.offset)
+    return _joined(events, end, through)
 
 
 def _scanned(audience: Audience, ring: Ring, index: int, until: int, limit: int, position: Position) -> _Piece:
@@ -198,14 +246,19 @@ def _renewed(change: Change, interest: Interest) -> Change:
     return replace(without_facets(change), replica=interest.mask.cut_replica(change.after.replica))
 
 
-def _body(told: Told, merged: Change | None = None) -> bytes:
+def _event(told: Told, merged: Change | None = None) -> bytes:
     """Return an event's bytes, made when first asked for: per change, or per audience where it is told otherwise."""
     if merged is not None and merged is not told.change:
-        return encode_body(merged)
-    if told.change is told.item.change:
-        if told.item.body is None:
-            told.item.body = encode_body(told.change)
-        return told.item.body
-    if told.body is None:
-        told.body = encode_body(told.change)
-    return told.body
+        return with_previous(encode_event(merged), told.previous_offset)
+    if told.event is None:
+        same = told.change is told.item.change
+        event = (told.item.event or _item_event(told.item)) if same else encode_event(told.change)
+        if same and not told.previous_offset:
+            return event
+        told.event = with_previous(event, told.previous_offset)
+    return told.event
+
+
+def _item_event(item: RingItem) -> bytes:
+    item.event = event = encode_event(item.change)
+    return event

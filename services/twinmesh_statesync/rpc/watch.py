@@ -20,6 +20,7 @@ from twinmesh_core.ids import require_resource_id, require_twin_id
 from twinmesh_core.time import US_PER_S, Clock
 from twinmesh_runtime.registry_mapping import duration_from_message
 from twinmesh_statesync.domain.catalogue import Catalogue
+from twinmesh_statesync.domain.changes import Change
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.filter import EVERYTHING, hops, parse_filter
 from twinmesh_statesync.domain.interest import Interest
@@ -29,8 +30,7 @@ from twinmesh_statesync.domain.replay import Replays
 from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.domain.writer import DEFAULT_WAIT_S
 from twinmesh_statesync.rpc.audience import Audience, Audiences
-from twinmesh_statesync.rpc.frames import FRAME_BYTES, Frames, bookmark, reset
-from twinmesh_statesync.rpc.mapping.replicas import encode_event, snapshot_change
+from twinmesh_statesync.rpc.frames import FRAME_BYTES, Frames, Snapshots, bookmark, reset
 from twinmesh_statesync.rpc.reading import Reading
 
 MAX_TWIN_IDS: Final = 10_000
@@ -103,9 +103,14 @@ class Watches:
         self._close_after = close_after
         self._heartbeat_s = heartbeat_s
         self._frames = Frames()
+        self._snapshots = Snapshots()
         self._audiences = Audiences(self._live)
         self._draining = False
-        self._live.listeners.on_erasure(lambda _change: self._frames.clear())
+        self._live.listeners.on_erasure(self._forget)
+
+    def _forget(self, _erasure: Change) -> None:
+        self._frames.clear()
+        self._snapshots.clear()
 
     async def beat(self) -> None:
         """Wake those who follow commands now and then; runs for ever."""
@@ -190,7 +195,7 @@ class Watches:
     def _index_after(self, audience: Audience, through: int) -> int | None:
         """Return where memory goes on after an offset; None = it does not reach back, or cannot judge that far back."""
         index = audience.ring.index_after(through)
-        if index is None or index >= audience.since or not audience.interest.chosen:
+        if index is None or index >= audience.since or not audience.chosen:
             return index
         return index if through >= audience.ring.versions_floor else None
 
@@ -220,8 +225,7 @@ class Watches:
         part: list[bytes] = []
         size = 0
         for version in await self._found(tenant, audience, position):
-            twin, replica = mask.cut_twin(version.twin), mask.cut_replica(version.replica)
-            part.append(encode_event(snapshot_change(tenant, twin, replica)))
+            part.append(self._snapshots.event(tenant, version, mask))
             size += len(part[-1])
             if len(part) == _SNAPSHOT_TWINS or size > FRAME_BYTES:
                 # No position: a watcher cut off half way has to begin again.
@@ -229,7 +233,7 @@ class Watches:
                 part, size = [], 0
         if part:
             yield b"".join(part)
-        yield self._bookmark(tenant, position, judged=audience.interest.chosen, synced=True)
+        yield self._bookmark(tenant, position, judged=audience.chosen, synced=True)
 
     async def _found(self, tenant: str, audience: Audience, position: Position) -> Sequence[TwinVersion]:
         """Return the twins of a snapshot, as of a position that is the present when this is called."""

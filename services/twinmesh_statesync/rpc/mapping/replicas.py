@@ -9,6 +9,7 @@ from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh.type.v1 import observation_pb2, prediction_pb2, replica_pb2
 from twinmesh_core.registry import Twin
 from twinmesh_core.time import US_PER_S
+from twinmesh_core.wire_fields import decode_varint
 from twinmesh_runtime.registry_mapping import time_to_message, twin_to_message
 from twinmesh_statesync.domain.changes import Change, ChangeKind
 from twinmesh_statesync.domain.events import Prediction
@@ -135,18 +136,17 @@ def snapshot_change(tenant: str, twin: Twin, replica: Replica) -> Change:
 
 def encode_event(change: Change) -> bytes:
     """Return a change as one `events` field of a WatchResponse: frames are made by joining these."""
-    return framed_event(encode_body(change), 0)
+    body = change_to_message(change).SerializeToString()
+    return b"".join((_EVENTS_FIELD, _varint(len(body)), body))
 
 
-def encode_body(change: Change) -> bytes:
-    """Return a change as a serialized WatchEvent without `previous_offset`, which depends on who is told."""
-    return change_to_message(change).SerializeToString()
-
-
-def framed_event(body: bytes, previous_offset: int) -> bytes:
-    """Return a serialized WatchEvent, with that field, as one `events` field of a WatchResponse."""
-    tail = _PREVIOUS_OFFSET + _varint(previous_offset) if previous_offset else b""
-    return b"".join((_EVENTS_FIELD, _varint(len(body) + len(tail)), body, tail))
+def with_previous(event: bytes, previous_offset: int) -> bytes:
+    """Return what `encode_event` returned with the event's `previous_offset`, which depends on who is told."""
+    if not previous_offset:
+        return event
+    _, start = decode_varint(event, len(_EVENTS_FIELD), len(event))
+    tail = _PREVIOUS_OFFSET + _varint(previous_offset)
+    return b"".join((_EVENTS_FIELD, _varint(len(event) - start + len(tail)), event[start:], tail))
 
 
 def _varint(number: int) -> bytes:
