@@ -267,6 +267,7 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         ),
         series_of_twin=lambda tenant, twin_id: directory.every_series(tenant, [twin_id]),
         hide=hide_with(append_own),
+        twins_of=twins_of,
         redact=redact,
         forget=forget,
         lease=lambda: sequencer.lease,

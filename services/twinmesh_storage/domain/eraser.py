@@ -9,7 +9,7 @@ from typing import Final
 
 from twinmesh_core.errors import TwinmeshError, Unavailable
 from twinmesh_core.time import Clock
-from twinmesh_storage.domain.entries import Lease
+from twinmesh_storage.domain.entries import EntryKind, Lease, LogEntry
 from twinmesh_storage.domain.erasure import ErasableHistory, Erasure, ErasureState, ErasureStore, HideTwin, Redact, Step
 from twinmesh_storage.domain.ports import LogStore
 from twinmesh_storage.domain.sequencer import Report
@@ -18,6 +18,7 @@ from twinmesh_storage.domain.series import Series
 _LOOK_S: Final = 1.0
 _WAIT_FOLD_S: Final = 0.1
 _PAGE_BYTES: Final = 4 << 20
+_LONGEST_LOOK_S: Final = 5.0
 _MAX_ROUNDS: Final = 5
 """So often values are found again after they were removed; then a person must look."""
 
@@ -34,6 +35,7 @@ class Eraser:
         history: where rows are found.
         series_of_twin: finds all series of a (tenant, twin), those that other processes created too.
         hide: appends the entry that hides the twin's observations, wherever the lease is.
+        twins_of: the twins that an entry names; None = it cannot be told.
         redact: takes a twin out of a body.
         forget: takes series out of memory and caches.
         lease: tells the lease while this process leads, else None.
@@ -47,6 +49,7 @@ class Eraser:
         history: ErasableHistory,
         series_of_twin: Callable[[str, str], Awaitable[Sequence[Series]]],
         hide: HideTwin,
+        twins_of: Callable[[LogEntry], frozenset[str] | None],
         redact: Redact,
         forget: ForgetSeries,
         lease: Callable[[], Lease | None],
@@ -58,12 +61,37 @@ class Eraser:
         self._history = history
         self._series_of_twin = series_of_twin
         self._hide = hide
+        self._twins_of = twins_of
         self._redact = redact
         self._forget = forget
         self._lease = lease
         self._clock = clock
         self._report = report
         self._asked = asyncio.Event()
+
+    async def may_hold(self, tenant: str, twin_id: str) -> bool:
+        """Whether storage holds something of a twin: observations, rows in quarantine, or entries that name it.
+
+        Also true where there are so many entries that looking takes longer than a caller waits: an erasure looks at all
+        of them in any case.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        if await self._series_of_twin(tenant, twin_id) or await self._store.quarantined(tenant, twin_id):
+            return True
+        until_s = self._clock.monotonic_s() + _LONGEST_LOOK_S
+        head = (await self._log.position()).head
+        through = 0
+        while through < head and self._clock.monotonic_s() < until_s:
+            page = await self._log.read(through, head, tenant=tenant, kinds=(EntryKind.CONTROL,), max_bytes=_PAGE_BYTES)
+            if await asyncio.to_thread(self._name_it, page.entries, twin_id):
+                return True
+            through = page.through
+        return through < head
+
+    def _name_it(self, entries: Sequence[LogEntry], twin_id: str) -> bool:
+        return any(twin_id in (self._twins_of(entry) or ()) for entry in entries)
 
     async def start(self, erasure: Erasure) -> tuple[Erasure, bool]:
         """Begin an erasure and hide the twin at once; the flag says it had begun before.

@@ -107,6 +107,10 @@ class ErasureStore(Protocol):
         """
         ...
 
+    async def quarantined(self, tenant: str, twin_id: str) -> bool:
+        """Whether rows of a twin are or were in quarantine."""
+        ...
+
     async def scrub(self, tenant: str, twin_id: str, through: int) -> int:
         """Empty values and messages of the twin's quarantined rows and receipts of entries up to an offset."""
         ...

@@ -92,7 +92,12 @@ class RemovalServicer:
             mapping.require_text(twin_id, f"twin_ids[{index}]")
             of_twin = await self.directory.every_series(tenant, [twin_id])
             if not of_twin:
-                raise _unheard(f"twin_ids[{index}]", twin_id, Reason.CHANNEL_NOT_FOUND)
+                raise NotFound(
+                    f"twin_ids[{index}]: storage never had an observation of twin {twin_id!r}; "
+                    "check the name (list series).",
+                    reason=Reason.CHANNEL_NOT_FOUND,
+                    metadata={"twin_id": twin_id},
+                )
             named.update((s.series_id, s) for s in of_twin)
         if len(named) > _MAX_SERIES:
             raise invalid_field("twin_ids", f"have {len(named)} series; at most {_MAX_SERIES} go at once")
@@ -104,8 +109,12 @@ class RemovalServicer:
         _require_key(request.request_id)
         if not mapping.require_text(request.twin_id, "twin_id"):
             raise invalid_field("twin_id", "is missing; name the twin to be erased")
-        if not await self.directory.every_series(tenant, [request.twin_id]):
-            raise _unheard("twin_id", request.twin_id, Reason.TWIN_NOT_FOUND)
+        if not await self.eraser.may_hold(tenant, request.twin_id):
+            raise NotFound(
+                f"twin_id: storage holds nothing of twin {request.twin_id!r}; check the name (list twins or series).",
+                reason=Reason.TWIN_NOT_FOUND,
+                metadata={"twin_id": request.twin_id},
+            )
         erasure, known = await self.eraser.start(
             Erasure(
                 tenant=tenant,
@@ -192,14 +201,6 @@ def drop_with(append: AppendEntry) -> Callable[[str, Sequence[Series], int], Awa
 def _hash(request: Message) -> bytes:
     """Return the hash of what was asked: what a name resolves to may have changed when it is asked again."""
     return blake2b(request.SerializeToString(deterministic=True), digest_size=HASH_BYTES).digest()
-
-
-def _unheard(field: str, twin_id: str, reason: Reason) -> NotFound:
-    return NotFound(
-        f"{field}: storage never had an observation of twin {twin_id!r}; check the name (list series).",
-        reason=reason,
-        metadata={"twin_id": twin_id},
-    )
 
 
 def _erasure_message(erasure: Erasure) -> storage_pb2.Erasure:

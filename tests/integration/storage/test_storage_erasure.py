@@ -209,6 +209,31 @@ async def test_an_erasure_names_what_is_wrong_with_it(database_url: str) -> None
         assert reused.value.reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_twin_that_never_had_an_observation_is_erased(database_url: str, redis_url: str) -> None:
+    async with storage(database_url, fold_after_s=0.05) as store:
+        bed = await store.series("bed", ["weight"])
+        aside = storage_pb2.QuarantinedRow(
+            twin_id="stranger",
+            channel="pulse",
+            time_unix_us=T0,
+            value=observation_pb2.Value(double_value=NUMBER),
+            reason=1,  # type: ignore[arg-type]
+            message=TEXT,
+        )
+        await store.append(doubles(bed, [T0], [70.5]), request_id="b", quarantine=[aside])
+        event = entry_pb2.RecordEventEntry(event=event_pb2.Event(event_id="e", twin_id="patient", message=TEXT))
+        control = entry_pb2.ControlEntry(request_id="event", record_event=event)
+        await store.ask("Append", storage_pb2.AppendRequest(control=control))
+        assert found(database_url, redis_url)["text"] >= {"log"}
+        for twin_id in ("patient", "stranger"):
+            asked = storage_pb2.EraseTwinRequest(request_id=f"forget-{twin_id}", twin_id=twin_id)
+            begun = (await store.ask("EraseTwin", asked)).erasure
+            erased = await ended(store, begun.erasure_id)
+            assert erased.state == storage_pb2.ERASURE_STATE_SUCCEEDED
+        assert await store.read([("bed", "weight")]) == {"bed/weight": [(T0, 70.5, 1)]}
+    assert found(database_url, redis_url) == {name: set() for name in CANARIES}
+
+
 class Dying(PostgresErasures):
     """Loses the process before or after the n-th note of progress."""
 

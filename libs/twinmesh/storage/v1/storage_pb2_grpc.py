@@ -279,8 +279,8 @@ class StorageServiceServicer:
         bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
         looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
         arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
-        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
-        storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin of
+        which storage holds nothing: no observation, no row in quarantine, no entry that names it. INVALID_ARGUMENT: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

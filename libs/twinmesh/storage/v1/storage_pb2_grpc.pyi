@@ -94,8 +94,8 @@ class StorageServiceStub:
     bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
     looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
     arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
-    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
-    storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin of
+    which storage holds nothing: no observation, no row in quarantine, no entry that names it. INVALID_ARGUMENT: REQUEST_ID_REUSED.
     """
     SetRetention: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]
     """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
@@ -175,8 +175,8 @@ class StorageServiceAsyncStub(StorageServiceStub):
     bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
     looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
     arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
-    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
-    storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+    twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin of
+    which storage holds nothing: no observation, no row in quarantine, no entry that names it. INVALID_ARGUMENT: REQUEST_ID_REUSED.
     """
     SetRetention: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetRetentionRequest, _storage_pb2.SetRetentionResponse]  # type: ignore[assignment]
     """Sets, replaces or removes how long history of some series is kept, by event time; the most specific rule counts for a series, and
@@ -355,8 +355,8 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         bodies of the log (predictions, desired values, commands and events of the twin included), from quarantine, receipts and cache, and
         looks whether they are gone. Offsets, hashes and high-water marks stay: replays of old batches are duplicates. Observations that
         arrive after the answer are a new beginning and stay. Answers once the observations are hidden; watch the rest by GetErasure. The
-        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin that
-        storage never saw. INVALID_ARGUMENT: REQUEST_ID_REUSED.
+        twin's registration stays; delete it with TwinService.DeleteTwin. Idempotent by request_id. NOT_FOUND: TWIN_NOT_FOUND for a twin of
+        which storage holds nothing: no observation, no row in quarantine, no entry that names it. INVALID_ARGUMENT: REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -35,6 +35,7 @@ update erasure set
     scrubbed = %(scrubbed)s, message = %(message)s, end_time = %(end_time)s
 where tenant = %(tenant)s and erasure_id = %(erasure_id)s and state = 1
 """
+_ASIDE: Final = "select from quarantine where tenant = %s and twin_id = %s limit 1"
 
 _REWRITE: Final = """
 update log l set body = v.body from unnest(%(offset)s::bigint[], %(body)b::bytea[]) as v (log_offset, body)
@@ -163,6 +164,11 @@ class PostgresErasures:
             await conn.execute(_REWRITE, arguments)
             for statement in _EMPTY_RECEIPTS:
                 await conn.execute(statement, {"tenant": tenant, "offset": arguments["offset"]})
+
+    async def quarantined(self, tenant: str, twin_id: str) -> bool:
+        """See `ErasureStore.quarantined`."""
+        async with connection(self._pool, timeout_s=self._timeout_s) as conn:
+            return await (await conn.execute(_ASIDE, (tenant, twin_id))).fetchone() is not None
 
     async def scrub(self, tenant: str, twin_id: str, through: int) -> int:
         """See `ErasureStore.scrub`."""
