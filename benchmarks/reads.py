@@ -31,6 +31,8 @@ TEN_YEARS = 87_600
 WINDOW_TWINS = 50
 WINDOW_STEPS = 512
 LATEST_SERIES = 10_000
+LATEST_EACH = 100
+"""Values of each: a million rows in all, as when the target was set."""
 ROUNDS = 5
 
 
@@ -102,7 +104,7 @@ async def fill(store: Storage, url: str) -> None:
     for twin in range(WINDOW_TWINS):
         await append(store, await store.series(f"w{twin}", 8), 0, WINDOW_STEPS)
     many = await store.series("many", LATEST_SERIES)
-    for tick in range(20):
+    for tick in range(LATEST_EACH):
         await append(store, many, tick, 1)
     with psycopg.connect(url) as conn:
         # The index is built afterwards: quicker to load and smaller than one that grows, which favours the floor.
@@ -110,7 +112,7 @@ async def fill(store: Storage, url: str) -> None:
         copy_in(conn, "narrow_day", DAY_SERIES, DAY, S)
         conn.execute("create unique index on narrow_day (series, ts)")
         create_narrow(conn, "narrow_latest", unique=True)
-        copy_in(conn, "narrow_latest", LATEST_SERIES, 20, S)
+        copy_in(conn, "narrow_latest", LATEST_SERIES, LATEST_EACH, S)
         conn.commit()
         conn.autocommit = True
         conn.execute("vacuum analyze")

@@ -119,6 +119,14 @@ class NewSubscription:
     secret: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotatedSecret:
+    """The secret that signs from now on, told this once; the one before signs too until `previous_end_time`."""
+
+    secret: str
+    previous_end_time: datetime
+
+
 def alarm(message: alarm_pb2.Alarm) -> Alarm:
     """Return an alarm."""
     return Alarm(

@@ -29,6 +29,7 @@ from twinmesh_client.aio import writer as aio_writer
 from twinmesh_client.alarm_values import (
     Alarm,
     NewSubscription,
+    RotatedSecret,
     Subscription,
 )
 from twinmesh_client.bulk import TwinMigration, TwinResult
@@ -1041,6 +1042,26 @@ class Subscriptions:
         """Delete a subscription and what is on its way to it; raises `NotFound`."""
 
         self._portal.run(self._source.delete(subscription_id))
+
+    def rotate_secret(
+        self, subscription_id: str, *, secret: str = "", overlap: Span | None = None, at_once: bool = False
+    ) -> RotatedSecret:
+        """Give a subscription another secret; returns it, this once.
+
+        Args:
+            subscription_id: whose.
+            secret: ``whsec_`` and base64; "" = made up.
+            overlap: how long the secret before signs too, at most 7 days; None = 24 h.
+            at_once: it stops signing at once, since it has leaked; instead of `overlap`.
+
+        Raises:
+            InvalidArgument: names the field.
+            NotFound: there is no such subscription.
+        """
+
+        return self._portal.run(
+            self._source.rotate_secret(subscription_id, secret=secret, overlap=overlap, at_once=at_once)
+        )
 
     def retry(self, subscription_id: str) -> int:
         """Try again what was given up; returns how many deliveries."""

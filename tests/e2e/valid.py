@@ -424,6 +424,7 @@ def requests() -> dict[str, Message]:
         "SubscriptionService/ListSubscriptions": statesync.ListSubscriptionsRequest(),
         "SubscriptionService/DeleteSubscription": statesync.DeleteSubscriptionRequest(subscription_id="none"),
         "SubscriptionService/RetryDeliveries": statesync.RetryDeliveriesRequest(subscription_id="none"),
+        "SubscriptionService/RotateSecret": statesync.RotateSecretRequest(subscription_id="none"),
         "TrainingService/CreateTrainingRun": training.CreateTrainingRunRequest(spec=spec()),
         "TrainingService/GetTrainingRun": training.GetTrainingRunRequest(run_id="none"),
         "TrainingService/ListTrainingRuns": training.ListTrainingRunsRequest(model_id="m-forecast", page_size=1),

@@ -1,4 +1,4 @@
-"""`subscriptions list`, `show`, `create`, `delete`, `retry`: who is told of alarms, and whether it reaches them."""
+"""`subscriptions list`, `show`, `create`, `delete`, `retry`, `rotate`: who is told of alarms, and how that goes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     create.add_argument("--twin", action="append", default=[], metavar="TWIN", help="only this twin; repeatable")
     create.add_argument("--retry-for", default=None, metavar="SPAN", help="how long a delivery is tried (24h)")
     create.set_defaults(run=on_mesh(_create))
+    rotate = actions.add_parser("rotate", parents=[common], help="sign with another secret")
+    rotate.add_argument("id", metavar="ID")
+    rotate.add_argument("--secret-env", default="", metavar="NAME", help="variable that holds the secret; else made up")
+    rotate.add_argument("--overlap", default=None, metavar="SPAN", help="how long the one before signs too (24h)")
+    rotate.add_argument("--at-once", action="store_true", help="the one before has leaked: it stops signing now")
+    rotate.set_defaults(run=on_mesh(_rotate))
     for name, words, run in (
         ("show", "one, and how its deliveries go", _show),
         ("delete", "tell nobody any more", _delete),
@@ -104,6 +110,20 @@ async def _retry(mesh: Mesh, arguments: Namespace, out: Output) -> int:
     count = await mesh.subscriptions.retry(arguments.id)
     out.line(f"{count:,} deliveries are tried again")
     out.document({"revived": count})
+    return 0
+
+
+async def _rotate(mesh: Mesh, arguments: Namespace, out: Output) -> int:
+    made = await mesh.subscriptions.rotate_secret(
+        arguments.id,
+        secret=_from_environment(arguments.secret_env),
+        overlap=arguments.overlap,
+        at_once=arguments.at_once,
+    )
+    until = "no more" if arguments.at_once else f"until {show_time(made.previous_end_time)}"
+    out.line(f"the secret before signs {until}; keep the new one, it is not told again:")
+    out.line(f"  {made.secret}")
+    out.document(made)
     return 0
 
 

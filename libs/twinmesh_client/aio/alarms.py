@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_client.aio.connection import Connection, new_request_id
 from twinmesh_client.alarm_values import (
     Alarm,
     NewSubscription,
+    RotatedSecret,
     Subscription,
     alarm,
     states_to_proto,
@@ -200,6 +202,31 @@ class Subscriptions:
         """Delete a subscription and what is on its way to it; raises `NotFound`."""
         request = statesync_pb2.DeleteSubscriptionRequest(subscription_id=subscription_id)
         await call(self._connection.subscriptions.DeleteSubscription, request, timeout_s=self._connection.timeout_s)
+
+    async def rotate_secret(
+        self, subscription_id: str, *, secret: str = "", overlap: Span | None = None, at_once: bool = False
+    ) -> RotatedSecret:
+        """Give a subscription another secret; returns it, this once.
+
+        Args:
+            subscription_id: whose.
+            secret: ``whsec_`` and base64; "" = made up.
+            overlap: how long the secret before signs too, at most 7 days; None = 24 h.
+            at_once: it stops signing at once, since it has leaked; instead of `overlap`.
+
+        Raises:
+            InvalidArgument: names the field.
+            NotFound: there is no such subscription.
+        """
+        request = statesync_pb2.RotateSecretRequest(
+            subscription_id=subscription_id, secret=secret, request_id=new_request_id()
+        )
+        if at_once:
+            request.overlap.FromSeconds(0)
+        elif overlap is not None:
+            request.overlap.CopyFrom(proto_span(overlap, "overlap"))
+        answer = await call(self._connection.subscriptions.RotateSecret, request, timeout_s=self._connection.timeout_s)
+        return RotatedSecret(secret=answer.secret, previous_end_time=answer.previous_end_time.ToDatetime(tzinfo=UTC))
 
     async def retry(self, subscription_id: str) -> int:
         """Try again what was given up; returns how many deliveries."""

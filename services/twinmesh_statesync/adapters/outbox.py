@@ -13,6 +13,7 @@ from twinmesh_core.ids import quoted
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.delivery.notices import NoticeKind
+from twinmesh_statesync.domain.delivery.ports import Rotate
 from twinmesh_statesync.domain.delivery.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Delivery,
@@ -89,6 +90,10 @@ _FAILURE: Final = """
                             last_error = %s
     WHERE tenant = %s AND subscription_id = %s
 """
+_ROTATE: Final = """
+    UPDATE subscription SET secret = %s, previous_secret = %s, previous_until_unix_us = %s, rotate_request_id = %s
+    WHERE tenant = %s AND subscription_id = %s
+"""
 _REVIVE: Final = """
     UPDATE delivery SET dead = false, attempts = 0, create_unix_us = %s, next_unix_us = %s
     WHERE tenant = %s AND subscription_id = %s AND dead
@@ -154,6 +159,21 @@ class PostgresOutbox:
         async with connection(self._pool, timeout_s=_TIMEOUT_S) as conn:
             if not (await conn.execute(_DELETE, (tenant, subscription_id))).rowcount:
                 raise _not_found(subscription_id)
+
+    async def rotate(self, tenant: str, subscription_id: str, rotate: Rotate, *, request_id: str) -> Target:
+        """Replace a subscription's secret; see the port."""
+        key = (tenant, subscription_id)
+        async with connection(self._pool, timeout_s=_TIMEOUT_S) as conn, conn.cursor(row_factory=dict_row) as cursor:
+            known = await (await cursor.execute(_FIND + " FOR UPDATE", key)).fetchone()
+            if known is None:
+                raise _not_found(subscription_id)
+            target = _subscription(known).target
+            if known["rotate_request_id"] == request_id:
+                return target
+            made = rotate(target)
+            secrets = (made.secret, made.previous_secret, made.previous_until_unix_us)
+            await cursor.execute(_ROTATE, (*secrets, request_id, *key))
+        return made
 
     async def revive(self, tenant: str, subscription_id: str, *, now_unix_us: int) -> int:
         """Try again what was given up; see the port."""
@@ -243,6 +263,8 @@ def _subscription(row: dict[str, Any], counts: dict[str, Any] | None = None) -> 
             topic=row["topic"],
             username=row["username"],
             password=row["password"],
+            previous_secret=row["previous_secret"],
+            previous_until_unix_us=row["previous_until_unix_us"],
         ),
         wanted=_wanted(row["wanted"]),
         retry_for_us=row["retry_for_us"],

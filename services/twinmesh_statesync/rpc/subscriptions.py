@@ -16,6 +16,7 @@ from twinmesh_statesync.domain.delivery.dispatcher import Dispatcher
 from twinmesh_statesync.domain.delivery.notices import NoticeKind
 from twinmesh_statesync.domain.delivery.ports import Outbox
 from twinmesh_statesync.domain.delivery.subscriptions import (
+    DEFAULT_OVERLAP_US,
     DEFAULT_RETRY_US,
     Status,
     Subscription,
@@ -85,6 +86,24 @@ class SubscriptionServicer(SubscriptionServiceServicer):
         require_resource_id(request.subscription_id, "subscription_id")
         await self._outbox.delete(current_caller().tenant, request.subscription_id)
         return statesync_pb2.DeleteSubscriptionResponse()
+
+    async def RotateSecret(  # noqa: N802
+        self, request: statesync_pb2.RotateSecretRequest, context: Any
+    ) -> statesync_pb2.RotateSecretResponse:
+        """Give a subscription another secret."""
+        require_resource_id(request.subscription_id, "subscription_id")
+        overlap_us = duration_from_message(request.overlap) if request.HasField("overlap") else DEFAULT_OVERLAP_US
+        now_unix_us = self._clock.now_unix_us()
+        made = await self._outbox.rotate(
+            current_caller().tenant,
+            request.subscription_id,
+            lambda target: target.rotated(request.secret, overlap_us, now_unix_us),
+            request_id=request_id_or_new(request.request_id),
+        )
+        self._dispatcher.wake()
+        return statesync_pb2.RotateSecretResponse(
+            secret=made.secret, previous_end_time=time_to_message(made.previous_until_unix_us)
+        )
 
     async def RetryDeliveries(  # noqa: N802
         self, request: statesync_pb2.RetryDeliveriesRequest, context: Any

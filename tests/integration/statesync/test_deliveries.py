@@ -104,6 +104,45 @@ async def test_a_signed_webhook_in_order(database_url: str) -> None:
         assert (found.failed_attempt_count, found.dead_count) == (0, 0)
 
 
+async def test_a_secret_is_changed_without_a_receiver_that_refuses(database_url: str) -> None:
+    async with boiler(database_url) as (sync, hook):
+        old = (await subscribe(sync, hook.url)).secret
+
+        async def rotate(**fields: Any) -> Any:
+            request = statesync_pb2.RotateSecretRequest(subscription_id="ops", **fields)
+            return await call(sync.subscriptions.RotateSecret, request, timeout_s=TIMEOUT_S)
+
+        async def told() -> list[str]:
+            """Return which secrets signed the next delivery."""
+            seen = len(hook.received)
+            await raise_and_return(sync)
+            await hook.until(lambda: len(hook.received) == seen + 2)
+            got = hook.received[-1]
+            given = got.headers["webhook-signature"].split()
+            names = {signature(secret, got): name for name, secret in secrets.items()}
+            return [names.get(one, "unknown") for one in given]
+
+        secrets = {"old": old}
+        assert await told() == ["old"]
+        first = await rotate(request_id="one")
+        secrets["new"] = first.secret
+        assert await rotate(request_id="one") == first, "a repeated request is answered as the first"
+        assert abs(first.previous_end_time.ToSeconds() - time.time() - 86_400) < 30
+        assert await told() == ["new", "old"]
+        last = await rotate(overlap=Duration(), secret="whsec_" + base64.b64encode(b"k" * 32).decode())
+        secrets["last"] = last.secret
+        assert await told() == ["last"], "a secret that has leaked signs no more"
+        for fields, named in (
+            ({"secret": "whsec_AAAA"}, "secret"),
+            ({"overlap": Duration(seconds=8 * 86_400)}, "overlap"),
+            ({"overlap": Duration(seconds=-1)}, "overlap"),
+        ):
+            with pytest.raises(InvalidArgument) as refused:
+                await rotate(**fields)
+            assert [violation.field for violation in refused.value.field_violations] == [named]
+        assert await told() == ["last"]
+
+
 async def test_a_receiver_that_fails_and_hangs_gets_everything_in_order(database_url: str) -> None:
     async with boiler(database_url) as (sync, hook):
         answers: Iterator[int | None] = iter([500, None, 302, 204, 503])

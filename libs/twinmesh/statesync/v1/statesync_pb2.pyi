@@ -3484,6 +3484,70 @@ class DeleteSubscriptionResponse(_message.Message):
 Global___DeleteSubscriptionResponse: _TypeAlias = DeleteSubscriptionResponse  # noqa: Y015
 
 @_typing.final
+class RotateSecretRequest(_message.Message):
+    """Asks for another secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    subscription_id: _builtins.str
+    """Required. The subscription."""
+    secret: _builtins.str
+    """Optional. Input only. "whsec_" and 24 to 64 bytes in base64; empty = made up."""
+    request_id: _builtins.str
+    """Optional. Idempotency key: the id of the newest rotation answers its secret again."""
+    @_builtins.property
+    def overlap(self) -> _duration_pb2.Duration:
+        """Optional. How long the secret before signs too, 0 s to 7 days; absent = 24 h. 0 s where it has leaked."""
+
+    def __init__(
+        self,
+        *,
+        subscription_id: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        overlap: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap", "request_id", b"request_id", "secret", b"secret", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateSecretRequest: _TypeAlias = RotateSecretRequest  # noqa: Y015
+
+@_typing.final
+class RotateSecretResponse(_message.Message):
+    """The secret is another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    PREVIOUS_END_TIME_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The secret that signs deliveries from now on. Told here only."""
+    @_builtins.property
+    def previous_end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the secret before signs too."""
+
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        previous_end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous_end_time", b"previous_end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_end_time", b"previous_end_time", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateSecretResponse: _TypeAlias = RotateSecretResponse  # noqa: Y015
+
+@_typing.final
 class RetryDeliveriesRequest(_message.Message):
     """Asks to try again what was given up."""
 

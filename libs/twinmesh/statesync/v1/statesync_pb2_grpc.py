@@ -1645,6 +1645,11 @@ class SubscriptionServiceStub:
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.FromString,
                 _registered_method=True)
+        self.RotateSecret = channel.unary_unary(
+                '/twinmesh.statesync.v1.SubscriptionService/RotateSecret',
+                request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretResponse.FromString,
+                _registered_method=True)
         self.RetryDeliveries = channel.unary_unary(
                 '/twinmesh.statesync.v1.SubscriptionService/RetryDeliveries',
                 request_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RetryDeliveriesRequest.SerializeToString,
@@ -1684,6 +1689,14 @@ class SubscriptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateSecret(self, request, context):
+        """Gives a subscription another secret. Deliveries are signed with both for a while, so that receivers can change over without refusing
+        any. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent by request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetryDeliveries(self, request, context):
         """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND.
         """
@@ -1713,6 +1726,11 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     servicer.DeleteSubscription,
                     request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.FromString,
                     response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.SerializeToString,
+            ),
+            'RotateSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSecret,
+                    request_deserializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretRequest.FromString,
+                    response_serializer=twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretResponse.SerializeToString,
             ),
             'RetryDeliveries': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryDeliveries,
@@ -1829,6 +1847,33 @@ class SubscriptionService:
             '/twinmesh.statesync.v1.SubscriptionService/DeleteSubscription',
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionRequest.SerializeToString,
             twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.DeleteSubscriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.statesync.v1.SubscriptionService/RotateSecret',
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretRequest.SerializeToString,
+            twinmesh_dot_statesync_dot_v1_dot_statesync__pb2.RotateSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -634,6 +634,10 @@ class SubscriptionServiceStub:
     """Lists all subscriptions, without secrets. Idempotent."""
     DeleteSubscription: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.DeleteSubscriptionRequest, _statesync_pb2.DeleteSubscriptionResponse]
     """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+    RotateSecret: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.RotateSecretRequest, _statesync_pb2.RotateSecretResponse]
+    """Gives a subscription another secret. Deliveries are signed with both for a while, so that receivers can change over without refusing
+    any. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent by request_id.
+    """
     RetryDeliveries: _grpc.UnaryUnaryMultiCallable[_statesync_pb2.RetryDeliveriesRequest, _statesync_pb2.RetryDeliveriesResponse]
     """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
 
@@ -650,6 +654,10 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """Lists all subscriptions, without secrets. Idempotent."""
     DeleteSubscription: _aio.UnaryUnaryMultiCallable[_statesync_pb2.DeleteSubscriptionRequest, _statesync_pb2.DeleteSubscriptionResponse]  # type: ignore[assignment]
     """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+    RotateSecret: _aio.UnaryUnaryMultiCallable[_statesync_pb2.RotateSecretRequest, _statesync_pb2.RotateSecretResponse]  # type: ignore[assignment]
+    """Gives a subscription another secret. Deliveries are signed with both for a while, so that receivers can change over without refusing
+    any. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent by request_id.
+    """
     RetryDeliveries: _aio.UnaryUnaryMultiCallable[_statesync_pb2.RetryDeliveriesRequest, _statesync_pb2.RetryDeliveriesResponse]  # type: ignore[assignment]
     """Tries again what was given up, as if it were new. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
 
@@ -687,6 +695,16 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_statesync_pb2.DeleteSubscriptionResponse, _abc.Awaitable[_statesync_pb2.DeleteSubscriptionResponse]]:
         """Deletes a subscription and what is on its way to it. NOT_FOUND: SUBSCRIPTION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RotateSecret(
+        self,
+        request: _statesync_pb2.RotateSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statesync_pb2.RotateSecretResponse, _abc.Awaitable[_statesync_pb2.RotateSecretResponse]]:
+        """Gives a subscription another secret. Deliveries are signed with both for a while, so that receivers can change over without refusing
+        any. NOT_FOUND: SUBSCRIPTION_NOT_FOUND. Idempotent by request_id.
+        """
 
     @_abc_1.abstractmethod
     def RetryDeliveries(

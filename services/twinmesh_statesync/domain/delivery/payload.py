@@ -12,10 +12,10 @@ import json
 from typing import Any
 
 from twinmesh_core.rules import severity_name
-from twinmesh_core.time import to_datetime
+from twinmesh_core.time import US_PER_S, to_datetime
 from twinmesh_statesync.domain.alarms.alarm import Alarm
 from twinmesh_statesync.domain.delivery.notices import Notice
-from twinmesh_statesync.domain.delivery.subscriptions import Delivery, Subscription
+from twinmesh_statesync.domain.delivery.subscriptions import Delivery, Subscription, Target
 from twinmesh_statesync.domain.events import Event, EventKind
 from twinmesh_statesync.domain.values import Json
 
@@ -59,14 +59,15 @@ def body_of(notice: Notice, delivery_id: str, incarnation: str) -> str:
     return json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
 
 
-def signed_headers(key: bytes, delivery_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """Return the headers of one attempt."""
+def signed_headers(target: Target, delivery_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
+    """Return the headers of one attempt, with a signature by each secret that signs now."""
     content = f"{delivery_id}.{timestamp_s}.".encode() + body
-    signature = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    digests = [hmac.new(key, content, hashlib.sha256).digest() for key in target.keys(timestamp_s * US_PER_S)]
+    signature = " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
     return {
         "webhook-id": delivery_id,
         "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": f"v1,{signature}",
+        "webhook-signature": signature,
     }
 
 

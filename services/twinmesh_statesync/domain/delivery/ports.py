@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twinmesh_statesync.domain.checkpoint import Position
-from twinmesh_statesync.domain.delivery.subscriptions import Delivery, Subscription
+from twinmesh_statesync.domain.delivery.subscriptions import Delivery, Subscription, Target
+
+Rotate = Callable[[Target], Target]
 
 
 class DeliveryFailedError(Exception):
@@ -47,6 +49,13 @@ class Outbox(Protocol):
 
     async def delete(self, tenant: str, subscription_id: str) -> None:
         """Forget a subscription and what is on its way to it; raises `NotFound`."""
+        ...
+
+    async def rotate(self, tenant: str, subscription_id: str, rotate: Rotate, *, request_id: str) -> Target:
+        """Replace a subscription's target by what `rotate` makes of it, and return it.
+
+        The `request_id` of the newest rotation changes nothing and returns what it made; raises `NotFound`.
+        """
         ...
 
     async def revive(self, tenant: str, subscription_id: str, *, now_unix_us: int) -> int:

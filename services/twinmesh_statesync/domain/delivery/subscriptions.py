@@ -24,6 +24,8 @@ MAX_URL_CHARACTERS: Final = 2_000
 MAX_TOPIC_BYTES: Final = 512
 DEFAULT_RETRY_US: Final = US_PER_DAY
 MAX_RETRY_US: Final = 7 * US_PER_DAY
+DEFAULT_OVERLAP_US: Final = US_PER_DAY
+MAX_OVERLAP_US: Final = 7 * US_PER_DAY
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105  it tells a secret, and is none
 _SECRET_BYTES: Final = (24, 64)
 _SCHEMES: Final = {"https": "webhook", "http": "webhook", "mqtt": "mqtt", "mqtts": "mqtt"}
@@ -39,6 +41,8 @@ class Target:
         topic: MQTT: where to publish; the subject is appended.
         username: MQTT.
         password: MQTT.
+        previous_secret: signed before `secret`, and signs beside it for a while; "" = there was none.
+        previous_until_unix_us: until when.
     """
 
     url: str
@@ -46,15 +50,35 @@ class Target:
     topic: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+    previous_secret: str = field(default="", repr=False)
+    previous_until_unix_us: int = 0
 
     @property
     def kind(self) -> str:
         """``webhook`` or ``mqtt``."""
         return _SCHEMES.get(urlsplit(self.url).scheme, "")
 
-    def key(self) -> bytes:
-        """Return the bytes that sign."""
-        return base64.b64decode(self.secret.removeprefix(SECRET_PREFIX))
+    def keys(self, now_unix_us: int) -> list[bytes]:
+        """Return the bytes that sign at a time, the newest first."""
+        previous = [self.previous_secret] if self.previous_secret and now_unix_us < self.previous_until_unix_us else []
+        return [_key(secret) for secret in (self.secret, *previous)]
+
+    def rotated(self, secret: str, overlap_us: int, now_unix_us: int) -> Target:
+        """Return it with another secret ("" = made up), the one before signing beside it for a while.
+
+        Raises:
+            InvalidArgument: secret, overlap.
+        """
+        if problem := _secret_problem(secret):
+            raise invalid_field("secret", problem)
+        if not 0 <= overlap_us <= MAX_OVERLAP_US:
+            raise invalid_field("overlap", "must be 0 s to 7 days; leave it out for 24 h")
+        return replace(
+            self,
+            secret=secret or _made_up(),
+            previous_secret=self.secret,
+            previous_until_unix_us=now_unix_us + overlap_us,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +222,28 @@ def _with_target(subscription: Subscription, at: str) -> Subscription:
     target = subscription.target
     for problem in _target_problems(target):
         raise invalid_field(f"{at}.target.{problem[0]}", problem[1])
-    secret = target.secret or SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-    return replace(subscription, target=replace(target, secret=secret))
+    return replace(subscription, target=replace(target, secret=target.secret or _made_up()))
+
+
+def _made_up() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+
+
+def _secret_problem(secret: str) -> str:
+    """Return what is wrong with a secret that a caller brings; "" = nothing, or it brings none."""
+    if not secret:
+        return ""
+    try:
+        size = len(_key(secret))
+    except (binascii.Error, ValueError):
+        size = 0
+    if secret.startswith(SECRET_PREFIX) and _SECRET_BYTES[0] <= size <= _SECRET_BYTES[1]:
+        return ""
+    return "must be 'whsec_' and 24 to 64 bytes in base64; leave it out and one is made up"
 
 
 def _target_problems(target: Target) -> Iterator[tuple[str, str]]:
@@ -225,11 +269,5 @@ def _target_problems(target: Target) -> Iterator[tuple[str, str]]:
             yield "username", "is required with a password"
     elif target.topic or target.username or target.password:
         yield "topic", "topic, username and password are for MQTT"
-    try:
-        size = len(target.key()) if target.secret else _SECRET_BYTES[0]
-    except (binascii.Error, ValueError):
-        size = 0
-    if not _SECRET_BYTES[0] <= size <= _SECRET_BYTES[1] or (
-        target.secret and not target.secret.startswith(SECRET_PREFIX)
-    ):
-        yield "secret", "must be 'whsec_' and 24 to 64 bytes in base64; leave it out and one is made up"
+    if problem := _secret_problem(target.secret):
+        yield "secret", problem
