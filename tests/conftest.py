@@ -2,6 +2,10 @@
 
 import gc
 import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 from hypothesis import settings
@@ -14,6 +18,30 @@ settings.register_profile("thorough", deadline=None)
 settings.load_profile(os.environ.get("TWINMESH_LAWS", "twinmesh"))
 
 
+_FETCHING = pytest.StashKey[subprocess.Popen[bytes]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have TimescaleDB fetched, where it is not there yet, while a run in several processes does other things."""
+    if session.config.getoption("numprocesses", None):
+        session.config.stash[_FETCHING] = subprocess.Popen(
+            [sys.executable, "-m", "tests.timescale.server"],
+            cwd=session.config.rootpath,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave no process behind."""
+    fetching = session.config.stash.get(_FETCHING, None)
+    if fetching is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(fetching.pid, signal.SIGTERM)  # npm too
+        fetching.wait(timeout=10)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Leave what was imported and collected out of Python's looks for cycles: a third of a second each time."""
     del session
@@ -22,7 +50,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 _LONG = (
-    "tests/integration/storage/test_storage_timescale.py",  # fetches the extension where it is not there yet
     "tests/e2e/test_bad_input.py",
     "tests/integration/training/test_training_service.py",
     "tests/integration/local/test_mesh.py",

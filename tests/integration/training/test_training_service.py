@@ -227,9 +227,7 @@ async def test_cancelling_ends_a_run_within_seconds_while_it_reads_and_while_it_
 
 
 @pytest.mark.faults
-async def test_a_killed_worker_costs_a_run_one_attempt_and_a_second_kill_fails_it(
-    service: Training, store: tuple[StandIn, str]
-) -> None:
+async def test_a_killed_worker_costs_a_run_one_attempt(service: Training, store: tuple[StandIn, str]) -> None:
     storage = store[0]
     storage.hold.clear()
     run = await service.create(forecast_spec())
@@ -239,6 +237,11 @@ async def test_a_killed_worker_costs_a_run_one_attempt_and_a_second_kill_fails_i
     storage.hold.set()
     assert (await service.watched(run.run_id))[-1].state == SUCCEEDED
 
+
+@pytest.mark.faults
+@pytest.mark.slow
+async def test_a_second_killed_worker_fails_a_run(service: Training, store: tuple[StandIn, str]) -> None:
+    storage = store[0]
     storage.hold.clear()
     asked = storage.asked
     doomed = await service.create(forecast_spec("doomed"))
