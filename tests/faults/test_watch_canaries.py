@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.faults.report import Outcome
 from tests.faults.watch_judge import named, violations
@@ -89,8 +90,8 @@ def stale_bookmark(patch: Patch) -> None:
 
 def reordered(patch: Patch) -> None:
     """Tell two offsets of a frame the other way round."""
-    fitting = frames._Piece.fitting
-    patch.setattr(frames._Piece, "fitting", lambda self: fitting(replace(self, told=self.told[::-1])))
+    joined = frames._joined
+    patch.setattr(frames, "_joined", lambda events, end, through: joined(events[::-1], end, through))
     patch.setattr(frames, "FRAME_BYTES", 10**9)
 
 
@@ -179,7 +180,7 @@ async def a_little_while(database_url: str, directory: Path) -> tuple[set[str], 
             # Those who stop here come back to a process that has folded on without them.
             for _ in range(30):
                 await writes.facts()
-            await asyncio.sleep(0.3)  # a checkpoint beyond where they are
+            await _kept(database_url, writes.offset)
         async with statesync(database_url, target, checkpoint_interval_s=60) as sync:
             again = [_continued(watcher, [sync]) for watcher in seen]
             await _watched(again, Load([sync], TWINS), entries=0, last=writes.offset)
@@ -191,6 +192,16 @@ async def a_little_while(database_url: str, directory: Path) -> tuple[set[str], 
     found = [violation for story in kept for violation in violations(story, judge)]
     (directory / "violations.txt").write_text("\n".join(found))
     return named(found), sum(story.events for story in stories)
+
+
+async def _kept(database_url: str, offset: int) -> None:
+    """Return once a checkpoint is kept that is beyond where the watchers are."""
+    async with asyncio.timeout(10), await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
+        while True:
+            row = await (await conn.execute("select max(log_offset) from statesync.checkpoint_position")).fetchone()
+            if row is not None and row[0] is not None and row[0] >= offset:
+                return
+            await asyncio.sleep(0.05)
 
 
 def _continued(watcher: Watcher, syncs: Sequence[Any]) -> Watcher:
