@@ -23,6 +23,9 @@ _FETCHING = pytest.StashKey[subprocess.Popen[bytes]]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Have TimescaleDB fetched, where it is not there yet, while a run in several processes does other things."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background so, and programs inherit it: those that tests interrupt, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if session.config.getoption("numprocesses", None):
         session.config.stash[_FETCHING] = subprocess.Popen(
             [sys.executable, "-m", "tests.timescale.server"],

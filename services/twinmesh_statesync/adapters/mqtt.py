@@ -119,7 +119,7 @@ class _Line:
         body = delivery.body.encode()
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         properties.ContentType = "application/json"
-        headers = signed_headers(subscription.target, delivery.delivery_id, int(time.time()), body)
+        headers = signed_headers(subscription.target, delivery.delivery_id, time.time_ns() // 1_000, body)
         properties.UserProperty = list(headers.items())
         taken: asyncio.Future[str] = self._loop.create_future()
         topic = f"{subscription.target.topic}/{delivery.subject}"

@@ -90,7 +90,7 @@ class WebhookCarrier:
             "content-length": str(len(body)),
             "accept": "*/*",
             "connection": "close",
-            **signed_headers(subscription.target, delivery.delivery_id, int(time.time()), body),
+            **signed_headers(subscription.target, delivery.delivery_id, time.time_ns() // 1_000, body),
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body

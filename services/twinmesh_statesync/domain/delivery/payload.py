@@ -59,10 +59,11 @@ def body_of(notice: Notice, delivery_id: str, incarnation: str) -> str:
     return json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
 
 
-def signed_headers(target: Target, delivery_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
+def signed_headers(target: Target, delivery_id: str, now_unix_us: int, body: bytes) -> dict[str, str]:
     """Return the headers of one attempt, with a signature by each secret that signs now."""
+    timestamp_s = now_unix_us // US_PER_S
     content = f"{delivery_id}.{timestamp_s}.".encode() + body
-    digests = [hmac.new(key, content, hashlib.sha256).digest() for key in target.keys(timestamp_s * US_PER_S)]
+    digests = [hmac.new(key, content, hashlib.sha256).digest() for key in target.keys(now_unix_us)]
     signature = " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
     return {
         "webhook-id": delivery_id,
