@@ -91,7 +91,9 @@ def import_without(package: str, refused: set[str]) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("token", SERVICES)
+@pytest.mark.parametrize(
+    "token", [pytest.param(token, marks=() if token == "statesync" else pytest.mark.slow) for token in SERVICES]
+)
 def test_a_service_imports_from_its_own_extra_alone(token: str) -> None:
     package = f"twinmesh_{token}"
     ours = {package, "twinmesh", "twinmesh_core", "twinmesh_runtime", "twinmesh_client"}

@@ -115,7 +115,7 @@ async def test_everything_acknowledged_outlives_postgresql(mesh: LocalMesh) -> N
         assert restarts(mesh, service) == 0, f"{service} did not live through it"
 
 
-@pytest.mark.parametrize("server", ["storage", "statesync"])
+@pytest.mark.parametrize("server", [pytest.param("storage", marks=pytest.mark.slow), "statesync"])
 async def test_a_watch_has_no_gap_over_a_kill(mesh: LocalMesh, server: str) -> None:
     """The watcher resumes by itself: every revision once, in order, up to the last write."""
     async with connect_async(mesh.endpoints["ingestion"]) as client:

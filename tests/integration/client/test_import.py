@@ -134,7 +134,8 @@ async def until_more_is_stored(mesh, twin_id: str, process: subprocess.Popen[str
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
 async def test_an_import_that_is_killed_again_and_again_stores_each_value_once(
     running_mesh, mesh, target, tmp_path, kills
 ):

@@ -93,6 +93,7 @@ async def test_windows_and_twins_of_the_real_services_reach_the_graph_and_the_re
         assert refused.value.metadata["available"] == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_trained_models_pass_their_golden_checks_forecast_and_decide(
     database_url: str, triton_server: TritonServer, tmp_path: Path

@@ -78,6 +78,7 @@ def message(of):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 async def test_killed_storage_loses_and_repeats_nothing(database_url):
     async with storage_process(database_url) as store, ingestion(f"127.0.0.1:{store.port}") as m:
         await m.make_plant("P1")

@@ -156,6 +156,7 @@ async def open_session(store: Storage, producer: str) -> int:
     return int((await store.ask("OpenProducer", storage_pb2.OpenProducerRequest(producer_id=producer))).epoch)
 
 
+@pytest.mark.slow
 async def test_any_process_takes_appends_with_the_answers_of_the_one_that_leads(
     guardian: Guardian, database_url: str, tmp_path: Path
 ) -> None:
