@@ -27,6 +27,8 @@ LATEST_CHANGES: Final = 10_000
 _Key = tuple[str, int, int, int, int, bool]
 _MAX_CACHED: Final = 512
 _MAX_CACHED_BYTES: Final = 32 * 1024 * 1024
+_SNAPSHOT_BYTES: Final = 1_000
+"""Rough cost of a snapshot's event beside its bytes: its key, and the version of the twin that it holds on to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,25 +107,37 @@ class Snapshots:
         self._events: dict[tuple[str, str, Mask], tuple[TwinVersion, bytes]] = {}
         self._bytes = 0
 
-    def event(self, tenant: str, version: TwinVersion, mask: Mask) -> bytes:
-        """Return what a snapshot tells of a twin, as one `events` field of a WatchResponse."""
+    def event(self, tenant: str, version: TwinVersion, mask: Mask, *, current: bool) -> bytes:
+        """Return what a snapshot tells of a twin, as one `events` field of a WatchResponse.
+
+        Args:
+            tenant: whose.
+            version: the twin as it is told.
+            mask: the parts told.
+            current: it still is so; what has changed meanwhile, or was erased, is not kept.
+        """
         key = (tenant, version.twin.twin_id, mask)
         known = self._events.get(key)
         if known is not None and known[0] is version:
             return known[1]
         change = snapshot_change(tenant, mask.cut_twin(version.twin), mask.cut_replica(version.replica))
         made = encode_event(change)
-        self._bytes += len(made) - (0 if known is None else len(known[1]))
-        if self._bytes > _MAX_CACHED_BYTES:
-            self.clear()
-            self._bytes = len(made)
-        self._events[key] = (version, made)
+        if current:
+            self._bytes += _weight(made) - (0 if known is None else _weight(known[1]))
+            if self._bytes > _MAX_CACHED_BYTES:
+                self.clear()
+                self._bytes = _weight(made)
+            self._events[key] = (version, made)
         return made
 
     def clear(self) -> None:
         """Forget every event: something told in one was erased."""
         self._events.clear()
         self._bytes = 0
+
+
+def _weight(event: bytes) -> int:
+    return _SNAPSHOT_BYTES + len(event)
 
 
 def bookmark(

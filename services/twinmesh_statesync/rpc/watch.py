@@ -225,7 +225,9 @@ class Watches:
         part: list[bytes] = []
         size = 0
         for version in await self._found(tenant, audience, position):
-            part.append(self._snapshots.event(tenant, version, mask))
+            state = self._live.fold.state(tenant, version.twin.twin_id)
+            current = state is not None and state.version is version
+            part.append(self._snapshots.event(tenant, version, mask, current=current))
             size += len(part[-1])
             if len(part) == _SNAPSHOT_TWINS or size > FRAME_BYTES:
                 # No position: a watcher cut off half way has to begin again.

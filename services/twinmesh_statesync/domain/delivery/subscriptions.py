@@ -76,7 +76,7 @@ class Target:
         return replace(
             self,
             secret=secret or _made_up(),
-            previous_secret=self.secret,
+            previous_secret=self.secret if overlap_us else "",
             previous_until_unix_us=now_unix_us + overlap_us,
         )
 
