@@ -170,7 +170,6 @@ async def compose(settings: StorageSettings, stack: AsyncExitStack) -> Service:
         series = await series_store.find_ids(hide.tenant, sorted(hide.series_ids))
         catalogue.add(series)
         if hide.drops:
-            await rules.note_start(hide.tenant, series, hide.end)
             await history_store.drop_before(hide.tenant, series, hide.end)
 
     compactor = Compactor(

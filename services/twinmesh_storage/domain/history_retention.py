@@ -169,4 +169,6 @@ class HistoryRetention:
             if span.first_time_unix_us < before:
                 by_cutoff.setdefault(before, []).append(series)
         for before, old in sorted(by_cutoff.items()):
+            # Noted first: readers miss the rows from the moment that the entry is in the log, long before it is folded.
+            await self._rules.note_start(tenant, old, before)
             await self._drop(tenant, old, before)
