@@ -282,6 +282,7 @@ class Twin:
         max_switches: int = 0,
         min_dwell: Span | None = None,
         at: Moment | None = None,
+        min_offset: int = 0,
         as_of_offset: int = 0,
     ) -> Decision:
         """Choose the planned values of a control so that the predicted channel keeps `limit` at the lowest cost.
@@ -298,6 +299,7 @@ class Twin:
             max_switches: changes allowed over the horizon, 0 to 3.
             min_dwell: shortest time between changes.
             at: nothing later is seen; None = the newest event time of the inputs.
+            min_offset: waits until the inputs reflect it.
             as_of_offset: reads the inputs as of this log offset.
         """
 
@@ -314,6 +316,7 @@ class Twin:
                 max_switches=max_switches,
                 min_dwell=min_dwell,
                 at=at,
+                min_offset=min_offset,
                 as_of_offset=as_of_offset,
             )
         )

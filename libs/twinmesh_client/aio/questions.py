@@ -79,6 +79,7 @@ def forecast_request(
         record=record,
         min_offset=min_offset,
         as_of_offset=as_of_offset,
+        incarnation=incarnation_of(min_offset, as_of_offset),
     )
     if horizon is not None:
         request.horizon.CopyFrom(proto_span(horizon, "horizon"))
@@ -103,6 +104,7 @@ def optimize_request(
     max_switches: int,
     min_dwell: Span | None,
     at: Moment | None,
+    min_offset: int,
     as_of_offset: int,
 ) -> inference_pb2.OptimizeRequest:
     """Return the request of `Twin.optimize`; raises `InvalidArgument` for spans and moments that cannot be read."""
@@ -116,7 +118,9 @@ def optimize_request(
         target_weight=target_weight,
         switch_cost=switch_cost,
         max_switches=max_switches,
+        min_offset=min_offset,
         as_of_offset=as_of_offset,
+        incarnation=incarnation_of(min_offset, as_of_offset),
     )
     if target is not None:
         request.target = target

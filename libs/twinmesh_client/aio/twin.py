@@ -248,6 +248,7 @@ class Twin(Direction, Identified):
         max_switches: int = 0,
         min_dwell: Span | None = None,
         at: Moment | None = None,
+        min_offset: int = 0,
         as_of_offset: int = 0,
     ) -> Decision:
         """Choose the planned values of a control so that the predicted channel keeps `limit` at the lowest cost.
@@ -264,6 +265,7 @@ class Twin(Direction, Identified):
             max_switches: changes allowed over the horizon, 0 to 3.
             min_dwell: shortest time between changes.
             at: nothing later is seen; None = the newest event time of the inputs.
+            min_offset: waits until the inputs reflect it.
             as_of_offset: reads the inputs as of this log offset.
         """
         request = optimize_request(
@@ -279,6 +281,7 @@ class Twin(Direction, Identified):
             max_switches=max_switches,
             min_dwell=min_dwell,
             at=at,
+            min_offset=min_offset,
             as_of_offset=as_of_offset,
         )
         return decision(await call(self._connection.inference.Optimize, request, timeout_s=self._connection.timeout_s))

@@ -18,7 +18,7 @@ from twinmesh.type.v1 import prediction_pb2
 from twinmesh_client.transport import call, tenant_metadata
 from twinmesh_core.time import Clock
 from twinmesh_inference.adapters.dependency import dependency
-from twinmesh_inference.domain.ports import Channel, Prediction, Twin
+from twinmesh_inference.domain.ports import Channel, LogPosition, Prediction, Twin
 
 _TIMEOUT_S: Final = 5.0
 _MAX_TWINS: Final = 20_000
@@ -40,16 +40,16 @@ class StatesyncTwins:
         self._twins = statesync_pb2_grpc.TwinServiceStub(channel)
         self._clock = clock
         self._keep_s = keep_s
-        self._kept_twins: _Kept[tuple[str, str], tuple[float, int, Twin]] = _Kept(_MAX_TWINS)
+        self._kept_twins: _Kept[tuple[str, str], tuple[float, LogPosition, Twin]] = _Kept(_MAX_TWINS)
         self._kept_types: _Kept[tuple[str, str, int], dict[str, Channel]] = _Kept(_MAX_TYPES)
 
-    async def twin(self, tenant: str, twin_id: str, *, min_offset: int) -> Twin:
-        """Return a twin that reflects at least `min_offset`; raises `NotFound` TWIN_NOT_FOUND."""
+    async def twin(self, tenant: str, twin_id: str, *, min_offset: int, incarnation: str) -> Twin:
+        """See `TwinDirectory.twin`."""
         now_s = self._clock.monotonic_s()
         kept = self._kept_twins.get((tenant, twin_id))
-        if kept is not None and kept[0] > now_s and kept[1] >= min_offset:
+        if kept is not None and kept[0] > now_s and _reflects(kept[1], min_offset, incarnation):
             return kept[2]
-        request = statesync_pb2.GetTwinRequest(twin_id=twin_id, min_offset=min_offset)
+        request = statesync_pb2.GetTwinRequest(twin_id=twin_id, min_offset=min_offset, incarnation=incarnation)
         with dependency("statesync"):
             answer = await call(self._twins.GetTwin, request, timeout_s=_TIMEOUT_S, metadata=tenant_metadata(tenant))
         type_id, type_version = answer.twin.twin_type_id, answer.twin.twin_type_version
@@ -58,7 +58,8 @@ class StatesyncTwins:
             time_zone=answer.twin.time_zone or "UTC",
             channels=await self._channels(tenant, type_id, type_version, answer.as_of.offset),
         )
-        self._kept_twins.put((tenant, twin_id), (now_s + self._keep_s, answer.as_of.offset, twin))
+        position = LogPosition(incarnation=answer.as_of.incarnation, offset=answer.as_of.offset)
+        self._kept_twins.put((tenant, twin_id), (now_s + self._keep_s, position, twin))
         return twin
 
     async def _channels(self, tenant: str, type_id: str, version: int, min_offset: int) -> dict[str, Channel]:
@@ -78,6 +79,10 @@ class StatesyncTwins:
         }
         self._kept_types.put((tenant, type_id, version), channels)
         return channels
+
+
+def _reflects(position: LogPosition, min_offset: int, incarnation: str) -> bool:
+    return position.offset >= min_offset and incarnation in ("", position.incarnation)
 
 
 class StatesyncPredictions:

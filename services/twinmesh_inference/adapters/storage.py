@@ -32,6 +32,7 @@ class StorageWindows:
         at_unix_us: int | None,
         min_offset: int,
         as_of_offset: int,
+        incarnation: str,
     ) -> Window:
         """Return the window that a model of this signature eats; gaps stay NaN, since the graph fills them."""
         request = storage_pb2.ReadWindowRequest(
@@ -41,6 +42,7 @@ class StorageWindows:
             gap_policy=storage_pb2.GAP_POLICY_NONE,
             min_offset=min_offset,
             as_of_offset=as_of_offset,
+            incarnation=incarnation,
         )
         request.step.FromMicroseconds(signature.step_us)
         if at_unix_us is not None:

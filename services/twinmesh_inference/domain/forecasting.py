@@ -41,6 +41,7 @@ class ForecastQuestion:
         at_unix_us: end of the window; None = the newest event time of its inputs.
         min_offset: inputs must reflect this offset.
         as_of_offset: inputs after this offset are not seen; 0 = the present.
+        incarnation: of the log that the offsets belong to; "" = not checked.
         record: whether to write the forecast to the predicted facet.
         max_staleness_us: oldest acceptable newest input; None = any age.
     """
@@ -54,6 +55,7 @@ class ForecastQuestion:
     at_unix_us: int | None = None
     min_offset: int = 0
     as_of_offset: int = 0
+    incarnation: str = ""
     record: bool = False
     max_staleness_us: int | None = None
 
@@ -106,11 +108,13 @@ class Forecaster:
 
         Raises:
             NotFound: TWIN_NOT_FOUND, CHANNEL_NOT_FOUND, MODEL_NOT_FOUND.
-            FailedPrecondition: NOT_ENOUGH_HISTORY.
+            FailedPrecondition: NOT_ENOUGH_HISTORY, LOG_REWOUND.
             Unavailable: MODEL_NOT_READY, DEPENDENCY_UNAVAILABLE.
             InvalidArgument: the question does not fit the model.
         """
-        twin = await self._twins.twin(tenant, question.twin_id, min_offset=question.min_offset)
+        twin = await self._twins.twin(
+            tenant, question.twin_id, min_offset=question.min_offset, incarnation=question.incarnation
+        )
         return await self._deployments.answer(
             tenant,
             lambda catalogue: _choose(catalogue, twin, question),
@@ -129,6 +133,7 @@ class Forecaster:
             at_unix_us=question.at_unix_us,
             min_offset=question.min_offset,
             as_of_offset=question.as_of_offset,
+            incarnation=question.incarnation,
         )
         if question.max_staleness_us is not None:
             rows.require_fresh(window, signature, self._clock.now_unix_us(), question.max_staleness_us)

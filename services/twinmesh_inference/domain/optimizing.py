@@ -45,6 +45,7 @@ class OptimizeQuestion:
         at_unix_us: end of the window; None = the newest event time of its inputs.
         min_offset: inputs must reflect this offset.
         as_of_offset: inputs after this offset are not seen; 0 = the present.
+        incarnation: of the log that the offsets belong to; "" = not checked.
     """
 
     twin_id: str
@@ -62,6 +63,7 @@ class OptimizeQuestion:
     at_unix_us: int | None = None
     min_offset: int = 0
     as_of_offset: int = 0
+    incarnation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +133,13 @@ class Optimizer:
 
         Raises:
             NotFound: TWIN_NOT_FOUND, CHANNEL_NOT_FOUND, MODEL_NOT_FOUND.
-            FailedPrecondition: NOT_ENOUGH_HISTORY.
+            FailedPrecondition: NOT_ENOUGH_HISTORY, LOG_REWOUND.
             Unavailable: MODEL_NOT_READY, DEPENDENCY_UNAVAILABLE.
             InvalidArgument: the question does not fit the model; values that it never saw are refused.
         """
-        twin = await self._twins.twin(tenant, question.twin_id, min_offset=question.min_offset)
+        twin = await self._twins.twin(
+            tenant, question.twin_id, min_offset=question.min_offset, incarnation=question.incarnation
+        )
         return await self._deployments.answer(
             tenant,
             lambda catalogue: _choose(catalogue, twin, question),
@@ -155,6 +159,7 @@ class Optimizer:
             at_unix_us=question.at_unix_us,
             min_offset=question.min_offset,
             as_of_offset=question.as_of_offset,
+            incarnation=question.incarnation,
         )
         held = _held_controls(question.control, window, signature)
         bound = _MAX_VALUES // (signature.horizon_steps * len(signature.quantile_levels))

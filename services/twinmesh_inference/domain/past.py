@@ -18,6 +18,7 @@ async def window_of(
     at_unix_us: int | None,
     min_offset: int,
     as_of_offset: int,
+    incarnation: str,
 ) -> Window:
     """Return the twin's window for a model of this signature, with enough of the target and in the units learned.
 
@@ -29,10 +30,11 @@ async def window_of(
         at_unix_us: end of the window; None = the newest event time of its inputs.
         min_offset: the window must reflect this offset.
         as_of_offset: entries after this offset are not seen; 0 = the present.
+        incarnation: of the log that the offsets belong to; "" = not checked.
 
     Raises:
         NotFound: CHANNEL_NOT_FOUND, the twin's type lacks a channel of the model.
-        FailedPrecondition: NOT_ENOUGH_HISTORY, INCOMPATIBLE_UNIT.
+        FailedPrecondition: NOT_ENOUGH_HISTORY, INCOMPATIBLE_UNIT, LOG_REWOUND.
     """
     lacking = [name for name in signature.channels if name not in twin.channels]
     if lacking:
@@ -51,6 +53,7 @@ async def window_of(
             at_unix_us=at_unix_us,
             min_offset=min_offset,
             as_of_offset=as_of_offset,
+            incarnation=incarnation,
         )
     except NotFound as error:
         if error.reason != Reason.CHANNEL_NOT_FOUND:

@@ -245,6 +245,7 @@ class WindowReader(Protocol):
         at_unix_us: int | None,
         min_offset: int,
         as_of_offset: int,
+        incarnation: str,
     ) -> Window:
         """Return the window that a model of this signature eats; gaps stay NaN, since the graph fills them."""
         ...
@@ -253,8 +254,16 @@ class WindowReader(Protocol):
 class TwinDirectory(Protocol):
     """Knows the twins."""
 
-    async def twin(self, tenant: str, twin_id: str, *, min_offset: int) -> Twin:
-        """Return a twin that reflects at least `min_offset`; raises `NotFound` TWIN_NOT_FOUND."""
+    async def twin(self, tenant: str, twin_id: str, *, min_offset: int, incarnation: str) -> Twin:
+        """Return a twin that reflects at least `min_offset`.
+
+        Args:
+            incarnation: of the log that `min_offset` belongs to; "" = not checked.
+
+        Raises:
+            NotFound: TWIN_NOT_FOUND.
+            FailedPrecondition: LOG_REWOUND, the log is another one.
+        """
         ...
 
 

@@ -56,6 +56,7 @@ def forecast_question(request: inference_pb2.ForecastRequest) -> ForecastQuestio
         at_unix_us=_time(request.at, "at") if request.HasField("at") else None,
         min_offset=_offset(request.min_offset, "min_offset"),
         as_of_offset=_offset(request.as_of_offset, "as_of_offset"),
+        incarnation=request.incarnation,
         record=request.record,
         max_staleness_us=_positive(request.max_staleness, "max_staleness")
         if request.HasField("max_staleness")
@@ -85,6 +86,7 @@ def optimize_question(request: inference_pb2.OptimizeRequest) -> OptimizeQuestio
         at_unix_us=_time(request.at, "at") if request.HasField("at") else None,
         min_offset=_offset(request.min_offset, "min_offset"),
         as_of_offset=_offset(request.as_of_offset, "as_of_offset"),
+        incarnation=request.incarnation,
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from twinmesh_storage.domain.rows import Lane, Rows, concat, merge
 from twinmesh_storage.domain.tail import Run
@@ -32,11 +34,13 @@ class Even:
         start: first event time.
         step: between two rows, microseconds.
         worst: greatest quality number (least trust) of any row.
+        value: int64 [n], the values (64 bits each).
     """
 
     start: int
     step: int
     worst: int
+    value: npt.NDArray[np.int64] = field(compare=False)
 
     @classmethod
     def of(cls, rows: Rows) -> Even | None:
@@ -47,7 +51,10 @@ class Even:
         step = int(steps[0])
         if not (steps == step).all():
             return None
-        return cls(start=int(rows.ts[0]), step=step, worst=int(rows.quality.max()))
+        return cls(start=int(rows.ts[0]), step=step, worst=int(rows.quality.max()), value=rows.value)
+
+
+_UNKNOWN: Final = Even(start=0, step=0, worst=0, value=np.empty(0, np.int64))
 
 
 class HotRows:
@@ -77,18 +84,17 @@ class HotRows:
         self._series.move_to_end(series_id)
         return hot.rows
 
-    def even(self, series_id: int, since: int) -> tuple[Rows, Even] | None:
-        """Return the rows of a series and how they lie; None = not here from `since` on, or not evenly spaced."""
+    def even(self, series_id: int, since: int) -> Even | None:
+        """Return how the rows of a series lie; None = not here from `since` on, or not evenly spaced."""
         hot = self._series.get(series_id)
         if hot is None or hot.since > since:
             return None
-        if series_id not in self._even:
-            self._even[series_id] = Even.of(hot.rows)
-        even = self._even[series_id]
-        if even is None:
-            return None
-        self._series.move_to_end(series_id)
-        return hot.rows, even
+        even = self._even.get(series_id, _UNKNOWN)
+        if even is _UNKNOWN:
+            even = self._even[series_id] = Even.of(hot.rows)
+        if even is not None:
+            self._series.move_to_end(series_id)
+        return even
 
     def peek(self, series_id: int) -> HotSeries | None:
         """Return what is here of a series, without counting it as used."""

@@ -117,22 +117,22 @@ class WindowReader:
         left: list[tuple[int, int]],
     ) -> None:
         """Add a twin's columns that are in memory with one row in each step to `even`, the others to `left`."""
-        start = end - spec.step_us * spec.steps
+        step, steps = spec.step_us, spec.steps
+        start = end - step * steps
+        hot = self._view.hot
         for column, series in enumerate(twin):
             if series is None:
                 continue
-            found = None
-            if not spec.as_of_offset and series.series_id not in in_tail:
-                found = self._view.hot.even(series.series_id, start)
-            if found is None or found[1].step != spec.step_us or found[1].worst > spec.max_quality:
+            series_id = series.series_id
+            lie = None if spec.as_of_offset or series_id in in_tail else hot.even(series_id, start)
+            if lie is None or lie.step != step or lie.worst > spec.max_quality:
                 left.append((row, column))
                 continue
-            rows, lie = found
-            first = -((lie.start - start) // lie.step)  # of the first row at or after the start
-            if first < 0 or first + spec.steps > len(rows):
+            first = (start - lie.start + step - 1) // step  # of the first row at or after the start
+            if first < 0 or first + steps > len(lie.value):
                 left.append((row, column))
             else:
-                even.append((row, column, rows.value[first : first + spec.steps], series.kind))
+                even.append((row, column, lie.value[first : first + steps], series.kind))
 
     async def _place(
         self,
@@ -281,15 +281,40 @@ def _placed(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[tuple[int, int]]]:
     """Return matrix and coverage with these columns in place, and the (row, column) of those with a NaN.
 
-    A value that is no number is no value: such a column must be built with its gaps.
+    A value that is no number is no value: such a column must be built with its gaps. The columns are joined as they
+    lie and turned into steps once: writing each into its place costs three times as much.
     """
-    out = np.full(shape, np.nan)
-    coverage = np.zeros((shape[0], shape[2]))
-    for row, column, bits, kind in even:
-        out[row, :, column] = as_float64(bits, kind)
-        coverage[row, column] = 1.0
-    strange = np.isnan(out).any(axis=1) & (coverage == 1.0)
-    return out, coverage, list(zip(*(axis.tolist() for axis in np.nonzero(strange)), strict=True))
+    twins, steps, channels = shape
+    out, coverage = np.empty(shape), np.zeros((twins, channels))
+    if not even:
+        out.fill(np.nan)
+        return out, coverage, []
+    bits = np.concatenate([column[2] for column in even]).reshape(len(even), steps)
+    values = _numbers(bits, [column[3] for column in even])
+    place = np.array([row * channels + column for row, column, _, _ in even], np.intp)
+    by_column = values
+    if len(even) < twins * channels:
+        by_column = np.full((twins * channels, steps), np.nan)
+        by_column[place] = values
+    by_twin = by_column.reshape(twins, channels, steps)
+    for column in range(channels):
+        out[:, :, column] = by_twin[:, column]
+    coverage.reshape(-1)[place] = 1.0
+    # A sum is NaN where a value is, and where there is infinity of both signs, which building gets right as well.
+    with np.errstate(invalid="ignore", over="ignore"):
+        strange = place[np.isnan(values.sum(axis=1))]
+    return out, coverage, [divmod(at, channels) for at in strange.tolist()]
+
+
+def _numbers(bits: npt.NDArray[np.int64], kinds: Sequence[ChannelKind]) -> npt.NDArray[np.float64]:
+    """Return the values of columns, float64 [k, steps], whose bits are of these kinds."""
+    if len(set(kinds)) == 1:
+        return as_float64(bits, kinds[0])
+    values = np.empty(bits.shape)
+    for kind in set(kinds):
+        of_kind = np.array([one == kind for one in kinds], np.bool_)
+        values[of_kind] = as_float64(bits[of_kind], kind)
+    return values
 
 
 def _take(needs: Sequence[_Need], cached: dict[int, HotSeries], found: dict[int, HotSeries]) -> list[_Need]:

@@ -50,7 +50,7 @@ class StorageHistory:
         metadata = tenant_metadata(tenant)
         head = await call(self._storage.GetHead, storage_pb2.GetHeadRequest(), timeout_s=_TIMEOUT_S, metadata=metadata)
         zones = [await self._time_zone(twin_id, metadata) for twin_id in spec.twin_ids]
-        spans = [await self._span(twin_id, spec, head.position.offset, metadata) for twin_id in spec.twin_ids]
+        spans = [await self._span(twin_id, spec, head.position, metadata) for twin_id in spec.twin_ids]
         start, steps = _grid(spec, spans)
         channels = spec.channels
         cells = len(spec.twin_ids) * steps * len(channels)
@@ -77,10 +77,14 @@ class StorageHistory:
         found = await call(self._twins.GetTwin, request, timeout_s=_TIMEOUT_S, metadata=metadata)
         return found.twin.time_zone or "UTC"
 
-    async def _span(self, twin_id: str, spec: TrainingSpec, offset: int, metadata: Metadata) -> _Span:
+    async def _span(
+        self, twin_id: str, spec: TrainingSpec, position: position_pb2.LogPosition, metadata: Metadata
+    ) -> _Span:
         """First and last event time of the target; every channel must have been heard from."""
         # Waits until readable history has caught up with the head; the catalogue below has no wait of its own.
-        wait = storage_pb2.ReadLatestRequest(twin_ids=[twin_id], min_offset=offset)
+        wait = storage_pb2.ReadLatestRequest(
+            twin_ids=[twin_id], min_offset=position.offset, incarnation=position.incarnation
+        )
         await call(self._storage.ReadLatest, wait, timeout_s=_TIMEOUT_S, metadata=metadata)
         found: dict[str, storage_pb2.SeriesInfo] = {}
         token = ""
@@ -128,6 +132,7 @@ class StorageHistory:
                     gap_policy=storage_pb2.GAP_POLICY_NONE,
                     min_offset=position.offset,
                     as_of_offset=position.offset,
+                    incarnation=position.incarnation,
                 )
                 answer = await call(self._storage.ReadWindow, request, timeout_s=_TIMEOUT_S, metadata=metadata)
                 part = np.frombuffer(answer.values, "<f8").reshape(len(twins[some]), last - first, len(channels))

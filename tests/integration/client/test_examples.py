@@ -40,11 +40,10 @@ TYPE = tm.twin_type(
 def recorded(path: Path, days: float) -> None:
     """Write a naive CSV in Berlin's local time, in degrees Fahrenheit, that ends now."""
     times = pd.date_range(end=pd.Timestamp.now(tz="Europe/Berlin").floor("5min"), periods=int(days * 288), freq="5min")
-    phase = 2 * np.pi * np.arange(len(times)) / 288
     rng = np.random.default_rng(1)
-    # Weather that drifts from day to day: repeating yesterday is a poor forecast of it.
-    weather = pd.Series(rng.normal(0, 1, len(times))).ewm(alpha=0.01).mean().to_numpy() * 60
-    oil = 140 + 10 * np.sin(phase) + weather
+    weather = pd.Series(rng.normal(0, 1, len(times))).ewm(alpha=0.01).mean().to_numpy() * 30
+    # A cycle of nine hours: what was a day ago is a poor forecast of it at any time of day that this is run.
+    oil = 140 + 20 * np.sin(2 * np.pi * np.arange(len(times)) / (9 * 12)) + weather
     pd.DataFrame({"oil": oil.round(2)}, index=times.tz_localize(None).rename("time")).to_csv(path)
 
 

@@ -85,6 +85,16 @@ async def test_windows_and_twins_of_the_real_services_reach_the_graph_and_the_re
         replica = await sync.replica("P1")
         assert list(replica.predicted.predictions) == [answer.prediction]
 
+        # Offsets of another log are refused, also where the twin was asked for a moment ago; those of this one count.
+        request.as_of_offset, request.incarnation = offset, answer.as_of.incarnation
+        assert (await call(running.stub.Forecast, request, timeout_s=10)).as_of.offset == offset
+        request.incarnation = "0b1c5a3c-0000-4000-8000-000000000001"
+        with pytest.raises(FailedPrecondition) as rewound:
+            await call(running.stub.Forecast, request, timeout_s=10)
+        assert rewound.value.reason == Reason.LOG_REWOUND
+        request.ClearField("as_of_offset")
+        request.ClearField("incarnation")
+
         await sync.make_twin("P2")
         request.twin_id = "P2"
         with pytest.raises(FailedPrecondition) as refused:

@@ -103,9 +103,6 @@ async def plant(store: Storage) -> None:
         ),
     ):
         await store.ask("Append", storage_pb2.AppendRequest(control=control))
-    window = storage_pb2.ReadWindowRequest(twin_ids=["patient"], channels=["pulse"], steps=4)
-    window.step.FromSeconds(1)
-    await store.ask("ReadWindow", window)
 
 
 async def folded(store: Storage, offset: int) -> None:
@@ -137,12 +134,17 @@ async def test_no_byte_of_a_twin_is_left_and_all_else_is_as_before(database_url:
     settings = {"fold_after_s": 0.05, "redis_url": redis_url}
     async with storage(database_url, **settings) as store:
         await plant(store)
-        await folded(store, 4)
+        await folded(store, 7)
         # Another fold, so that what was read meanwhile is shared through the cache.
+        window = storage_pb2.ReadWindowRequest(twin_ids=["patient"], channels=["pulse"], steps=4)
+        window.step.FromSeconds(1)
+        await store.ask("ReadWindow", window)
         bed = await store.series("bed", ["weight"])
         await store.append(doubles(bed, [T0 + S], [71.5]), request_id="bed2")
         await folded(store, 8)
-        before = found(database_url, redis_url)
+        async with asyncio.timeout(20):  # the cache is told after the fold is done
+            while "cache" not in (before := found(database_url, redis_url))["number"]:
+                await asyncio.sleep(0.05)
         assert before["number"] >= {"log", "block", "quarantine", "cache"}
         assert before["corrected"] >= {"log", "superseded"}
         assert before["text"] >= {"log", "block", "producer", "request"}

@@ -71,8 +71,10 @@ class FakeWindows:
         at_unix_us: int | None,
         min_offset: int,
         as_of_offset: int,
+        incarnation: str,
     ) -> Window:
-        self.asked.append({"at": at_unix_us, "min_offset": min_offset, "as_of_offset": as_of_offset})
+        offsets = {"min_offset": min_offset, "as_of_offset": as_of_offset, "incarnation": incarnation}
+        self.asked.append({"at": at_unix_us, **offsets})
         if self.failure is not None:
             raise self.failure
         shape = (signature.context_steps, len(signature.channels))
@@ -91,7 +93,7 @@ class FakeTwins:
 
     twins: dict[str, Twin] = field(default_factory=dict)
 
-    async def twin(self, tenant: str, twin_id: str, *, min_offset: int) -> Twin:
+    async def twin(self, tenant: str, twin_id: str, *, min_offset: int, incarnation: str) -> Twin:
         if twin_id not in self.twins:
             raise NotFound(f"There is no twin {twin_id}.", reason=Reason.TWIN_NOT_FOUND)
         return self.twins[twin_id]

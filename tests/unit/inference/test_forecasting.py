@@ -180,8 +180,9 @@ async def test_another_unit_than_the_learned_one_is_refused() -> None:
 
 async def test_time_and_offsets_are_passed_to_storage() -> None:
     bench = Bench(steady())
-    found = await bench.ask(channel="oil_temp", at_unix_us=AT_US - STEP_US, min_offset=3, as_of_offset=7)
-    assert bench.windows.asked == [{"at": AT_US - STEP_US, "min_offset": 3, "as_of_offset": 7}]
+    offsets = {"min_offset": 3, "as_of_offset": 7, "incarnation": "inc"}
+    found = await bench.ask(channel="oil_temp", at_unix_us=AT_US - STEP_US, **offsets)
+    assert bench.windows.asked == [{"at": AT_US - STEP_US, **offsets}]
     assert found.prediction.input_offset == found.as_of.offset == 7
 
 

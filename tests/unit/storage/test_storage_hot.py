@@ -25,7 +25,7 @@ def rows_of(series_id: int, times: list[int], quality: int = 1) -> Rows:
 
 
 def test_how_rows_lie() -> None:
-    assert Even.of(rows_of(1, [10, 20, 30], 2)) == Even(start=10, step=10, worst=2)
+    assert Even.of(rows_of(1, [10, 20, 30], 2)) == Even(start=10, step=10, worst=2, value=np.zeros(3, np.int64))
     for times in ([], [10], [10, 20, 31], [10, 20, 40, 60]):
         assert Even.of(rows_of(1, times)) is None
 
@@ -60,7 +60,7 @@ def test_what_is_known_is_of_the_rows_that_are_there(acts: list[tuple[str, int, 
         for i, one in held.items():
             found = hot.even(i, 1_000)
             expected = None if one is None else Even.of(one.rows)
-            assert (found[1] if found else None) == expected
-            assert found is None or (one is not None and found[0] is one.rows)
+            assert found == expected
+            assert found is None or (one is not None and found.value is one.rows.value)
         # Nothing is kept of a series that has left: its rows would escape the bound.
         assert set(hot._even) <= {i for i, one in held.items() if one is not None}

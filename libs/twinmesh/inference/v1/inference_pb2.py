@@ -29,35 +29,35 @@ from twinmesh.type.v1 import position_pb2 as twinmesh_dot_type_dot_v1_dot_positi
 from twinmesh.type.v1 import prediction_pb2 as twinmesh_dot_type_dot_v1_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/inference/v1/inference.proto\x12\x15twinmesh.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctwinmesh/type/v1/model.proto\x1a\x1ftwinmesh/type/v1/position.proto\x1a!twinmesh/type/v1/prediction.proto\"\xb5\x02\n\x0f\x46orecastRequest\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x05\x12*\n\x07horizon\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fquantile_levels\x18\x06 \x03(\x01\x12&\n\x02\x61t\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmin_offset\x18\x08 \x01(\x03\x12\x0e\n\x06record\x18\t \x01(\x08\x12\x30\n\rmax_staleness\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61s_of_offset\x18\x0b \x01(\x03\"\xff\x01\n\x10\x46orecastResponse\x12\x30\n\nprediction\x18\x01 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\x12,\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1d.twinmesh.type.v1.LogPosition\x12\x16\n\x0einput_coverage\x18\x03 \x01(\x01\x12\x10\n\x08recorded\x18\x04 \x01(\x08\x12\x18\n\x0bupper_limit\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x13limit_crossing_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_upper_limit\"\x85\x03\n\x0fOptimizeRequest\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x35\n\x07options\x18\x04 \x03(\x0b\x32$.twinmesh.inference.v1.ControlOption\x12\r\n\x05limit\x18\x05 \x01(\x01\x12\x16\n\x0elimit_quantile\x18\x06 \x01(\x01\x12\x13\n\x06target\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtarget_weight\x18\x08 \x01(\x01\x12\x13\n\x0bswitch_cost\x18\t \x01(\x01\x12\x14\n\x0cmax_switches\x18\n \x01(\x05\x12,\n\tmin_dwell\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x02\x61t\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmin_offset\x18\r \x01(\x03\x12\x14\n\x0c\x61s_of_offset\x18\x0e \x01(\x03\x42\t\n\x07_target\"5\n\rControlOption\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x15\n\rcost_per_hour\x18\x02 \x01(\x01\"L\n\x0b\x43ontrolStep\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05value\x18\x02 \x01(\x01\"\xd5\x01\n\x0b\x43ontrolPlan\x12\x31\n\x05steps\x18\x01 \x03(\x0b\x32\".twinmesh.inference.v1.ControlStep\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12\x14\n\x0c\x63ontrol_cost\x18\x03 \x01(\x01\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\x12\x0c\n\x04peak\x18\x05 \x01(\x01\x12\x1e\n\x16peak_at_limit_quantile\x18\x06 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x07 \x01(\x08\"\xf2\x01\n\x10OptimizeResponse\x12\x30\n\x04\x62\x65st\x18\x01 \x01(\x0b\x32\".twinmesh.inference.v1.ControlPlan\x12:\n\x0e\x63onstant_plans\x18\x02 \x03(\x0b\x32\".twinmesh.inference.v1.ControlPlan\x12\x17\n\x0f\x63\x61ndidate_count\x18\x03 \x01(\x05\x12\x15\n\rlimit_binding\x18\x04 \x01(\x08\x12,\n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x1d.twinmesh.type.v1.LogPosition\x12\x12\n\ninfeasible\x18\x06 \x01(\x08\"\x98\x02\n\nDeployment\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32&.twinmesh.inference.v1.DeploymentState\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\t\x12.\n\nready_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\tsignature\x18\x07 \x01(\x0b\x32 .twinmesh.type.v1.ModelSignature\x12)\n\x04task\x18\x08 \x01(\x0e\x32\x1b.twinmesh.type.v1.ModelTask\"*\n\x16ListDeploymentsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"g\n\x17ListDeploymentsResponse\x12\x36\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32!.twinmesh.inference.v1.Deployment\x12\x14\n\x0ctriton_ready\x18\x02 \x01(\x08*\x8a\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03\x32\xbe\x02\n\x10InferenceService\x12[\n\x08\x46orecast\x12&.twinmesh.inference.v1.ForecastRequest\x1a\'.twinmesh.inference.v1.ForecastResponse\x12[\n\x08Optimize\x12&.twinmesh.inference.v1.OptimizeRequest\x1a\'.twinmesh.inference.v1.OptimizeResponse\x12p\n\x0fListDeployments\x12-.twinmesh.inference.v1.ListDeploymentsRequest\x1a..twinmesh.inference.v1.ListDeploymentsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/inference/v1/inference.proto\x12\x15twinmesh.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctwinmesh/type/v1/model.proto\x1a\x1ftwinmesh/type/v1/position.proto\x1a!twinmesh/type/v1/prediction.proto\"\xca\x02\n\x0f\x46orecastRequest\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x05\x12*\n\x07horizon\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fquantile_levels\x18\x06 \x03(\x01\x12&\n\x02\x61t\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmin_offset\x18\x08 \x01(\x03\x12\x0e\n\x06record\x18\t \x01(\x08\x12\x30\n\rmax_staleness\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61s_of_offset\x18\x0b \x01(\x03\x12\x13\n\x0bincarnation\x18( \x01(\t\"\xff\x01\n\x10\x46orecastResponse\x12\x30\n\nprediction\x18\x01 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\x12,\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1d.twinmesh.type.v1.LogPosition\x12\x16\n\x0einput_coverage\x18\x03 \x01(\x01\x12\x10\n\x08recorded\x18\x04 \x01(\x08\x12\x18\n\x0bupper_limit\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x13limit_crossing_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_upper_limit\"\x9a\x03\n\x0fOptimizeRequest\x12\x0f\n\x07twin_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x35\n\x07options\x18\x04 \x03(\x0b\x32$.twinmesh.inference.v1.ControlOption\x12\r\n\x05limit\x18\x05 \x01(\x01\x12\x16\n\x0elimit_quantile\x18\x06 \x01(\x01\x12\x13\n\x06target\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rtarget_weight\x18\x08 \x01(\x01\x12\x13\n\x0bswitch_cost\x18\t \x01(\x01\x12\x14\n\x0cmax_switches\x18\n \x01(\x05\x12,\n\tmin_dwell\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x02\x61t\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmin_offset\x18\r \x01(\x03\x12\x14\n\x0c\x61s_of_offset\x18\x0e \x01(\x03\x12\x13\n\x0bincarnation\x18( \x01(\tB\t\n\x07_target\"5\n\rControlOption\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x15\n\rcost_per_hour\x18\x02 \x01(\x01\"L\n\x0b\x43ontrolStep\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05value\x18\x02 \x01(\x01\"\xd5\x01\n\x0b\x43ontrolPlan\x12\x31\n\x05steps\x18\x01 \x03(\x0b\x32\".twinmesh.inference.v1.ControlStep\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12\x14\n\x0c\x63ontrol_cost\x18\x03 \x01(\x01\x12/\n\tpredicted\x18\x04 \x01(\x0b\x32\x1c.twinmesh.type.v1.Prediction\x12\x0c\n\x04peak\x18\x05 \x01(\x01\x12\x1e\n\x16peak_at_limit_quantile\x18\x06 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x07 \x01(\x08\"\xf2\x01\n\x10OptimizeResponse\x12\x30\n\x04\x62\x65st\x18\x01 \x01(\x0b\x32\".twinmesh.inference.v1.ControlPlan\x12:\n\x0e\x63onstant_plans\x18\x02 \x03(\x0b\x32\".twinmesh.inference.v1.ControlPlan\x12\x17\n\x0f\x63\x61ndidate_count\x18\x03 \x01(\x05\x12\x15\n\rlimit_binding\x18\x04 \x01(\x08\x12,\n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x1d.twinmesh.type.v1.LogPosition\x12\x12\n\ninfeasible\x18\x06 \x01(\x08\"\x98\x02\n\nDeployment\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32&.twinmesh.inference.v1.DeploymentState\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\t\x12.\n\nready_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\tsignature\x18\x07 \x01(\x0b\x32 .twinmesh.type.v1.ModelSignature\x12)\n\x04task\x18\x08 \x01(\x0e\x32\x1b.twinmesh.type.v1.ModelTask\"*\n\x16ListDeploymentsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"g\n\x17ListDeploymentsResponse\x12\x36\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32!.twinmesh.inference.v1.Deployment\x12\x14\n\x0ctriton_ready\x18\x02 \x01(\x08*\x8a\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x01\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03\x32\xbe\x02\n\x10InferenceService\x12[\n\x08\x46orecast\x12&.twinmesh.inference.v1.ForecastRequest\x1a\'.twinmesh.inference.v1.ForecastResponse\x12[\n\x08Optimize\x12&.twinmesh.inference.v1.OptimizeRequest\x1a\'.twinmesh.inference.v1.OptimizeResponse\x12p\n\x0fListDeployments\x12-.twinmesh.inference.v1.ListDeploymentsRequest\x1a..twinmesh.inference.v1.ListDeploymentsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEPLOYMENTSTATE']._serialized_start=2216
-  _globals['_DEPLOYMENTSTATE']._serialized_end=2354
+  _globals['_DEPLOYMENTSTATE']._serialized_start=2258
+  _globals['_DEPLOYMENTSTATE']._serialized_end=2396
   _globals['_FORECASTREQUEST']._serialized_start=228
-  _globals['_FORECASTREQUEST']._serialized_end=537
-  _globals['_FORECASTRESPONSE']._serialized_start=540
-  _globals['_FORECASTRESPONSE']._serialized_end=795
-  _globals['_OPTIMIZEREQUEST']._serialized_start=798
-  _globals['_OPTIMIZEREQUEST']._serialized_end=1187
-  _globals['_CONTROLOPTION']._serialized_start=1189
-  _globals['_CONTROLOPTION']._serialized_end=1242
-  _globals['_CONTROLSTEP']._serialized_start=1244
-  _globals['_CONTROLSTEP']._serialized_end=1320
-  _globals['_CONTROLPLAN']._serialized_start=1323
-  _globals['_CONTROLPLAN']._serialized_end=1536
-  _globals['_OPTIMIZERESPONSE']._serialized_start=1539
-  _globals['_OPTIMIZERESPONSE']._serialized_end=1781
-  _globals['_DEPLOYMENT']._serialized_start=1784
-  _globals['_DEPLOYMENT']._serialized_end=2064
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2066
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2108
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2110
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2213
-  _globals['_INFERENCESERVICE']._serialized_start=2357
-  _globals['_INFERENCESERVICE']._serialized_end=2675
+  _globals['_FORECASTREQUEST']._serialized_end=558
+  _globals['_FORECASTRESPONSE']._serialized_start=561
+  _globals['_FORECASTRESPONSE']._serialized_end=816
+  _globals['_OPTIMIZEREQUEST']._serialized_start=819
+  _globals['_OPTIMIZEREQUEST']._serialized_end=1229
+  _globals['_CONTROLOPTION']._serialized_start=1231
+  _globals['_CONTROLOPTION']._serialized_end=1284
+  _globals['_CONTROLSTEP']._serialized_start=1286
+  _globals['_CONTROLSTEP']._serialized_end=1362
+  _globals['_CONTROLPLAN']._serialized_start=1365
+  _globals['_CONTROLPLAN']._serialized_end=1578
+  _globals['_OPTIMIZERESPONSE']._serialized_start=1581
+  _globals['_OPTIMIZERESPONSE']._serialized_end=1823
+  _globals['_DEPLOYMENT']._serialized_start=1826
+  _globals['_DEPLOYMENT']._serialized_end=2106
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2108
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2150
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2152
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2255
+  _globals['_INFERENCESERVICE']._serialized_start=2399
+  _globals['_INFERENCESERVICE']._serialized_end=2717
 # @@protoc_insertion_point(module_scope)

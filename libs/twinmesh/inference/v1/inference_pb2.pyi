@@ -69,6 +69,7 @@ class ForecastRequest(_message.Message):
     RECORD_FIELD_NUMBER: _builtins.int
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     channel: _builtins.str
@@ -83,6 +84,10 @@ class ForecastRequest(_message.Message):
     """Write the forecast to the twin's predicted facet."""
     as_of_offset: _builtins.int
     """Reads inputs as of this log offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def horizon(self) -> _duration_pb2.Duration:
         """Optional. Length of the forecast, at most the model's horizon; absent = the whole horizon."""
@@ -113,10 +118,11 @@ class ForecastRequest(_message.Message):
         record: _builtins.bool = ...,
         max_staleness: _duration_pb2.Duration | None = ...,
         as_of_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "horizon", b"horizon", "max_staleness", b"max_staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "channel", b"channel", "horizon", b"horizon", "max_staleness", b"max_staleness", "min_offset", b"min_offset", "model_id", b"model_id", "model_version", b"model_version", "quantile_levels", b"quantile_levels", "record", b"record", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_offset", b"as_of_offset", "at", b"at", "channel", b"channel", "horizon", b"horizon", "incarnation", b"incarnation", "max_staleness", b"max_staleness", "min_offset", b"min_offset", "model_id", b"model_id", "model_version", b"model_version", "quantile_levels", b"quantile_levels", "record", b"record", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,6 +201,7 @@ class OptimizeRequest(_message.Message):
     AT_FIELD_NUMBER: _builtins.int
     MIN_OFFSET_FIELD_NUMBER: _builtins.int
     AS_OF_OFFSET_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     twin_id: _builtins.str
     """Required. The twin."""
     model_id: _builtins.str
@@ -217,6 +224,10 @@ class OptimizeRequest(_message.Message):
     """Waits until inputs reflect this offset; 0 = the present."""
     as_of_offset: _builtins.int
     """Reads inputs as of this log offset; 0 = the present."""
+    incarnation: _builtins.str
+    """Optional. The incarnation of the log that the offsets of this request belong to, as the answer that told them says; empty = not
+    checked. FAILED_PRECONDITION: LOG_REWOUND if the log has another one since.
+    """
     @_builtins.property
     def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControlOption]:
         """Required. Its possible values, 1 to 16, and what each costs."""
@@ -246,10 +257,11 @@ class OptimizeRequest(_message.Message):
         at: _timestamp_pb2.Timestamp | None = ...,
         min_offset: _builtins.int = ...,
         as_of_offset: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "at", b"at", "min_dwell", b"min_dwell", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "as_of_offset", b"as_of_offset", "at", b"at", "control", b"control", "limit", b"limit", "limit_quantile", b"limit_quantile", "max_switches", b"max_switches", "min_dwell", b"min_dwell", "min_offset", b"min_offset", "model_id", b"model_id", "options", b"options", "switch_cost", b"switch_cost", "target", b"target", "target_weight", b"target_weight", "twin_id", b"twin_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "as_of_offset", b"as_of_offset", "at", b"at", "control", b"control", "incarnation", b"incarnation", "limit", b"limit", "limit_quantile", b"limit_quantile", "max_switches", b"max_switches", "min_dwell", b"min_dwell", "min_offset", b"min_offset", "model_id", b"model_id", "options", b"options", "switch_cost", b"switch_cost", "target", b"target", "target_weight", b"target_weight", "twin_id", b"twin_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
