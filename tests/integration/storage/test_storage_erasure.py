@@ -143,7 +143,7 @@ async def test_no_byte_of_a_twin_is_left_and_all_else_is_as_before(database_url:
         await store.append(doubles(bed, [T0 + S], [71.5]), request_id="bed2")
         await folded(store, 8)
         async with asyncio.timeout(20):  # the cache is told after the fold is done
-            while "cache" not in (before := found(database_url, redis_url))["number"]:
+            while "cache" not in (before := found(database_url, redis_url))["number"]:  # noqa: ASYNC110 -- to be asked
                 await asyncio.sleep(0.05)
         assert before["number"] >= {"log", "block", "quarantine", "cache"}
         assert before["corrected"] >= {"log", "superseded"}
