@@ -38,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: Python's venv module does not work; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(RUN)/python -m pip install $(PIP_FLAGS) --upgrade pip
-	@$(RUN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@# Python compiles what is imported when it is; compiling all of torch and its like takes longer than fetching them.
+	@$(RUN)/python -m pip install $(PIP_FLAGS) --no-compile -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ("twinmesh_testing.servers", "tests.timescale.server")
 
@@ -52,13 +54,28 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+_ONE_MESH = "tests/integration/client/"
+"""Its files share a running mesh: one process runs them all, and the mesh ends with them."""
+
 _LONG = (
+    _ONE_MESH,
     "tests/e2e/test_bad_input.py",
     "tests/integration/training/test_training_service.py",
     "tests/integration/local/test_mesh.py",
     "tests/e2e/test_faults_short.py",
     "tests/faults",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Hand out whole files, and the directory that shares a mesh as one."""
+    return _Sharing(config, log)
+
+
+class _Sharing(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return _ONE_MESH if nodeid.startswith(_ONE_MESH) else str(super()._split_scope(nodeid))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

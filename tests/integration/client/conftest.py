@@ -68,7 +68,7 @@ class RunningMesh:
         self._loop.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_mesh() -> Iterator[RunningMesh]:
     """The mesh of these tests; each test uses twins of its own."""
     base = Path(tempfile.mkdtemp(prefix="twinmesh-mesh-"))
