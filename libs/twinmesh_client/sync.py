@@ -673,7 +673,7 @@ class Twins:
             order_by: e.g. ``reported.load desc, twin_id``; "" = by id.
             replicas: each twin with its replica.
             mask: with its replica, but only these parts, e.g. ``["reported.temperature", "delta"]``.
-            at_offset: see `Twin.get`; without filter, order and replicas.
+            at_offset: see `Twin.get`; filter and order are of the twins as they were.
             at: likewise.
 
         Raises:

@@ -114,8 +114,7 @@ class Listing:
             order=read_order(request.order_by),
         )
         mask = read_mask(request.read_mask.paths, "read_mask")
-        if not (mask.whole or request.include_replica):
-            raise invalid_field("read_mask", "is of the replica; set include_replica too")
+        require_replicas(request, mask)
         token, fingerprint = _read_token(request.page_token), query.fingerprint()
         if token is not None and token.fingerprint != fingerprint:
             raise _foreign_token()
@@ -185,6 +184,12 @@ def filter_of(text: str, twin_type_id: str) -> Expression:
     require_resource_id(twin_type_id, "twin_type_id")
     of_type = Compare(Field("twin_type"), Op.EQUAL, Pattern((twin_type_id,)))
     return of_type if expression == EVERYTHING else And((of_type, expression))
+
+
+def require_replicas(request: statesync_pb2.ListTwinsRequest, mask: Mask) -> None:
+    """Raise `InvalidArgument` if parts of replicas are named that nobody asked for."""
+    if not (mask.whole or request.include_replica):
+        raise invalid_field("read_mask", "is of the replica; set include_replica too")
 
 
 def summary(version: TwinVersion, mask: Mask | None = None) -> statesync_pb2.TwinSummary:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_core.errors import NotFound, Reason, invalid_field
@@ -13,16 +15,21 @@ from twinmesh_core.registry import Twin
 from twinmesh_runtime.registry_mapping import time_from_message
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.fold import Fold
+from twinmesh_statesync.domain.mask import read_mask
+from twinmesh_statesync.domain.ordering import ordered, read_order
 from twinmesh_statesync.domain.past import Past, with_facts
 from twinmesh_statesync.domain.replica import Replica
+from twinmesh_statesync.domain.then import Then
 from twinmesh_statesync.domain.twin_state import NO_REPLICA, TwinState
 from twinmesh_statesync.domain.values import ReportedValue
 from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.domain.writer import time_left_s
-from twinmesh_statesync.rpc.listing import summary
+from twinmesh_statesync.rpc.listing import filter_of, require_replicas, summary
 from twinmesh_statesync.rpc.mapping.values import position_to_message
-from twinmesh_statesync.rpc.reading import PageToken, Reading, page_size, read_token
+from twinmesh_statesync.rpc.reading import Reading, page_of, page_size, read_token
 
+_FACTS_TWINS: Final = 500
+"""Twins whose facts are asked for in one call."""
 Request = statesync_pb2.GetReplicaRequest | statesync_pb2.ListTwinsRequest
 
 
@@ -91,31 +98,35 @@ class PastReads:
     async def list(
         self, tenant: str, request: statesync_pb2.ListTwinsRequest, asked: Asked
     ) -> statesync_pb2.ListTwinsResponse:
-        """Answer one page of the twins as they were, by id.
+        """Answer one page of the twins as they were; every page of a list is of the position of its first.
 
         Raises:
-            InvalidArgument: the request is malformed, or asks for what only the present has.
+            InvalidArgument: the request is malformed: the filter with its column, the order, the mask, the token.
             OutOfRange: COMPACTED, AS_OF_PRUNED.
         """
-        for name in ("filter", "order_by", "include_replica"):
-            if getattr(request, name):
-                raise invalid_field(name, "is for the present; leave it out, or at_offset and at_event_time")
         size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
-        states = (await self.fold(tenant, asked)).states(tenant)
-        wanted = (twin_id for twin_id in states if token is None or twin_id > token.key)
-        page: list[TwinState] = []
-        next_token = ""
-        for state in map(states.__getitem__, sorted(wanted)):
-            if not state.alive or request.twin_type_id not in ("", state.twin.twin_type_id):
-                continue
-            if len(page) == size:
-                next_token = PageToken(position=asked.as_of, key=page[-1].twin.twin_id).encode()
-                break
-            page.append(state)
-        replicas = await self.replicas(tenant, page, asked)
-        versions = [TwinVersion(s.twin, s.twin_type, replica) for s, replica in zip(page, replicas, strict=True)]
+        expression, order = filter_of(request.filter, request.twin_type_id), read_order(request.order_by)
+        mask = read_mask(request.read_mask.paths, "read_mask")
+        require_replicas(request, mask)
+        if token is not None:
+            asked = replace(asked, as_of=token.position)
+        states = [state for state in (await self.fold(tenant, asked)).states(tenant).values() if state.alive]
+        # Facts of a time are read from history: of all twins only where the answer depends on them.
+        judged = bool(request.filter or order)
+        replicas = await self.replicas(tenant, states, asked) if judged else [state.replica for state in states]
+        then = Then(TwinVersion(s.twin, s.twin_type, replica) for s, replica in zip(states, replicas, strict=True))
+        found = await asyncio.to_thread(lambda: ordered(then.matching(expression), order))
+        page, following = page_of(found, token, lambda version: version.twin.twin_id, size, asked.as_of)
+        if not judged:
+            by_id = {state.twin.twin_id: state for state in states}
+            told = [by_id[version.twin.twin_id] for version in page]
+            replicas = await self.replicas(tenant, told, asked)
+            page = [TwinVersion(v.twin, v.twin_type, replica) for v, replica in zip(page, replicas, strict=True)]
+        shown = mask if request.include_replica else None
         return statesync_pb2.ListTwinsResponse(
-            twins=map(summary, versions), next_page_token=next_token, as_of=position_to_message(asked.as_of)
+            twins=(summary(version, shown) for version in page),
+            next_page_token=following,
+            as_of=position_to_message(asked.as_of),
         )
 
     async def fold(self, tenant: str, asked: Asked) -> Fold:
@@ -135,7 +146,11 @@ class PastReads:
         return [with_facts(state, state.replica, facts.get(state.twin.twin_id, {})) for state in states]
 
     async def _facts(self, tenant: str, twin_ids: Collection[str], asked: Asked) -> dict[str, dict[str, ReportedValue]]:
-        return await self._past.facts_at(tenant, twin_ids, asked.time_unix_us or 0, asked.as_of.offset)
+        ids, found = list(twin_ids), dict[str, dict[str, ReportedValue]]()
+        for at in range(0, len(ids), _FACTS_TWINS):
+            some = ids[at : at + _FACTS_TWINS]
+            found |= await self._past.facts_at(tenant, some, asked.time_unix_us or 0, asked.as_of.offset)
+        return found
 
     async def _known(self, tenant: str, twin_id: str, offset: int) -> TwinState:
         """Return a twin as it was known at an offset."""

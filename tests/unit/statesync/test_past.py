@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.statesync.checker import normal
+from tests.unit.statesync.populations import filters, matches, populations
 from tests.unit.statesync.test_replay import linked, saved_at
 from tests.unit.statesync.test_watch import Stage
 from tests.unit.statesync.worlds import T0, TENANT, S, World, bodies, grown, prediction
@@ -16,8 +17,11 @@ from tests.unit.statesync.worlds import T0, TENANT, S, World, bodies, grown, pre
 from twinmesh.statesync.v1 import statesync_pb2
 from twinmesh_core.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, TwinmeshError
 from twinmesh_statesync.domain.entries import DeleteTwin, RecordPrediction, SetDesired
+from twinmesh_statesync.domain.filter import Expression
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.past import Past
+from twinmesh_statesync.domain.then import Then
+from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.rpc.mapping.replicas import replica_to_message
 from twinmesh_statesync.rpc.past import PastReads
 from twinmesh_statesync.rpc.reading import Reading
@@ -132,6 +136,78 @@ async def test_facts_older_than_the_twin_are_told_with_nothing_else() -> None:
         told = await get(past, "a", **at(T0 - 3_600 * S))
         assert facts(told) == {"target": 1.0}
         assert (told.revision, len(told.desired.values), len(told.delta.items)) == (0, 0, 0)
+
+
+@settings(max_examples=300)
+@given(twins=populations, expression=filters())
+def test_a_filter_means_in_the_past_what_it_means_now(twins: dict[str, TwinVersion], expression: Expression) -> None:
+    found = {version.twin.twin_id for version in Then(twins.values()).matching(expression)}
+    assert found == {twin_id for twin_id, version in twins.items() if matches(expression, version, twins)}
+
+
+def fleet() -> World:
+    """Three twins that heat up one after another; "a" cools down in the end, and "c" is deleted."""
+    world = World("a", "b", "c")
+    for number, twin_id in enumerate("abc"):
+        world.report(twin_id, "temperature", T0 + (number + 1) * S, 90.0 - number)
+    world.report("a", "temperature", T0 + 9 * S, 20.0)
+    world.do(DeleteTwin(twin_id="c"))
+    return world
+
+
+async def listed(past: PastReads, **request: Any) -> list[str]:
+    """Return the twins of all pages, "id", or with replicas "id=temperature"; all pages name one position."""
+    asking, told, positions = statesync_pb2.ListTwinsRequest(page_size=1, **request), [], set()
+    while True:
+        asked = await past.asked(asking)
+        assert asked is not None
+        page = await past.list(TENANT, asking, asked)
+        positions.add(page.as_of.offset)
+        for one in page.twins:
+            values = "".join(f"={v.value.double_value:g}" for v in one.replica.reported.values)
+            told.append(f"{one.twin.twin_id}{values}")
+        asking.page_token = page.next_page_token
+        if not asking.page_token:
+            assert len(positions) == 1
+            return told
+
+
+async def test_twins_of_the_past_are_filtered_and_ordered_as_they_were() -> None:
+    world = fleet()
+    hot = "reported.temperature > 80"
+    async with reads(world, {5}) as (stage, past):
+        end = len(world.entries)
+        assert await listed(past, at_offset=end, filter=hot) == ["b"]
+        before = end - 2  # before "a" cooled down
+        assert await listed(past, at_offset=before, filter=hot) == ["a", "b", "c"]
+        ordering = {"order_by": "reported.temperature", "include_replica": True}
+        assert await listed(past, at_offset=before, filter=hot, **ordering) == ["c=88", "b=89", "a=90"]
+        assert await listed(past, at_offset=before, filter='twin_id = "b" OR reported.temperature < 30') == ["b"]
+        # By event time: what is measured later is not seen, though it was committed long ago.
+        assert await listed(past, filter=hot, **at(T0 + 2 * S)) == ["a", "b"]
+        assert await listed(past, include_replica=True, **at(T0 + 2 * S)) == ["a=90", "b=89"]
+        assert await listed(past, include_replica=True, **at(T0 + 9 * S)) == ["a=20", "b=89"]
+        # A page that comes after something else happened goes on where the list began.
+        asking = statesync_pb2.ListTwinsRequest(page_size=1, order_by="twin_id desc", **at(T0 + 60 * S))
+        asked = await past.asked(asking)
+        assert asked is not None
+        first = await past.list(TENANT, asking, asked)
+        world.do(DeleteTwin(twin_id="a"))
+        await stage.grow(world.entries[-1])
+        asking.page_token = first.next_page_token
+        later = await past.asked(asking)
+        assert later is not None
+        assert later.as_of.offset == end + 1
+        second = await past.list(TENANT, asking, later)
+        assert [t.twin.twin_id for t in (*first.twins, *second.twins)] == ["b", "a"]
+        for wrong, field in (
+            ({"filter": "reported.temperature >"}, "filter"),
+            ({"order_by": "nonsense"}, "order_by"),
+            ({"read_mask": {"paths": ["delta"]}}, "read_mask"),
+        ):
+            with pytest.raises(InvalidArgument) as caught:
+                await listed(past, at_offset=end, **wrong)
+            assert caught.value.field_violations[0].field == field
 
 
 async def refusal(past: PastReads, twin: str, **request: Any) -> TwinmeshError:
