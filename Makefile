@@ -15,6 +15,7 @@ RUN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet --retries 5
+NOT_COMPILED := /(tests?|_internal|_inductor|sympy|matplotlib|networkx|fontTools)/
 # One stamp per content of the two files that decide what is installed.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 # Processes that `make test` runs in; each starts servers of its own.
@@ -38,8 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: Python's venv module does not work; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(RUN)/python -m pip install $(PIP_FLAGS) --upgrade pip
-	@# Python compiles what is imported when it is; compiling all of torch and its like takes longer than fetching them.
 	@$(RUN)/python -m pip install $(PIP_FLAGS) --no-compile -c constraints.txt -e '.[dev]'
+	@# pip would compile on one core all that is there, which takes longer than fetching it; what nobody imports can wait.
+	@$(RUN)/python -m compileall -q -j 0 -x '$(NOT_COMPILED)' $(VENV)/lib || :
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
