@@ -7,6 +7,7 @@ time can be dropped partition by partition.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from twinmesh_core.time import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, floor_to
@@ -58,6 +59,7 @@ class Partition:
         return f"block_{self.width}_{self.index}".replace("-", "m")
 
 
+@lru_cache(maxsize=4_096)
 def width_of(cell_us: int) -> Width:
     """Return the class of series with this cell."""
     return next(width for width in WIDTHS if cell_us <= width.max_cell_us)

@@ -17,6 +17,7 @@ from twinmesh_storage.adapters.postgres.copying import (
     int2,
     int4,
     int8,
+    joined,
     row_head,
     text,
 )
@@ -25,16 +26,21 @@ from twinmesh_storage.domain.blocks import Block
 from twinmesh_storage.domain.parts import Statistics
 
 
-async def copy_blocks(conn: AsyncConnection[Any], blocks: Sequence[Block], widths: Sequence[int]) -> None:
-    """Add blocks to their width classes.
+def block_chunks(blocks: Sequence[Block], widths: Sequence[int]) -> list[bytes]:
+    """Return the rows that add blocks to their width classes, for `copy_chunks`."""
+    return joined(_piece(block, width) for block, width in zip(blocks, widths, strict=True))
+
+
+async def copy_chunks(conn: AsyncConnection[Any], chunks: Sequence[bytes]) -> None:
+    """Add blocks.
 
     Raises:
         Moved: a partition was dropped meanwhile.
     """
-    if not blocks:
+    if not chunks:
         return
     try:
-        await copy_rows(conn, COPY_BLOCKS, (_piece(b, width) for b, width in zip(blocks, widths, strict=True)))
+        await copy_rows(conn, COPY_BLOCKS, chunks)
     except psycopg.errors.CheckViolation as error:
         raise Moved from error
 

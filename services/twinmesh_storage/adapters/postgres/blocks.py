@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +14,8 @@ from twinmesh_core.errors import Unavailable
 from twinmesh_core.time import to_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.adapters.postgres import blocks_sql as sql
-from twinmesh_storage.adapters.postgres.block_rows import copy_blocks, to_block
+from twinmesh_storage.adapters.postgres.arrays import BigInts, Texts
+from twinmesh_storage.adapters.postgres.block_rows import block_chunks, copy_chunks, to_block
 from twinmesh_storage.adapters.postgres.folds import (
     MOVE_FOLD,
     Moved,
@@ -81,7 +81,7 @@ class BlockHistory:
         """See `HistoryStore.read`."""
         arguments = {
             "tenant": tenant,
-            "series": _ids(series),
+            "series": _keys(series),
             "start": start,
             "end": end,
             "max_rows": max_rows,
@@ -93,7 +93,7 @@ class BlockHistory:
 
     async def summaries(self, tenant: str, series: Sequence[Series], start: int, end: int, limit: int) -> PartSummaries:
         """See `HistoryStore.summaries`."""
-        arguments = {"tenant": tenant, "series": _ids(series), "start": start, "end": end, "limit": limit}
+        arguments = {"tenant": tenant, "series": _keys(series), "start": start, "end": end, "limit": limit}
         ((packed,),) = await self._fetch(sql.SUMMARIES, arguments | _within(series, start), self._timeout_s)
         records = np.frombuffer(packed or b"", SUMMARY.newbyteorder(">")).astype(SUMMARY)
         return summaries_of(records, series, truncated=len(records) >= limit)
@@ -102,7 +102,7 @@ class BlockHistory:
         """See `HistoryStore.read_last`."""
         found: list[Part] = []
         for width, some in _by_width(series).items():
-            arguments = {"tenant": tenant, "series": _ids(some), "width": width}
+            arguments = {"tenant": tenant, "series": _keys(some), "width": width}
             found += [to_block(row) for row in await self._fetch(sql.READ_LAST, arguments, self._timeout_s)]
         return found
 
@@ -112,7 +112,13 @@ class BlockHistory:
         found: list[Part] = []
         for width, some in _by_width(series).items():
             mine = [moments[s.series_id] for s in some]
-            arguments = {"tenant": tenant, "series": _ids(some), "before": mine, "most": max(mine), "width": width}
+            arguments = {
+                "tenant": tenant,
+                "series": _keys(some),
+                "before": BigInts(mine),
+                "most": max(mine),
+                "width": width,
+            }
             found += [to_block(row) for row in await self._fetch(sql.READ_BEFORE, arguments, self._timeout_s)]
         return found
 
@@ -128,7 +134,7 @@ class BlockHistory:
 
     async def spans(self, tenant: str, series: Sequence[Series]) -> dict[int, SeriesSpan]:
         """See `HistoryStore.spans`."""
-        found = await self._fetch(sql.SPANS, {"tenant": tenant, "series": _ids(series)}, self._timeout_s)
+        found = await self._fetch(sql.SPANS, {"tenant": tenant, "series": _keys(series)}, self._timeout_s)
         return {
             series_id: SeriesSpan(point_count=n, first_time_unix_us=first, last_time_unix_us=last)
             for series_id, n, first, last in found
@@ -175,21 +181,21 @@ class BlockHistory:
             if work.fold_offset <= folded:
                 return FoldResult(repeated=True)
             fresh = {lane: rows.after(folded) for lane, rows in work.fresh.items()}
-            spans = await asyncio.to_thread(self._merging.spans, fresh)
-            touched = await self._touched(conn, spans, hides)
-        rewrite = functools.partial(_rewrite, fresh, touched, hides, self._series_of, self._max_rows)
-        written = await asyncio.to_thread(rewrite)
-        wanted = [self._partition(block) for block in written.blocks]
+            spans, reaches = await asyncio.to_thread(self._reach, fresh)
+            touched = await self._touched(conn, spans, reaches, hides)
+        # Whatever looks at each block is done in threads: appends go on meanwhile on the event loop.
+        written = await asyncio.to_thread(self._rewrite, fresh, touched, hides)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
-            there = await self._partitions.ensure(conn, wanted)
+            there = await self._partitions.ensure(conn, written.partitions)
+        chunks = await asyncio.to_thread(self._chunks, written.blocks, there)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn, lease, folded)
-            await self._delete(conn, touched)
+            await self._delete(conn, written.replaced)
             hidden = 0
             for hide in hides:
                 row = await (await conn.execute(sql.MOVE_HIDDEN, _hidden(hide, work))).fetchone()
                 hidden += int(row[0]) if row else 0
-            await copy_blocks(conn, written.blocks, [p.width if p in there else REST for p in wanted])
+            await copy_chunks(conn, chunks)
             for aside in written.superseded:
                 await self._superseded.write(conn, aside, work.commit_times)
             await conn.execute(MOVE_FOLD, (work.fold_offset,))
@@ -200,30 +206,62 @@ class BlockHistory:
             superseded=hidden + sum(len(aside) for aside in written.superseded),
         )
 
+    def _rewrite(self, fresh: Mapping[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide]) -> _Written:
+        blocks: list[Block] = []
+        superseded: list[Superseded] = []
+        for lane in Lane:
+            parts = [block.rows() for block in touched if block.lane is lane]
+            if lane in fresh:
+                parts.append(fresh[lane])
+            if not parts:
+                continue
+            settled = settle(parts, hides)
+            blocks.extend(build_blocks(settled.readable, lane, self._series_of, self._max_rows))
+            if len(settled.superseded):
+                superseded.append(settled.superseded)
+        partitions = frozenset(map(self._partition, blocks))
+        replaced = self._replaced(touched)
+        return _Written(blocks=blocks, superseded=superseded, partitions=partitions, replaced=replaced)
+
     def _partition(self, block: Block) -> Partition:
         return partition_of(self._series_of(block.series_id).cell_us, block.t0)
 
-    async def _touched(
-        self, conn: AsyncConnection[Any], spans: Sequence[BlockSpan], hides: Sequence[Hide]
-    ) -> list[Block]:
-        """Return the blocks that must be merged with fresh rows, or that a hide cuts in two."""
-        touched: dict[tuple[str, int, int], Block] = {}
+    def _chunks(self, blocks: Sequence[Block], there: frozenset[Partition]) -> list[bytes]:
+        where = [self._partition(block) for block in blocks]
+        return block_chunks(blocks, [p.width if p in there else REST for p in where])
+
+    def _reach(self, fresh: Mapping[Lane, Rows]) -> tuple[list[BlockSpan], list[dict[str, Any]]]:
+        """Return where fresh rows fall, and what to ask for the blocks that are there, by width class."""
+        spans = self._merging.spans(fresh)
         by_width: dict[int, list[BlockSpan]] = {}
         for span in spans:
             by_width.setdefault(width_of(self._series_of(span.series_id).cell_us).number, []).append(span)
+        return spans, [
+            {
+                "tenant": Texts(s.tenant for s in some),
+                "series": BigInts([s.series_id for s in some]),
+                "cell": BigInts([s.cell_start for s in some]),
+                "first": BigInts([s.first for s in some]),
+                "last": BigInts([s.last for s in some]),
+                "small": BigInts([s.small for s in some]),
+                "width": width,
+                "low": min(s.cell_start for s in some),
+                "high": max(s.last for s in some),
+            }
+            for width, some in by_width.items()
+        ]
+
+    async def _touched(
+        self,
+        conn: AsyncConnection[Any],
+        spans: Sequence[BlockSpan],
+        reaches: Sequence[dict[str, Any]],
+        hides: Sequence[Hide],
+    ) -> list[Block]:
+        """Return the blocks that must be merged with fresh rows, or that a hide cuts in two."""
+        touched: dict[tuple[str, int, int], Block] = {}
         async with conn.cursor(binary=True) as cursor:
-            for width, some in by_width.items():
-                arguments = {
-                    "tenant": [s.tenant for s in some],
-                    "series": [s.series_id for s in some],
-                    "cell": [s.cell_start for s in some],
-                    "first": [s.first for s in some],
-                    "last": [s.last for s in some],
-                    "small": [s.small for s in some],
-                    "width": width,
-                    "low": min(s.cell_start for s in some),
-                    "high": max(s.last for s in some),
-                }
+            for arguments in reaches:
                 await cursor.execute(sql.READ_TOUCHED, arguments)
                 touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
             _leave_lone(touched, spans)
@@ -234,25 +272,34 @@ class BlockHistory:
                 touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
         return list(touched.values())
 
-    async def _delete(self, conn: AsyncConnection[Any], blocks: Sequence[Block]) -> None:
-        """Delete blocks by key.
+    def _replaced(self, blocks: Sequence[Block]) -> list[tuple[int, dict[str, Any]]]:
+        """Return what deletes these blocks by their keys, with their number, by width class."""
+        by_width: dict[int, list[Block]] = {}
+        for block in blocks:
+            by_width.setdefault(self._partition(block).width, []).append(block)
+        return [
+            (
+                len(some),
+                {
+                    "tenant": Texts(b.tenant for b in some),
+                    "series": BigInts([b.series_id for b in some]),
+                    "t0": BigInts([b.t0 for b in some]),
+                    "width": width,
+                    "low": min(b.t0 for b in some),
+                    "high": max(b.t0 for b in some),
+                },
+            )
+            for width, some in by_width.items()
+        ]
+
+    async def _delete(self, conn: AsyncConnection[Any], replaced: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Delete blocks.
 
         Raises:
             Moved: some are not there any more. Whoever changes a block deletes its key, so the others are as read.
         """
-        by_width: dict[int, list[Block]] = {}
-        for block in blocks:
-            by_width.setdefault(self._partition(block).width, []).append(block)
-        for width, some in by_width.items():
-            arguments = {
-                "tenant": [b.tenant for b in some],
-                "series": [b.series_id for b in some],
-                "t0": [b.t0 for b in some],
-                "width": width,
-                "low": min(b.t0 for b in some),
-                "high": max(b.t0 for b in some),
-            }
-            if (await conn.execute(sql.DELETE, arguments)).rowcount != len(some):
+        for count, arguments in replaced:
+            if (await conn.execute(sql.DELETE, arguments)).rowcount != count:
                 raise Moved
 
     async def prune_superseded(self, before_unix_us: int, limit: int) -> int:
@@ -280,12 +327,16 @@ class BlockHistory:
                 await cursor.execute(sql.DROP_STRADDLING, arguments)
                 cut = [to_block(found) for found in await cursor.fetchall()]
             kept = await asyncio.to_thread(_since, cut, time_unix_us, self._series_of)
-            await copy_blocks(conn, kept, [REST] * len(kept))
+            await copy_chunks(conn, await asyncio.to_thread(block_chunks, kept, [REST] * len(kept)))
         return gone + int(row[0] if row else 0) + sum(block.n for block in cut) - sum(block.n for block in kept)
 
 
 def _ids(series: Sequence[Series]) -> list[int]:
     return [s.series_id for s in series]
+
+
+def _keys(series: Sequence[Series]) -> BigInts:
+    return BigInts(_ids(series))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +345,8 @@ class _Written:
 
     blocks: list[Block]
     superseded: list[Superseded]
+    partitions: frozenset[Partition]
+    replaced: list[tuple[int, dict[str, Any]]]
 
 
 def _by_width(series: Sequence[Series]) -> dict[int, list[Series]]:
@@ -324,23 +377,6 @@ def _leave_lone(touched: dict[tuple[str, int, int], Block], spans: Sequence[Bloc
     for keys in found.values():
         if len(keys) == 1:
             del touched[keys[0]]
-
-
-def _rewrite(
-    fresh: dict[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide], series_of: SeriesOf, max_rows: int
-) -> _Written:
-    written = _Written(blocks=[], superseded=[])
-    for lane in Lane:
-        parts = [block.rows() for block in touched if block.lane is lane]
-        if lane in fresh:
-            parts.append(fresh[lane])
-        if not parts:
-            continue
-        settled = settle(parts, hides)
-        written.blocks.extend(build_blocks(settled.readable, lane, series_of, max_rows))
-        if len(settled.superseded):
-            written.superseded.append(settled.superseded)
-    return written
 
 
 def _hidden(hide: Hide, work: FoldWork) -> dict[str, Any]:

@@ -68,6 +68,22 @@ def copy_statement(table: str, columns: Iterable[str]) -> Composed:
     )
 
 
+def joined(pieces: Iterable[bytes]) -> list[bytes]:
+    """Return pieces joined to chunks of a size that is worth a call."""
+    chunks: list[bytes] = []
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            chunks.append(b"".join(waiting))
+            waiting, size = [], 0
+    if waiting:
+        chunks.append(b"".join(waiting))
+    return chunks
+
+
 async def copy_rows(conn: AsyncConnection[Any], statement: Composed, pieces: Iterable[bytes]) -> None:
     """Send rows, given as pieces of their bytes in order, through libpq's PQputCopyData.
 
