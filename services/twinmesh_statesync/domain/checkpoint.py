@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
 
+from twinmesh_core.pace import Pace
 from twinmesh_core.registry import Twin, TwinType
 from twinmesh_core.registry_fold import RegistryFold, RegistrySnapshot
 from twinmesh_statesync.domain.alarms.alarm import Alarm
@@ -18,7 +19,6 @@ from twinmesh_statesync.domain.entries import Verdict
 from twinmesh_statesync.domain.events import Connectivity, Event, Prediction
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation
-from twinmesh_statesync.domain.pace import Pace
 from twinmesh_statesync.domain.plain import from_text, to_text
 from twinmesh_statesync.domain.replica import DeltaItem, Desired, Predicted, Replica, Reported
 from twinmesh_statesync.domain.residuals import Residual, TrackRecord, tracks_of

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from twinmesh_core.errors import TwinmeshError
+from twinmesh_core.pace import Pace
 from twinmesh_statesync.domain.backlog import Backlog
 from twinmesh_statesync.domain.checkpoint import Captured, Checkpoint, Position, RecentChanges, Record, capture
 from twinmesh_statesync.domain.entries import ControlEntry, EraseTwin, LogEntry
 from twinmesh_statesync.domain.fold import Fold
 from twinmesh_statesync.domain.generations import Generation, Spacing
 from twinmesh_statesync.domain.leases import CHECKPOINT, Everything, Holding
-from twinmesh_statesync.domain.pace import Pace
 from twinmesh_statesync.domain.ports import CheckpointStore, Log
 
 _PAUSES_S: Final = 2.0

@@ -45,6 +45,7 @@ def pack_ints(values: Int64s, edges: Edges) -> list[bytes]:
     framed, stepped = rows.shorter()
     rows.pack_frames(packed, ~runs & framed)
     rows.pack_deltas(packed, ~runs & stepped)
+    rows.pack_raw(packed, ~(runs | framed | stepped))
     return _the_rest(packed, values, edges, columns.encode_ints)
 
 
@@ -53,6 +54,7 @@ def pack_doubles(bits: Int64s, edges: Edges) -> list[bytes]:
     rows = _Rows(bits, edges, frames=False, steps=False)
     packed, runs = _constants(bits, rows)
     exponents = _exponents(bits, rows, ~runs)
+    rows.pack_raw(packed, ~runs & (exponents == _NONE))
     for exponent in np.unique(exponents[exponents >= 0]).tolist():
         chosen = np.flatnonzero(exponents == exponent)
         mine, sizes = rows.of(chosen)
@@ -157,6 +159,19 @@ class _Rows:
                 start, end = end, end + size
                 head = struct.pack("<qqB", first, least, width)
                 packed[block] = b"".join((tag, head, data[start + width : end]))  # the first row is no step
+
+    def pack_raw(self, packed: list[bytes], which: Bools) -> None:
+        """Pack these blocks as RAW."""
+        blocks = np.flatnonzero(which)
+        if not len(blocks):
+            return
+        mine, sizes = self.of(blocks)
+        data = self._values[mine].astype("<i8", copy=False).tobytes()
+        tag = bytes([columns.RAW])
+        end = 0
+        for block, size in zip(blocks.tolist(), (sizes * 8).tolist(), strict=True):
+            start, end = end, end + size
+            packed[block] = tag + data[start:end]
 
 
 def _widths(low: Int64s, high: Int64s) -> Int64s:

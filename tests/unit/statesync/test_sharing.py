@@ -13,11 +13,11 @@ from tests.unit.statesync.test_watch import Stage, staged
 from tests.unit.statesync.worlds import T0, TENANT, World, bodies, grown
 
 from twinmesh.statesync.v1 import statesync_pb2
+from twinmesh_core.pace import PAUSE_S, WORK_S, Pace
 from twinmesh_core.registry import Twin
 from twinmesh_statesync.domain.checkpoint import RecentChanges
 from twinmesh_statesync.domain.entries import CreateTwin, EraseTwin
 from twinmesh_statesync.domain.fold import Fold
-from twinmesh_statesync.domain.pace import PAUSE_S, WORK_S, Pace
 from twinmesh_statesync.domain.plain import to_text
 from twinmesh_statesync.rpc import frames
 from twinmesh_statesync.rpc.mapping.replicas import encode_event, with_previous

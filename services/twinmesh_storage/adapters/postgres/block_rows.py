@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
 
+from twinmesh_core.pace import Pace
 from twinmesh_storage.adapters.postgres.blocks_sql import COLUMNS, COPY_BLOCKS
 from twinmesh_storage.adapters.postgres.copying import (
     NULL,
@@ -26,9 +27,16 @@ from twinmesh_storage.domain.blocks import Block
 from twinmesh_storage.domain.parts import Statistics
 
 
-def block_chunks(blocks: Sequence[Block], widths: Sequence[int]) -> list[bytes]:
+def block_chunks(blocks: Sequence[Block], widths: Sequence[int], pace: Pace | None = None) -> list[bytes]:
     """Return the rows that add blocks to their width classes, for `copy_chunks`."""
-    return joined(_piece(block, width) for block, width in zip(blocks, widths, strict=True))
+
+    def pieces() -> Iterator[bytes]:
+        for block, width in zip(blocks, widths, strict=True):
+            yield _piece(block, width)
+            if pace is not None:
+                pace.step()
+
+    return joined(pieces())
 
 
 async def copy_chunks(conn: AsyncConnection[Any], chunks: Sequence[bytes]) -> None:

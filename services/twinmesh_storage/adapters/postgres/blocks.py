@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +13,7 @@ from twinmesh_core.errors import Unavailable
 from twinmesh_core.time import to_datetime
 from twinmesh_runtime.postgres import Pool, connection
 from twinmesh_storage.adapters.postgres import blocks_sql as sql
-from twinmesh_storage.adapters.postgres.arrays import BigInts, Texts
+from twinmesh_storage.adapters.postgres.arrays import BigInts
 from twinmesh_storage.adapters.postgres.block_rows import block_chunks, copy_chunks, to_block
 from twinmesh_storage.adapters.postgres.folds import (
     MOVE_FOLD,
@@ -24,6 +23,7 @@ from twinmesh_storage.adapters.postgres.folds import (
     lock_fold,
 )
 from twinmesh_storage.adapters.postgres.partitions import Partitions
+from twinmesh_storage.adapters.postgres.rewriting import Deletion, Rewriting
 from twinmesh_storage.domain import columns
 from twinmesh_storage.domain.blocks import (
     MAX_BLOCK_ROWS,
@@ -34,12 +34,10 @@ from twinmesh_storage.domain.blocks import (
     build_blocks,
 )
 from twinmesh_storage.domain.entries import Lease
-from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide, Superseded, settle
-from twinmesh_storage.domain.merging import Merging
-from twinmesh_storage.domain.partitions import REST, Partition, partition_of, width_of
+from twinmesh_storage.domain.folding import FoldResult, FoldWork, Hide
+from twinmesh_storage.domain.partitions import REST, width_of
 from twinmesh_storage.domain.parts import SUMMARY, Part, PartPage, PartSummaries, page_of, summaries_of
 from twinmesh_storage.domain.ports import HistoryCounts, SeriesSpan
-from twinmesh_storage.domain.rows import Lane, Rows
 from twinmesh_storage.domain.series import Series
 
 _PAGE_BLOCKS: Final = 2_048
@@ -70,9 +68,8 @@ class BlockHistory:
         self._pool = pool
         self._timeout_s = timeout_s
         self._series_of = series_of
-        self._max_rows = max_rows
         self._superseded = SupersededRows(pool=pool, timeout_s=timeout_s, series_of=series_of)
-        self._merging = Merging(series_of=series_of, small_rows=small_rows)
+        self._rewriting = Rewriting(series_of=series_of, small_rows=small_rows, max_rows=max_rows)
         self._partitions = Partitions()
 
     # --- reads ---
@@ -181,13 +178,13 @@ class BlockHistory:
             if work.fold_offset <= folded:
                 return FoldResult(repeated=True)
             fresh = {lane: rows.after(folded) for lane, rows in work.fresh.items()}
-            spans, reaches = await asyncio.to_thread(self._reach, fresh)
+            spans, reaches = await asyncio.to_thread(self._rewriting.reach, fresh)
             touched = await self._touched(conn, spans, reaches, hides)
         # Whatever looks at each block is done in threads: appends go on meanwhile on the event loop.
-        written = await asyncio.to_thread(self._rewrite, fresh, touched, hides)
+        written = await asyncio.to_thread(self._rewriting.rewrite, fresh, touched, hides)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             there = await self._partitions.ensure(conn, written.partitions)
-        chunks = await asyncio.to_thread(self._chunks, written.blocks, there)
+        chunks = await asyncio.to_thread(self._rewriting.chunks, written, there)
         async with connection(self._pool, timeout_s=10 * self._timeout_s) as conn:
             await lock_fold(conn, lease, folded)
             await self._delete(conn, written.replaced)
@@ -205,51 +202,6 @@ class BlockHistory:
             bytes_written=sum(block.size for block in written.blocks),
             superseded=hidden + sum(len(aside) for aside in written.superseded),
         )
-
-    def _rewrite(self, fresh: Mapping[Lane, Rows], touched: Sequence[Block], hides: Sequence[Hide]) -> _Written:
-        blocks: list[Block] = []
-        superseded: list[Superseded] = []
-        for lane in Lane:
-            parts = [block.rows() for block in touched if block.lane is lane]
-            if lane in fresh:
-                parts.append(fresh[lane])
-            if not parts:
-                continue
-            settled = settle(parts, hides)
-            blocks.extend(build_blocks(settled.readable, lane, self._series_of, self._max_rows))
-            if len(settled.superseded):
-                superseded.append(settled.superseded)
-        partitions = frozenset(map(self._partition, blocks))
-        replaced = self._replaced(touched)
-        return _Written(blocks=blocks, superseded=superseded, partitions=partitions, replaced=replaced)
-
-    def _partition(self, block: Block) -> Partition:
-        return partition_of(self._series_of(block.series_id).cell_us, block.t0)
-
-    def _chunks(self, blocks: Sequence[Block], there: frozenset[Partition]) -> list[bytes]:
-        where = [self._partition(block) for block in blocks]
-        return block_chunks(blocks, [p.width if p in there else REST for p in where])
-
-    def _reach(self, fresh: Mapping[Lane, Rows]) -> tuple[list[BlockSpan], list[dict[str, Any]]]:
-        """Return where fresh rows fall, and what to ask for the blocks that are there, by width class."""
-        spans = self._merging.spans(fresh)
-        by_width: dict[int, list[BlockSpan]] = {}
-        for span in spans:
-            by_width.setdefault(width_of(self._series_of(span.series_id).cell_us).number, []).append(span)
-        return spans, [
-            {
-                "tenant": Texts(s.tenant for s in some),
-                "series": BigInts([s.series_id for s in some]),
-                "cell": BigInts([s.cell_start for s in some]),
-                "first": BigInts([s.first for s in some]),
-                "last": BigInts([s.last for s in some]),
-                "small": BigInts([s.small for s in some]),
-                "width": width,
-                "low": min(s.cell_start for s in some),
-                "high": max(s.last for s in some),
-            }
-            for width, some in by_width.items()
-        ]
 
     async def _touched(
         self,
@@ -272,27 +224,7 @@ class BlockHistory:
                 touched |= {block.key: block for block in map(to_block, await cursor.fetchall())}
         return list(touched.values())
 
-    def _replaced(self, blocks: Sequence[Block]) -> list[tuple[int, dict[str, Any]]]:
-        """Return what deletes these blocks by their keys, with their number, by width class."""
-        by_width: dict[int, list[Block]] = {}
-        for block in blocks:
-            by_width.setdefault(self._partition(block).width, []).append(block)
-        return [
-            (
-                len(some),
-                {
-                    "tenant": Texts(b.tenant for b in some),
-                    "series": BigInts([b.series_id for b in some]),
-                    "t0": BigInts([b.t0 for b in some]),
-                    "width": width,
-                    "low": min(b.t0 for b in some),
-                    "high": max(b.t0 for b in some),
-                },
-            )
-            for width, some in by_width.items()
-        ]
-
-    async def _delete(self, conn: AsyncConnection[Any], replaced: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    async def _delete(self, conn: AsyncConnection[Any], replaced: Sequence[Deletion]) -> None:
         """Delete blocks.
 
         Raises:
@@ -337,16 +269,6 @@ def _ids(series: Sequence[Series]) -> list[int]:
 
 def _keys(series: Sequence[Series]) -> BigInts:
     return BigInts(_ids(series))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Written:
-    """What a fold puts in the place of the blocks that it touched."""
-
-    blocks: list[Block]
-    superseded: list[Superseded]
-    partitions: frozenset[Partition]
-    replaced: list[tuple[int, dict[str, Any]]]
 
 
 def _by_width(series: Sequence[Series]) -> dict[int, list[Series]]:
