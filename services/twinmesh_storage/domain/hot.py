@@ -86,15 +86,23 @@ class HotRows:
 
     def even(self, series_id: int, since: int) -> Even | None:
         """Return how the rows of a series lie; None = not here from `since` on, or not evenly spaced."""
-        hot = self._series.get(series_id)
-        if hot is None or hot.since > since:
-            return None
-        even = self._even.get(series_id, _UNKNOWN)
-        if even is _UNKNOWN:
-            even = self._even[series_id] = Even.of(hot.rows)
-        if even is not None:
-            self._series.move_to_end(series_id)
-        return even
+        return self.evens((series_id,), since)[0]
+
+    def evens(self, series_ids: Iterable[int], since: int) -> list[Even | None]:
+        """Return `even` of each of the series: windows ask for hundreds at once."""
+        get, known, touch = self._series.get, self._even.get, self._series.move_to_end
+        found: list[Even | None] = []
+        for series_id in series_ids:
+            hot = get(series_id)
+            even = None
+            if hot is not None and hot.since <= since:
+                even = known(series_id, _UNKNOWN)
+                if even is _UNKNOWN:
+                    even = self._even[series_id] = Even.of(hot.rows)
+                if even is not None:
+                    touch(series_id)
+            found.append(even)
+        return found
 
     def peek(self, series_id: int) -> HotSeries | None:
         """Return what is here of a series, without counting it as used."""

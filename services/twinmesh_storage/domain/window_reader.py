@@ -117,15 +117,15 @@ class WindowReader:
         left: list[tuple[int, int]],
     ) -> None:
         """Add a twin's columns that are in memory with one row in each step to `even`, the others to `left`."""
-        step, steps = spec.step_us, spec.steps
+        step, steps, worst = spec.step_us, spec.steps, spec.max_quality
         start = end - step * steps
-        hot = self._view.hot
-        for column, series in enumerate(twin):
-            if series is None:
-                continue
-            series_id = series.series_id
-            lie = None if spec.as_of_offset or series_id in in_tail else hot.even(series_id, start)
-            if lie is None or lie.step != step or lie.worst > spec.max_quality:
+        there = [(column, series) for column, series in enumerate(twin) if series is not None]
+        if spec.as_of_offset:
+            left.extend((row, column) for column, _ in there)
+            return
+        lies = self._view.hot.evens([series.series_id for _, series in there], start)
+        for (column, series), lie in zip(there, lies, strict=True):
+            if lie is None or lie.step != step or lie.worst > worst or series.series_id in in_tail:
                 left.append((row, column))
                 continue
             first = (start - lie.start + step - 1) // step  # of the first row at or after the start
