@@ -67,10 +67,9 @@ _LONG = (
 )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
-    """Hand out whole files, and the directory that shares a mesh as one."""
-    return _Sharing(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Hand out whole files, and the directory that shares a mesh as one, where files are what is handed out."""
+    return _Sharing(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 class _Sharing(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
@@ -82,7 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let files that start servers and wait take turns with those that compute: processes side by side waste less."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
-        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+        name = item.nodeid.partition("::")[0]
+        files.setdefault(_ONE_MESH if name.startswith(_ONE_MESH) else name, []).append(item)
     waiting = [name for name in files if name.startswith(("tests/integration", "tests/e2e", "tests/faults"))]
     waiting.sort(key=lambda name: next((n for n, first in enumerate(_LONG) if name.startswith(first)), len(_LONG)))
     computing = [name for name in files if name not in waiting]

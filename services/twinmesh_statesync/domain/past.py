@@ -43,6 +43,7 @@ class Past:
         self._log = log
         self._store = store
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._lookers = asyncio.Semaphore(_AT_ONCE)
         self._kept: OrderedDict[tuple[str, Position], Fold] = OrderedDict()
         live.listeners.on_erasure(lambda _change: self._kept.clear())
 
@@ -102,6 +103,19 @@ class Past:
         )
         found = newest_facts(batch, 0)
         return {twin_id: {fact.channel: fact for _, fact in facts} for twin_id, facts in found.items()}
+
+    @asynccontextmanager
+    async def place(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold one of the few places of those who look at all twins of a tenant's past; folding it has its own.
+
+        Raises:
+            DeadlineExceeded: the block took longer than `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._lookers:
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("Looking at the past took longer than the call may; ask for less of it.") from None
 
     @asynccontextmanager
     async def _place(self, timeout_s: float) -> AsyncIterator[None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Final
 
 from twinmesh.statesync.v1 import statesync_pb2
@@ -15,18 +15,12 @@ from twinmesh_core.registry import Twin
 from twinmesh_runtime.registry_mapping import time_from_message
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.fold import Fold
-from twinmesh_statesync.domain.mask import read_mask
-from twinmesh_statesync.domain.ordering import ordered, read_order
 from twinmesh_statesync.domain.past import Past, with_facts
 from twinmesh_statesync.domain.replica import Replica
-from twinmesh_statesync.domain.then import Then
 from twinmesh_statesync.domain.twin_state import NO_REPLICA, TwinState
 from twinmesh_statesync.domain.values import ReportedValue
-from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.domain.writer import time_left_s
-from twinmesh_statesync.rpc.listing import filter_of, require_replicas, summary
-from twinmesh_statesync.rpc.mapping.values import position_to_message
-from twinmesh_statesync.rpc.reading import Reading, page_of, page_size, read_token
+from twinmesh_statesync.rpc.reading import Reading
 
 _FACTS_TWINS: Final = 500
 """Twins whose facts are asked for in one call."""
@@ -92,42 +86,8 @@ class PastReads:
         if asked.time_unix_us is None:
             return state.twin, state.replica
         rest = await self._committed(state, asked)
-        facts = await self._facts(tenant, [twin_id], asked)
+        facts = await self.facts(tenant, [twin_id], asked)
         return state.twin, with_facts(state, rest, facts.get(twin_id, {}))
-
-    async def list(
-        self, tenant: str, request: statesync_pb2.ListTwinsRequest, asked: Asked
-    ) -> statesync_pb2.ListTwinsResponse:
-        """Answer one page of the twins as they were; every page of a list is of the position of its first.
-
-        Raises:
-            InvalidArgument: the request is malformed: the filter with its column, the order, the mask, the token.
-            OutOfRange: COMPACTED, AS_OF_PRUNED.
-        """
-        size, token = page_size(request.page_size), read_token(request.page_token, self._reading.live)
-        expression, order = filter_of(request.filter, request.twin_type_id), read_order(request.order_by)
-        mask = read_mask(request.read_mask.paths, "read_mask")
-        require_replicas(request, mask)
-        if token is not None:
-            asked = replace(asked, as_of=token.position)
-        states = [state for state in (await self.fold(tenant, asked)).states(tenant).values() if state.alive]
-        # Facts of a time are read from history: of all twins only where the answer depends on them.
-        judged = bool(request.filter or order)
-        replicas = await self.replicas(tenant, states, asked) if judged else [state.replica for state in states]
-        then = Then(TwinVersion(s.twin, s.twin_type, replica) for s, replica in zip(states, replicas, strict=True))
-        found = await asyncio.to_thread(lambda: ordered(then.matching(expression), order))
-        page, following = page_of(found, token, lambda version: version.twin.twin_id, size, asked.as_of)
-        if not judged:
-            by_id = {state.twin.twin_id: state for state in states}
-            told = [by_id[version.twin.twin_id] for version in page]
-            replicas = await self.replicas(tenant, told, asked)
-            page = [TwinVersion(v.twin, v.twin_type, replica) for v, replica in zip(page, replicas, strict=True)]
-        shown = mask if request.include_replica else None
-        return statesync_pb2.ListTwinsResponse(
-            twins=(summary(version, shown) for version in page),
-            next_page_token=following,
-            as_of=position_to_message(asked.as_of),
-        )
 
     async def fold(self, tenant: str, asked: Asked) -> Fold:
         """Return the twins of a tenant as they were, by what was committed."""
@@ -142,10 +102,19 @@ class PastReads:
         """Return the replicas of twins of such a fold, with the facts that the request asks for."""
         if asked.time_unix_us is None or not states:
             return [state.replica for state in states]
-        facts = await self._facts(tenant, [state.twin.twin_id for state in states], asked)
+        facts = await self.facts(tenant, [state.twin.twin_id for state in states], asked)
         return [with_facts(state, state.replica, facts.get(state.twin.twin_id, {})) for state in states]
 
-    async def _facts(self, tenant: str, twin_ids: Collection[str], asked: Asked) -> dict[str, dict[str, ReportedValue]]:
+    def place(self) -> AbstractAsyncContextManager[None]:
+        """Wait for one of the few places of those who look at all twins of the past.
+
+        Raises:
+            DeadlineExceeded: the block took longer than the call may.
+        """
+        return self._past.place(time_left_s())
+
+    async def facts(self, tenant: str, twin_ids: Collection[str], asked: Asked) -> dict[str, dict[str, ReportedValue]]:
+        """Return the newest facts by the event time that is asked for, by twin and channel."""
         ids, found = list(twin_ids), dict[str, dict[str, ReportedValue]]()
         for at in range(0, len(ids), _FACTS_TWINS):
             some = ids[at : at + _FACTS_TWINS]

@@ -29,6 +29,7 @@ from twinmesh_statesync.rpc.listing import Listing
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 from twinmesh_statesync.rpc.mutation import content_of
 from twinmesh_statesync.rpc.past import PastReads
+from twinmesh_statesync.rpc.past_lists import PastLists
 from twinmesh_statesync.rpc.reading import Reading, page_of, page_size, read_token
 
 
@@ -49,6 +50,7 @@ class TwinServicer(TwinServiceServicer):
         self._reading = reading
         self._listing = listing
         self._past = past
+        self._past_lists = PastLists(reading, past)
         self._writer = writer
         self._units = units
         self._identities = Identities(reading, writer, units)
@@ -161,7 +163,9 @@ class TwinServicer(TwinServiceServicer):
         """List the twins that match, as they are or as they were."""
         tenant = current_caller().tenant
         asked = await self._past.asked(request)
-        return await (self._listing.list(tenant, request) if asked is None else self._past.list(tenant, request, asked))
+        if asked is None:
+            return await self._listing.list(tenant, request)
+        return await self._past_lists.list(tenant, request, asked)
 
     async def CountTwins(  # noqa: N802
         self, request: statesync_pb2.CountTwinsRequest, context: Any

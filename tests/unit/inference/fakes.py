@@ -92,8 +92,10 @@ class FakeTwins:
     """Knows the twins given."""
 
     twins: dict[str, Twin] = field(default_factory=dict)
+    asked: list[tuple[int, str]] = field(default_factory=list)
 
     async def twin(self, tenant: str, twin_id: str, *, min_offset: int, incarnation: str) -> Twin:
+        self.asked.append((min_offset, incarnation))
         if twin_id not in self.twins:
             raise NotFound(f"There is no twin {twin_id}.", reason=Reason.TWIN_NOT_FOUND)
         return self.twins[twin_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -39,8 +40,16 @@ def plant() -> Built:
     return build("plant", 1, signature=signature, weights=cooling_weights(signature))
 
 
-async def decide(**question: object) -> tuple[Decision, list[int]]:
-    built, clock = plant(), SystemClock()
+@dataclass
+class Asked:
+    """Whom a decision asked."""
+
+    windows: FakeWindows = field(default_factory=lambda: FakeWindows(values=np.full((8, 3), 80.0)))
+    twins: FakeTwins = field(default_factory=lambda: FakeTwins({"T1": transformer()}))
+
+
+async def decide(asking: Asked | None = None, **question: object) -> tuple[Decision, list[int]]:
+    built, clock, asking = plant(), SystemClock(), asking or Asked()
     signature = built.version.signature
 
     def respond(endpoint: Endpoint, rows: int, inputs: Sequence[bytes]) -> bytes:
@@ -64,8 +73,8 @@ async def decide(**question: object) -> tuple[Decision, list[int]]:
     optimizer = Optimizer(
         deployments=deployments,
         coalescer=coalescer,
-        windows=FakeWindows(values=np.full((8, 3), 80.0)),
-        twins=FakeTwins({"T1": transformer()}),
+        windows=asking.windows,
+        twins=asking.twins,
         infer_timeout_s=5,
     )
     asked = {
@@ -141,7 +150,7 @@ async def test_a_soft_target_buys_cooling_that_the_limit_does_not_need() -> None
 )
 async def test_what_does_not_fit_the_model_is_named(question: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        await decide(**question)
+        await decide(None, **question)
     assert refused.value.field_violations[0].field == field
 
 
@@ -149,3 +158,11 @@ async def test_an_unknown_control_lists_the_channels() -> None:
     with pytest.raises(NotFound) as refused:
         await decide(control="fan")
     assert refused.value.reason == Reason.CHANNEL_NOT_FOUND
+
+
+async def test_time_and_offsets_are_passed_to_storage_and_state_sync() -> None:
+    asking = Asked()
+    await decide(asking, at_unix_us=AT_US - STEP_US, min_offset=3, as_of_offset=7, incarnation="inc")
+    offsets = {"min_offset": 3, "as_of_offset": 7, "incarnation": "inc"}
+    assert asking.windows.asked == [{"at": AT_US - STEP_US, **offsets}]
+    assert asking.twins.asked == [(3, "inc")]

@@ -1,8 +1,11 @@
 """Replicas as they were: at any offset exactly, at any event time as far as it was known."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from twinmesh_statesync.domain.then import Then
 from twinmesh_statesync.domain.version import TwinVersion
 from twinmesh_statesync.rpc.mapping.replicas import replica_to_message
 from twinmesh_statesync.rpc.past import PastReads
+from twinmesh_statesync.rpc.past_lists import PastLists
 from twinmesh_statesync.rpc.reading import Reading
 
 
@@ -32,6 +36,25 @@ async def reads(world: World, saves: set[int]) -> AsyncIterator[tuple[Stage, Pas
     async with saved_at(world, saves) as stage:
         store = stage.replays._store
         yield stage, PastReads(Reading(stage.live), Past(live=stage.live, log=stage.log, store=store))
+
+
+@asynccontextmanager
+async def lists(world: World, saves: set[int]) -> AsyncIterator[tuple[Stage, "Lists"]]:
+    async with reads(world, saves) as (stage, past):
+        yield stage, Lists(past, PastLists(Reading(stage.live), past))
+
+
+@dataclass
+class Lists:
+    """Lists of the past, as the servicer asks for them."""
+
+    past: PastReads
+    lists: PastLists
+
+    async def page(self, request: statesync_pb2.ListTwinsRequest) -> statesync_pb2.ListTwinsResponse:
+        asked = await self.past.asked(request)
+        assert asked is not None
+        return await self.lists.list(TENANT, request, asked)
 
 
 async def get(past: PastReads, twin: str, **request: Any) -> Any:
@@ -155,13 +178,11 @@ def fleet() -> World:
     return world
 
 
-async def listed(past: PastReads, **request: Any) -> list[str]:
+async def listed(lists: Lists, **request: Any) -> list[str]:
     """Return the twins of all pages, "id", or with replicas "id=temperature"; all pages name one position."""
     asking, told, positions = statesync_pb2.ListTwinsRequest(page_size=1, **request), [], set()
     while True:
-        asked = await past.asked(asking)
-        assert asked is not None
-        page = await past.list(TENANT, asking, asked)
+        page = await lists.page(asking)
         positions.add(page.as_of.offset)
         for one in page.twins:
             values = "".join(f"={v.value.double_value:g}" for v in one.replica.reported.values)
@@ -175,11 +196,13 @@ async def listed(past: PastReads, **request: Any) -> list[str]:
 async def test_twins_of_the_past_are_filtered_and_ordered_as_they_were() -> None:
     world = fleet()
     hot = "reported.temperature > 80"
-    async with reads(world, {5}) as (stage, past):
+    async with lists(world, {5}) as (_, past):
         end = len(world.entries)
         assert await listed(past, at_offset=end, filter=hot) == ["b"]
         before = end - 2  # before "a" cooled down
         assert await listed(past, at_offset=before, filter=hot) == ["a", "b", "c"]
+        assert await listed(past, at_offset=before, include_replica=True) == ["a=90", "b=89", "c=88"]
+        assert await listed(past, at_offset=before, twin_type_id="pump") == ["a", "b", "c"]
         ordering = {"order_by": "reported.temperature", "include_replica": True}
         assert await listed(past, at_offset=before, filter=hot, **ordering) == ["c=88", "b=89", "a=90"]
         assert await listed(past, at_offset=before, filter='twin_id = "b" OR reported.temperature < 30') == ["b"]
@@ -187,27 +210,68 @@ async def test_twins_of_the_past_are_filtered_and_ordered_as_they_were() -> None
         assert await listed(past, filter=hot, **at(T0 + 2 * S)) == ["a", "b"]
         assert await listed(past, include_replica=True, **at(T0 + 2 * S)) == ["a=90", "b=89"]
         assert await listed(past, include_replica=True, **at(T0 + 9 * S)) == ["a=20", "b=89"]
-        # A page that comes after something else happened goes on where the list began.
-        asking = statesync_pb2.ListTwinsRequest(page_size=1, order_by="twin_id desc", **at(T0 + 60 * S))
-        asked = await past.asked(asking)
-        assert asked is not None
-        first = await past.list(TENANT, asking, asked)
-        world.do(DeleteTwin(twin_id="a"))
-        await stage.grow(world.entries[-1])
-        asking.page_token = first.next_page_token
-        later = await past.asked(asking)
-        assert later is not None
-        assert later.as_of.offset == end + 1
-        second = await past.list(TENANT, asking, later)
-        assert [t.twin.twin_id for t in (*first.twins, *second.twins)] == ["b", "a"]
-        for wrong, field in (
+        wrong: tuple[tuple[dict[str, Any], str], ...] = (
             ({"filter": "reported.temperature >"}, "filter"),
             ({"order_by": "nonsense"}, "order_by"),
             ({"read_mask": {"paths": ["delta"]}}, "read_mask"),
-        ):
+            ({"page_token": "nonsense"}, "page_token"),
+        )
+        for request, field in wrong:
             with pytest.raises(InvalidArgument) as caught:
-                await listed(past, at_offset=end, **wrong)
+                await listed(past, at_offset=end, **request)
             assert caught.value.field_violations[0].field == field
+
+
+@pytest.mark.parametrize("chosen", [{}, {"order_by": "twin_id"}, {"filter": "reported.temperature < 1000"}])
+async def test_a_page_goes_on_where_the_last_one_ended_whatever_happened_since(chosen: dict[str, Any]) -> None:
+    world = fleet()
+    async with lists(world, {5}) as (stage, past):
+        for when in (at(T0 + 60 * S), {"at_offset": len(world.entries)}):
+            asking = statesync_pb2.ListTwinsRequest(page_size=1, include_replica=True, **chosen, **when)
+            first = await past.page(asking)
+            # As of now, and a fact and a deletion come while it is answered.
+            world.report("b", "temperature", T0 + 10 * S, 77.0)
+            growing = asyncio.create_task(stage.grow(world.entries[-1]))
+            again = await past.page(asking)
+            await growing
+            assert again == first
+            asking.page_token = first.next_page_token
+            second = await past.page(asking)
+            assert [t.twin.twin_id for t in (*first.twins, *second.twins)] == ["a", "b"]
+            assert second.twins[0].replica.reported.values[0].value.double_value == 89.0
+            assert second.as_of == first.as_of
+            world.report("b", "temperature", T0 + 1 * S, 89.0)
+            await stage.grow(world.entries[-1])
+
+
+async def test_tokens_are_checked() -> None:
+    world = fleet()
+    async with lists(world, {5}) as (_, past):
+        end = len(world.entries)
+        asking = statesync_pb2.ListTwinsRequest(page_size=1, order_by="twin_id", at_offset=end)
+        token = (await past.page(asking)).next_page_token
+        incarnation, offset, fingerprint, skip, last = json.loads(base64.urlsafe_b64decode(token))
+
+        async def refused(kind: type[TwinmeshError], *parts: Any, **request: Any) -> TwinmeshError:
+            text = base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
+            whole: dict[str, Any] = {"page_size": 1, "order_by": "twin_id", "at_offset": end, "page_token": text}
+            changed = statesync_pb2.ListTwinsRequest(**whole | request)
+            with pytest.raises(kind) as caught:
+                await past.page(changed)
+            return caught.value
+
+        known = (incarnation, offset, fingerprint, skip, last)
+        await refused(InvalidArgument, *known, order_by="twin_id desc")
+        await refused(InvalidArgument, *known, at_offset=end - 1)
+        # Nothing is waited for that has not happened.
+        moment = {"at_offset": 0} | at(T0 + 60 * S)
+        asking = statesync_pb2.ListTwinsRequest(page_size=1, order_by="twin_id", **moment)
+        of_moment = json.loads(base64.urlsafe_b64decode((await past.page(asking)).next_page_token))[2]
+        beyond = await refused(OutOfRange, incarnation, 1_000, of_moment, skip, last, **moment)
+        assert beyond.reason == "FUTURE_OFFSET"
+        assert (await refused(FailedPrecondition, "other", offset, fingerprint, skip, last)).reason == "LOG_REWOUND"
+        assert (await refused(OutOfRange, incarnation, offset, fingerprint, skip, "b")).reason == "PAGE_EXPIRED"
+        assert (await refused(OutOfRange, incarnation, offset, fingerprint, 99, last)).reason == "PAGE_EXPIRED"
 
 
 async def refusal(past: PastReads, twin: str, **request: Any) -> TwinmeshError:

@@ -7,7 +7,7 @@ Python at work on each. Nobody waits for them, so they are done in slices, with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ _FEW_ROWS: Final = 100_000
 """A fold of fewer rows gives way to the event loop; of more, the tail would grow meanwhile."""
 _PAUSES_S: Final = 2.0
 _SLICE_SERIES: Final = 32
+_SLICES: Final = 64
 
 Deletion = tuple[int, dict[str, Any]]
 """A number of blocks, and what deletes them by their keys."""
@@ -97,8 +98,8 @@ class Rewriting:
         for lane in Lane:
             aside: list[Superseded] = []
             mine = [block for block in touched if block.lane is lane]
-            for parts in _slices(fresh.get(lane), mine, _SLICE_SERIES if few else 0):
-                settled = settle(parts, hides)
+            for ids, parts in _slices(fresh.get(lane), mine, _SLICE_SERIES if few else 0):
+                settled = settle(parts, _within(hides, ids) if few else hides)
                 pace.step()
                 blocks.extend(build_blocks(settled.readable, lane, self._series_of, self._max_rows))
                 if len(settled.superseded):
@@ -144,15 +145,23 @@ class Rewriting:
         ]
 
 
-def _slices(fresh: Rows | None, blocks: Sequence[Block], series: int) -> Iterator[list[Rows]]:
-    """Yield the rows of so many series each, fresh ones last; 0 = all at once."""
+def _within(hides: Sequence[Hide], ids: Sequence[int]) -> list[Hide]:
+    """Return the hides of any of these series, each of no others: what they name is looked up for each slice."""
+    found = [(hide, hide.series_ids.intersection(ids)) for hide in hides]
+    return [replace(hide, series_ids=mine) for hide, mine in found if mine]
+
+
+def _slices(fresh: Rows | None, blocks: Sequence[Block], series: int) -> Iterator[tuple[list[int], list[Rows]]]:
+    """Yield so many series each, or more where they are many, with their rows, fresh ones last; 0 = all at once."""
     keys = np.array([block.series_id for block in blocks], np.int64)
     ids = np.unique(keys if fresh is None else np.concatenate([keys, fresh.series]))
-    step = series or max(len(ids), 1)
+    # Each slice costs a millisecond before a row is looked at.
+    step = max(series, len(ids) // _SLICES) if series else max(len(ids), 1)
     for at in range(0, len(ids), step):
-        low, high = ids[at], ids[min(at + step, len(ids)) - 1]
+        chosen = ids[at : at + step]
+        low, high = chosen[0], chosen[-1]
         parts = [blocks[i].rows() for i in np.flatnonzero((keys >= low) & (keys <= high)).tolist()]
         if fresh is not None:
             start = int(fresh.series.searchsorted(low, "left"))
             parts.append(fresh.take(slice(start, int(fresh.series.searchsorted(high, "right")))))
-        yield parts
+        yield chosen.tolist(), parts
