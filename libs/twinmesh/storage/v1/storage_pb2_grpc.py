@@ -258,7 +258,8 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatistics(self, request, context):
-        """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent.
+        """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. They are exact: the log and
+        the blocks are gone through, which slows appends on a small machine; for a dashboard there are metrics. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

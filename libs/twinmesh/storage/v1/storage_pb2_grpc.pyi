@@ -82,7 +82,9 @@ class StorageServiceStub:
     ListQuarantine: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]
     """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]
-    """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+    """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. They are exact: the log and
+    the blocks are gone through, which slows appends on a small machine; for a dashboard there are metrics. Idempotent.
+    """
     DeleteRange: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteRangeRequest, _storage_pb2.DeleteRangeResponse]
     """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
     in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
@@ -163,7 +165,9 @@ class StorageServiceAsyncStub(StorageServiceStub):
     ListQuarantine: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListQuarantineRequest, _storage_pb2.ListQuarantineResponse]  # type: ignore[assignment]
     """Lists quarantined observations, newest first unless asked otherwise. Idempotent."""
     GetStatistics: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetStatisticsRequest, _storage_pb2.GetStatisticsResponse]  # type: ignore[assignment]
-    """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+    """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. They are exact: the log and
+    the blocks are gone through, which slows appends on a small machine; for a dashboard there are metrics. Idempotent.
+    """
     DeleteRange: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteRangeRequest, _storage_pb2.DeleteRangeResponse]  # type: ignore[assignment]
     """Hides observations: appends a control entry, and from its offset on no read shows observations of the named series with an event time
     in the range that arrived before it. Replays of the batches that brought them stay duplicates; what arrives later is accepted.
@@ -331,7 +335,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.GetStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.GetStatisticsResponse, _abc.Awaitable[_storage_pb2.GetStatisticsResponse]]:
-        """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. Idempotent."""
+        """Returns counts that let a caller account for everything: entries, points, series, quarantine, bytes on disk. They are exact: the log and
+        the blocks are gone through, which slows appends on a small machine; for a dashboard there are metrics. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def DeleteRange(
