@@ -67,6 +67,7 @@ _LONG = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)  # `-p no:xdist` knows no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     """Hand out whole files, and the directory that shares a mesh as one, where files are what is handed out."""
     return _Sharing(config, log) if config.getvalue("dist") == "loadfile" else None
