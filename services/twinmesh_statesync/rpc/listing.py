@@ -72,13 +72,14 @@ def _read_token(text: str) -> _Token | None:
     try:
         incarnation, offset, skip, fingerprint = json.loads(base64.urlsafe_b64decode(text.encode("ascii")))
     except (binascii.Error, ValueError, TypeError):
-        raise _foreign_token() from None
+        raise foreign_token() from None
     if type(offset) is not int or type(skip) is not int or min(offset, skip) < 0:
-        raise _foreign_token()
+        raise foreign_token()
     return _Token(incarnation=str(incarnation), offset=offset, skip=skip, fingerprint=str(fingerprint))
 
 
-def _foreign_token() -> InvalidArgument:
+def foreign_token() -> InvalidArgument:
+    """Return the error for a page token that is of another list, or of nobody."""
     return invalid_field(
         "page_token", "is not a token of this list; take it from the previous answer and repeat the rest of the request"
     )
@@ -117,7 +118,7 @@ class Listing:
         require_replicas(request, mask)
         token, fingerprint = _read_token(request.page_token), query.fingerprint()
         if token is not None and token.fingerprint != fingerprint:
-            raise _foreign_token()
+            raise foreign_token()
         await self._reading.at_least(
             max(request.min_offset, token.offset if token is not None else 0), request.incarnation
         )

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Final
 
 from twinmesh.statesync.v1 import statesync_pb2
-from twinmesh_core.errors import InvalidArgument, OutOfRange, Reason, invalid_field
+from twinmesh_core.errors import OutOfRange, Reason
 from twinmesh_statesync.domain.checkpoint import Position
 from twinmesh_statesync.domain.filter import Expression, compiled
 from twinmesh_statesync.domain.live import rewound
@@ -28,7 +28,7 @@ from twinmesh_statesync.domain.ordering import SortKey, ordered, read_order
 from twinmesh_statesync.domain.past import with_facts
 from twinmesh_statesync.domain.then import Then
 from twinmesh_statesync.domain.version import TwinVersion
-from twinmesh_statesync.rpc.listing import filter_of, require_replicas, summary
+from twinmesh_statesync.rpc.listing import filter_of, foreign_token, require_replicas, summary
 from twinmesh_statesync.rpc.mapping.values import position_to_message
 from twinmesh_statesync.rpc.past import Asked, PastReads
 from twinmesh_statesync.rpc.reading import Reading, page_size
@@ -109,7 +109,7 @@ class PastLists:
         token = _read_token(request.page_token)
         if token is not None:
             if token.fingerprint != fingerprint or request.at_offset not in (0, token.position.offset):
-                raise _foreign_token()
+                raise foreign_token()
             if token.position.incarnation != self._reading.live.incarnation:
                 raise rewound()
             # A token is what a caller sends: nothing is waited for that has not happened.
@@ -201,17 +201,11 @@ def _read_token(text: str) -> _Token | None:
     try:
         incarnation, offset, fingerprint, skip, last = json.loads(base64.urlsafe_b64decode(text.encode("ascii")))
     except (binascii.Error, ValueError, TypeError):
-        raise _foreign_token() from None
+        raise foreign_token() from None
     if type(offset) is not int or type(skip) is not int or offset < 0 or skip < 1:
-        raise _foreign_token()
+        raise foreign_token()
     position = Position(incarnation=str(incarnation), offset=offset)
     return _Token(position=position, fingerprint=str(fingerprint), skip=skip, last=str(last))
-
-
-def _foreign_token() -> InvalidArgument:
-    return invalid_field(
-        "page_token", "is not a token of this list; take it from the previous answer and repeat the rest of the request"
-    )
 
 
 def _expired(offset: int) -> OutOfRange:
